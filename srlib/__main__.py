@@ -1,0 +1,121 @@
+"""`python -m srlib`: the command line, a thin face on `series/` and `inference`."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import sys
+
+from .config import PROFILES, UserError
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Parse and run; returns the exit status: 0 done, 1 a failure (said in one line on stderr), 130 interrupted."""
+    args = _parser().parse_args(argv)
+    try:
+        return args.command(args) or 0
+    except KeyboardInterrupt:
+        print("stopped; the same command continues", file=sys.stderr)
+        return 130
+    except (UserError, RuntimeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m srlib", description="SRGAN for OCT: the notebook series from the command line.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    run = commands.add_parser("run", help="run the six notebooks into a run folder")
+    run.add_argument("--profile", default="quick", choices=list(PROFILES), help="a complete set of settings (default: quick)")
+    run.add_argument("--data", default="", help="folder of images, 'phantom' or 'kermany' (default: the profile's)")
+    run.add_argument("--run-dir", default="", help="folder for everything the run writes (default: runs/PROFILE)")
+    run.add_argument("--from", dest="start", metavar="NN", help="begin with notebook NN, also where it is finished")
+    run.add_argument("--only", metavar="NN", help="run notebook NN alone, also where it is finished")
+    run.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="change one setting (repeatable)")
+    run.set_defaults(command=_run)
+
+    up = commands.add_parser("upscale", help="super-resolve an image or a folder of images")
+    up.add_argument("source", metavar="IN", help="an image, or a folder of images")
+    up.add_argument("out", metavar="OUT", help="folder for <stem>.png, or a .png file for one image")
+    up.add_argument("--weights", required=True, metavar="FILE", help="srgan.pt or srresnet.pt of a run")
+    up.set_defaults(command=_upscale)
+
+    ev = commands.add_parser("evaluate", help="measure SR images against HR images (matched by stem)")
+    ev.add_argument("sr_dir", metavar="SR_DIR")
+    ev.add_argument("hr_dir", metavar="HR_DIR")
+    ev.add_argument("--scale", type=int, default=4, choices=(2, 3, 4, 8))
+    ev.add_argument("--out", metavar="CSV", help="write a row for each image and region")
+    ev.set_defaults(command=_evaluate)
+
+    encoder = commands.add_parser("train-encoder", help="train oct-encoder and judge again (about 7 minutes)")
+    encoder.add_argument("--out", default="", help="folder for the two .pt files (default: data/weights)")
+    encoder.set_defaults(command=_train_encoder)
+    return parser
+
+
+def _path(text: str) -> str:
+    """A path as the user meant it, from where the command was given; names of data sets and '' stay."""
+    from pathlib import Path
+
+    return text if text in ("", "phantom", "kermany") else str(Path(text).expanduser().absolute())
+
+
+def _value(text: str):
+    """'0.1' a float, '3' an int, 'true' a bool, anything else text."""
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+    return value if isinstance(value, int | float | bool) else text
+
+
+def _run(args) -> None:
+    from .series.runner import run_series
+
+    overrides = {name: _value(value) for name, value in args.p}
+    if "feature_weights" in overrides:
+        overrides["feature_weights"] = _path(str(overrides["feature_weights"]))
+    report = run_series(args.profile, _path(args.run_dir), _path(args.data), overrides, args.start, args.only)
+    print(f"report: {report}")
+
+
+def _upscale(args) -> int:
+    from .inference import load_generator, upscale_files
+    from .training import pick_device
+
+    written, failed = upscale_files(args.source, args.out, load_generator(args.weights, pick_device()))
+    for line in failed:
+        print(f"error: {line}", file=sys.stderr)
+    for path in written[:5]:
+        print(path)
+    print(f"{len(written)} image(s) written, {len(failed)} could not be read")
+    return 1 if failed or not written else 0
+
+
+def _evaluate(args) -> int:
+    from .series.evaluation import MEASURES, evaluate_folders
+
+    table, failed = evaluate_folders(args.sr_dir, args.hr_dir, args.scale)
+    for line in failed:
+        print(f"error: {line}", file=sys.stderr)
+    if args.out:
+        table.to_csv(args.out, index=False)
+    print(table.groupby("region", sort=False)[list(MEASURES)].mean().round(4).to_string())
+    print(f"{table.image.nunique()} image(s) measured, {len(failed)} not")
+    return 1 if failed else 0
+
+
+def _train_encoder(args) -> None:
+    from .features import WEIGHTS
+    from .series.encoder import train_encoders
+
+    for name, facts in train_encoders(args.out or WEIGHTS).items():
+        print(name, facts)
+    print("set SHA256 in srlib/features.py to these values to use the files")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,197 @@
+"""The settings of the series, each documented, and the profiles: complete sets of settings.
+
+`load_config("quick", gan_steps=100)` checks every name and value. A setting belongs to a stage (data, pretrain, srgan,
+evaluation); the stage's results depend on it. Settings of the stage "machine" say how to compute, not what.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from dataclasses import dataclass, field
+
+STAGES = ("data", "pretrain", "srgan", "evaluation")
+
+
+class UserError(ValueError):
+    """A mistake that the reader can mend, in one sentence; notebooks show the sentence without a traceback."""
+
+    def _render_traceback_(self):
+        return [f"{type(self).__name__}: {self}"]
+
+
+def _setting(default, stage: str, doc: str, choices: tuple = (), low=None, high=None):
+    return field(default=default, metadata={"stage": stage, "doc": doc, "choices": choices, "low": low, "high": high})
+
+
+@dataclass(frozen=True)
+class Config:
+    """Every setting; the defaults are the paper's recipe (Ledig et al. 2017, sections 3.2 and 3.3)."""
+
+    profile: str = "paper"
+    # data
+    data: str = _setting("kermany", "data", "'phantom', 'kermany' (looked for in the usual places) or a folder of images")
+    channels: int = _setting(3, "data", "1: grey, natively; 3: colour", choices=(1, 3))
+    scale: int = _setting(4, "data", "upscaling factor", choices=(2, 3, 4, 8))
+    patient_pattern: str = _setting(r"^[A-Za-z]+-(\d+)-", "data", "regular expression on the file name; its group is the patient")
+    phantoms: int = _setting(0, "data", "number of synthetic eyes (two B-scans each), spread over four classes", low=0)
+    phantom_height: int = _setting(496, "data", "rows of a phantom", low=64)
+    phantom_width: int = _setting(512, "data", "columns of a phantom", low=64)
+    val_share: float = _setting(0.1, "data", "share of the patients used for validation", low=0.01, high=0.45)
+    test_share: float = _setting(0.2, "data", "share of the patients used for the test", low=0.01, high=0.45)
+    max_images: int = _setting(0, "data", "take at most this many images (0: all), whole patients at random", low=0)
+    data_seed: int = _setting(0, "data", "seed of the phantoms and of the split", low=0)
+    # pretrain
+    seed: int = _setting(0, "pretrain", "seed of weights and crops in both training stages", low=0)
+    width: int = _setting(64, "pretrain", "feature maps of the generator", low=4)
+    blocks: int = _setting(16, "pretrain", "residual blocks of the generator", low=1)
+    batch_norm: bool = _setting(True, "pretrain", "batch normalisation in the generator")
+    global_skip: bool = _setting(False, "pretrain", "the generator corrects the bicubic image instead of making it anew")
+    smooth: bool = _setting(False, "pretrain", "average 2 x 2 after each PixelShuffle (against checkerboard)")
+    crop: int = _setting(96, "pretrain", "side of the HR crops, pixels", low=16)
+    batch: int = _setting(16, "pretrain", "crops in a step", low=2)
+    pretrain_steps: int = _setting(1_000_000, "pretrain", "MSE updates", low=1)
+    pretrain_lr: float = _setting(1e-4, "pretrain", "Adam's learning rate", low=0)
+    pretrain_schedule: str = _setting("constant", "pretrain", "learning rate over time", ("constant", "one-cycle"))
+    precision: str = _setting(
+        "auto", "pretrain", "autocast: auto takes bf16 or fp16 where the hardware has it", ("auto", "fp32", "bf16", "fp16")
+    )
+    # srgan
+    content_features: str = _setting("vgg19:relu5_4", "srgan", "network:layer of the content loss")
+    feature_weights: str = _setting("", "srgan", "state dict for a VGG (a file, or a folder to search); '': torchvision's IMAGENET1K_V1")
+    content_weight: float = _setting(
+        (1 / 12.75) ** 2, "srgan", "factor of the content loss; 0: calibrated from adversarial_share on the first batches", low=0
+    )
+    adversarial_weight: float = _setting(1e-3, "srgan", "factor of the adversarial loss", low=0)
+    adversarial_share: float = _setting(
+        0.1, "srgan", "share of the adversarial term at the start, where content_weight is calibrated", low=0.001, high=0.999
+    )
+    pixel_share: float = _setting(0.0, "srgan", "share of a pixel MSE term, calibrated like it", low=0, high=0.9)
+    d_width: int = _setting(64, "srgan", "feature maps of the discriminator's first layer", low=4)
+    d_noise: float = _setting(
+        0.0,
+        "srgan",
+        "standard deviation of noise added to D's inputs, image in [0, 1] (instance noise, against a D that wins)",
+        low=0,
+        high=1,
+    )
+    gan_steps: int = _setting(200_000, "srgan", "adversarial updates", low=1)
+    gan_lr: float = _setting(1e-4, "srgan", "Adam's learning rate, generator and discriminator", low=0)
+    gan_lr_drop: float = _setting(0.5, "srgan", "after this share of the steps the learning rate falls to a tenth", low=0, high=1)
+    ema: float = _setting(0.0, "srgan", "decay of the averaged generator; 0: the last weights", low=0, high=0.99999)
+    # evaluation
+    border: int = _setting(4, "evaluation", "pixels cut from each border before measuring", low=0)
+    max_test_images: int = _setting(0, "evaluation", "measure at most this many test images (0: all), patients first", low=0)
+    # machine
+    device: str = _setting("auto", "machine", "auto takes cuda, mps or cpu", ("auto", "cuda", "mps", "cpu"))
+    workers: int = _setting(0, "machine", "processes that read crops (0: the training process itself)", low=0)
+    checkpoint_every: int = _setting(1000, "machine", "steps between checkpoints", low=1)
+    validate_every: int = _setting(1000, "pretrain", "steps between validations", low=1)
+
+
+_SMALL = {  # what quick, smoke and kaggle share
+    "channels": 1,
+    "global_skip": True,
+    "content_weight": 0.0,
+}
+PROFILES: dict[str, dict] = {
+    "paper": {},
+    "kaggle": dict(
+        _SMALL,
+        max_images=12_000,
+        pretrain_steps=60_000,
+        gan_steps=20_000,
+        ema=0.999,
+        max_test_images=200,
+        workers=4,
+    ),
+    "quick": dict(
+        _SMALL,
+        data="phantom",
+        phantoms=40,
+        width=32,
+        blocks=8,
+        batch=8,
+        pretrain_steps=900,
+        pretrain_lr=1e-3,
+        pretrain_schedule="one-cycle",
+        content_features="oct-encoder",
+        d_width=32,
+        gan_steps=300,
+        ema=0.99,
+        max_test_images=16,
+        checkpoint_every=50,
+        validate_every=50,
+    ),
+}
+PROFILES["smoke"] = dict(
+    PROFILES["quick"],
+    phantoms=8,
+    phantom_height=160,
+    phantom_width=192,
+    width=8,
+    blocks=1,
+    crop=32,
+    batch=4,
+    pretrain_steps=20,
+    d_width=4,
+    gan_steps=6,
+    checkpoint_every=5,
+    validate_every=5,
+)
+
+FIELDS = {f.name: f for f in dataclasses.fields(Config)}
+
+
+def load_config(profile: str = "quick", **overrides) -> Config:
+    """The settings of `profile` with `overrides`; a wrong name, type or value raises UserError that names the nearest valid one."""
+    if profile not in PROFILES:
+        raise UserError(f"there is no profile {profile!r}; {_nearest(profile, PROFILES)}")
+    known = [name for name in FIELDS if name != "profile"]
+    for name, value in overrides.items():
+        if name not in known:
+            raise UserError(f"there is no setting {name!r}; {_nearest(name, known)}")
+        overrides[name] = _check(FIELDS[name], value)
+    config = Config(profile=profile, **{**PROFILES[profile], **overrides})
+    if config.crop % 16 or config.crop % config.scale:
+        raise UserError(f"crop={config.crop} must be a multiple of 16 and of scale={config.scale}; 96 fits every scale")
+    if config.val_share + config.test_share >= 0.9:
+        raise UserError("val_share and test_share leave no patients to train on; 0.1 and 0.2 are usual")
+    return config
+
+
+def _nearest(name: str, known) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"did you mean {close[0]!r}?" if close else f"valid ones: {', '.join(known)}"
+
+
+def _check(setting, value):
+    meta, kind = setting.metadata, type(setting.default)
+    if kind is float and type(value) is int:
+        value = float(value)
+    if type(value) is not kind:
+        raise UserError(f"{setting.name} takes a {kind.__name__}, not {value!r}; its default is {setting.default!r}")
+    if meta["choices"] and value not in meta["choices"]:
+        if kind is str:
+            raise UserError(f"{setting.name} cannot be {value!r}; {_nearest(value, meta['choices'])}")
+        near = min(meta["choices"], key=lambda c: abs(c - value))
+        raise UserError(f"{setting.name} cannot be {value!r}; the nearest valid value is {near!r}")
+    for bound, bad in ((meta["low"], lambda b: not value >= b), (meta["high"], lambda b: not value <= b)):
+        if bound is not None and bad(bound):
+            raise UserError(f"{setting.name} cannot be {value!r}; the nearest valid value is {bound!r}")
+    return value
+
+
+def stage_of(name: str) -> str:
+    """The stage whose results depend on the setting `name`; 'machine' for one that none depends on."""
+    return FIELDS[name].metadata["stage"]
+
+
+def departures(config: Config, stage: str) -> list[dict]:
+    """What the profile changes against the paper in one stage: setting, paper's value, value here, meaning."""
+    paper = Config()
+    return [
+        {"setting": name, "paper": getattr(paper, name), "here": getattr(config, name), "meaning": f.metadata["doc"]}
+        for name, f in FIELDS.items()
+        if f.metadata.get("stage") == stage and getattr(paper, name) != getattr(config, name)
+    ]

@@ -1,0 +1,36 @@
+"""The perceptual loss of Ledig et al. 2017, section 2.2: content loss on features, adversarial loss on logits."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+PAPER_FEATURE_SCALE = 1 / 12.75  # section 3.2: the *features* are rescaled, so the squared error shrinks by its square
+
+
+class ContentLoss(nn.Module):
+    """Mean squared error between features of SR and HR (equation 5), mean over channels and positions.
+
+    `extractor` takes (N, C, H, W) in [0, 1] and returns one feature map; it must be frozen (`features.feature_extractor`).
+    The gradient reaches `sr` through it; `hr` needs none. Computed in float32 whatever the autocast.
+    """
+
+    def __init__(self, extractor: nn.Module):
+        super().__init__()
+        self.extractor = extractor
+
+    def forward(self, sr: torch.Tensor, hr: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            target = self.extractor(hr)
+        return F.mse_loss(self.extractor(sr).float(), target.float())
+
+
+def adversarial_loss(sr_logits: torch.Tensor) -> torch.Tensor:
+    """-log D(G(lr)) (equation 6), mean over the batch; `sr_logits` are D's outputs before the sigmoid."""
+    return F.softplus(-sr_logits).mean()
+
+
+def discriminator_loss(hr_logits: torch.Tensor, sr_logits: torch.Tensor) -> torch.Tensor:
+    """-log D(hr) - log(1 - D(G(lr))) (equation 2), mean over the batch."""
+    return F.softplus(-hr_logits).mean() + F.softplus(sr_logits).mean()

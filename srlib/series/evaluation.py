@@ -1,0 +1,218 @@
+"""Run every method over the test split, one image at a time, and measure: evaluation/metrics.csv, summary.json, SR images."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from PIL import Image
+from scipy.ndimage import gaussian_filter
+from tqdm import tqdm
+
+from .. import metrics
+from ..config import Config, UserError
+from ..data import Crops, batches, find_images, read_image, valid_region
+from ..degrade import crop_to_multiple, downsample, to_image, to_tensor, upsample
+from ..features import judge
+from ..inference import load_generator, upscale
+from ..models import LinearFilter
+from ..training import pick_device
+
+METHODS = ("nearest", "bicubic", "linear", "srresnet", "srgan", "noise")
+MEASURES = ("psnr", "ssim", "high_power_db", "checkerboard", "consistency", "judge")
+
+
+class Protocol:
+    """One HR image, prepared once, against which any number of SR images are measured."""
+
+    def __init__(self, hr: np.ndarray, scale: int, border: int, lr: np.ndarray, network: torch.nn.Module, device):
+        self.hr, self.scale, self.border, self.lr = hr, scale, border, lr
+        self.network, self.device = network, device
+        valid = valid_region(hr)
+        self.regions = {"whole": None, "valid": None if valid.all() else valid}
+        self.hr_maps = self._maps(hr)
+        self.hr_power = {name: metrics.spectrum(hr, region) for name, region in self.regions.items()}
+
+    @torch.inference_mode()
+    def _maps(self, image):
+        return self.network(to_tensor(image).to(self.device))
+
+    def measure(self, sr: np.ndarray) -> list[dict]:
+        """A dict for each region with every measure; the regions agree where there is no fill."""
+        maps, rows = self._maps(sr), []
+        same = metrics.consistency(sr, self.lr, self.scale)
+        for name, region in self.regions.items():
+            if name == "valid" and region is None:
+                rows.append(dict(rows[0], region=name))
+                continue
+            power = metrics.spectrum(sr, region)
+            rows.append(
+                {
+                    "region": name,
+                    "psnr": metrics.psnr(sr, self.hr, self.border, region),
+                    "ssim": metrics.ssim(sr, self.hr, self.border, region),
+                    "high_power_db": metrics.high_power_db(power, self.hr_power[name], self.scale),
+                    "checkerboard": metrics.checkerboard(power, self.hr_power[name], self.scale),
+                    "consistency": same,
+                    "judge": metrics.feature_distance(maps, self.hr_maps, region),
+                }
+            )
+        return rows
+
+
+def degrade_image(image: np.ndarray, scale: int) -> tuple[np.ndarray, np.ndarray]:
+    """(lr, hr) as uint8, HR cropped to a multiple of the scale."""
+    hr = crop_to_multiple(image, scale)
+    return to_image(downsample(to_tensor(hr), scale)), hr
+
+
+def choose(rows: pd.DataFrame, limit: int) -> pd.DataFrame:
+    """At most `limit` images (0: all): one of each patient first, the classes in turn."""
+    if not limit or len(rows) <= limit:
+        return rows
+    turn = rows.groupby("patient").cumcount()
+    in_class = rows.assign(turn=turn).sort_values(["turn", "path"]).groupby("label").cumcount()
+    order = rows.assign(turn=turn, nth=in_class).sort_values(["nth", "label", "turn", "path"]).index
+    return rows.loc[order[:limit]].sort_index()
+
+
+def fit_linear(paths, config: Config, crops: int = 256) -> LinearFilter:
+    """The least-squares filter, fitted on `crops` training crops."""
+    stream = batches(Crops(paths, config.crop, crops, config.channels, config.seed), 32)
+    return LinearFilter(config.scale).fit((downsample(hr, config.scale), hr) for hr in stream)
+
+
+def texture(image: np.ndarray, name: str, scale: int) -> np.ndarray:
+    """Noise above the LR Nyquist frequency, modulated by the local contrast (std under a Gaussian of 4 pixels) of `image`.
+
+    Seeded by `name`; float (H, W), or (H, W, 3) with the same noise in each channel.
+    """
+    y = metrics.luma(image)
+    seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little")
+    noise = np.fft.fft2(np.random.default_rng(seed).standard_normal(y.shape))
+    fy, fx = np.fft.fftfreq(y.shape[0])[:, None], np.fft.fftfreq(y.shape[1])[None]
+    noise = np.fft.ifft2(noise * (np.hypot(fy, fx) > 0.5 / scale)).real
+    contrast = np.sqrt(np.maximum(gaussian_filter(y**2, 4) - gaussian_filter(y, 4) ** 2, 0))
+    result = noise * contrast
+    return result if image.ndim == 2 else result[..., None].repeat(3, 2)
+
+
+def fit_noise(pairs, scale: int) -> float:
+    """The factor that lifts the power of SR + factor * texture above the LR Nyquist to HR's; `pairs`: (name, sr, hr)."""
+    missing, added = 0.0, 0.0
+    for name, sr, hr in pairs:
+        gap = metrics.high_power(metrics.spectrum(hr), scale) - metrics.high_power(metrics.spectrum(sr), scale)
+        missing += max(gap, 0)
+        added += metrics.high_power(metrics.spectrum(metrics.luma(texture(sr, name, scale))), scale)
+    return float(np.sqrt(missing / added)) if added else 0.0
+
+
+def evaluate_run(config: Config, root: Path, manifest: pd.DataFrame, folder: Path) -> pd.DataFrame:
+    """Measure every method on the test split (`max_test_images` of it). Writes `folder`/evaluation/metrics.csv, summary.json and
+    sr/<method>/<path>.png; returns the table, a row for each image, method and region."""
+    device, scale = pick_device(config.device), config.scale
+    networks = {n: load_generator(folder / f"{n}.pt", device) for n in ("srresnet", "srgan")}
+    part = {s: manifest[manifest.split == s] for s in ("train", "val", "test")}
+    train = part["train"][(part["train"][["height", "width"]] >= config.crop).all(axis=1)]
+    linear = fit_linear([root / p for p in train.path], config)
+    tuning = []
+    for path in choose(part["val"], 6).path:
+        lr, hr = degrade_image(read_image(root / path, config.channels), scale)
+        tuning.append((path, upscale(lr, networks["srresnet"]), hr))
+    strength = fit_noise(tuning, scale)
+    network = judge().to(device)
+
+    def methods(lr, hr, name):
+        x = to_tensor(lr)
+        yield "nearest", np.repeat(np.repeat(lr, scale, 0), scale, 1)
+        yield "bicubic", to_image(upsample(x, scale))
+        yield "linear", to_image(linear(x))
+        srresnet = upscale(lr, networks["srresnet"])
+        yield "srresnet", srresnet
+        yield "srgan", upscale(lr, networks["srgan"])
+        noisy = srresnet + strength * texture(srresnet, name, scale)
+        yield "noise", np.clip(np.round(noisy), 0, 255).astype(np.uint8)
+
+    rows = []
+    chosen = choose(part["test"], config.max_test_images)
+    for item in tqdm(chosen.itertuples(), total=len(chosen), desc="evaluate", unit="image", mininterval=1.0, ncols=100):
+        lr, hr = degrade_image(read_image(root / item.path, config.channels), scale)
+        protocol = Protocol(hr, scale, config.border, lr, network, device)
+        for method, sr in methods(lr, hr, item.path):
+            target = (folder / "evaluation" / "sr" / method / item.path).with_suffix(".png")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(sr).save(target, compress_level=1)
+            facts = {"image": item.path, "patient": item.patient, "label": item.label, "method": method}
+            rows += [facts | measured for measured in protocol.measure(sr)]
+    table = pd.DataFrame(rows).round(6)
+    table.to_csv(folder / "evaluation" / "metrics.csv", index=False)
+    summary = summarise(table)
+    facts = {"images": len(chosen), "patients": int(chosen.patient.nunique()), "noise_factor": round(strength, 6)}
+    text = json.dumps(facts | {"means_by_patient": summary.reset_index().to_dict("records")}, indent=1)
+    (folder / "evaluation" / "summary.json").write_text(text + "\n")
+    return table
+
+
+def summarise(table: pd.DataFrame, region: str = "valid") -> pd.DataFrame:
+    """Mean within a patient, then over patients: one row a method, in METHODS' order; `gain_db` is PSNR less bicubic's."""
+    there = table[table.region == region]
+    by_patient = there.groupby(["method", "patient"])[list(MEASURES)].mean()
+    summary = by_patient.groupby("method").mean()
+    summary = summary.reindex([m for m in METHODS if m in summary.index] or summary.index)
+    if "bicubic" in summary.index:
+        summary.insert(1, "gain_db", summary.psnr - summary.psnr["bicubic"])
+    return summary.round(4)
+
+
+def evaluate_folders(sr_dir: str | Path, hr_dir: str | Path, scale: int = 4, border: int = 4) -> tuple[pd.DataFrame, list[str]]:
+    """Judge anybody's SR images under the series' protocol: each image of `sr_dir` against the HR image with the same stem.
+
+    HR is cropped to a multiple of the scale; LR, for the consistency, is made from it. Returns the table (region whole and
+    valid) and a line for each image that could not be measured. Raises UserError where none could.
+    """
+    hr_paths = {p.stem: p for p in find_images(hr_dir)}
+    network, rows, failed = judge(), [], []
+    for path in tqdm(find_images(sr_dir), desc="evaluate", unit="image", ncols=100):
+        if path.stem not in hr_paths:
+            failed.append(f"{path}: no HR image named {path.stem} in {hr_dir}")
+            continue
+        try:
+            lr, hr = degrade_image(read_image(hr_paths[path.stem]), scale)
+            sr = read_image(path)
+            measured = Protocol(hr, scale, border, lr, network, "cpu").measure(sr)
+        except ValueError as error:  # UserError among them
+            failed.append(f"{path}: {error}")
+            continue
+        rows += [{"image": path.stem, "method": Path(sr_dir).name} | m for m in measured]
+    if not rows:
+        raise UserError(f"nothing could be measured; the first reason: {failed[0]}")
+    return pd.DataFrame(rows).round(6), failed
+
+
+def evaluated_images(folder: Path, root: Path, path: str, config: Config, methods=METHODS) -> dict[str, np.ndarray]:
+    """The SR images that `evaluate_run` wrote for one test image, and 'hr'; uint8, all of HR's size."""
+    images = {m: read_image((folder / "evaluation" / "sr" / m / path).with_suffix(".png"), config.channels) for m in methods}
+    return images | {"hr": crop_to_multiple(read_image(root / path, config.channels), config.scale)}
+
+
+def captions(table: pd.DataFrame, path: str, region: str = "valid") -> dict[str, str]:
+    """Method to 'PSNR / SSIM / judge' of one image, for the line under its picture."""
+    rows = table[(table.image == path) & (table.region == region)]
+    return {r.method: f"{r.psnr:.2f} dB, SSIM {r.ssim:.3f}\njudge {r.judge:.3f}" for r in rows.itertuples()}
+
+
+def mean_spectra(folder: Path, root: Path, paths, config: Config, methods) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Radial spectra (`figures.radial`) of the methods and HR, averaged in dB over the given test images."""
+    from ..figures import radial
+
+    sums: dict[str, list] = {}
+    for path in paths:
+        images = evaluated_images(folder, root, path, config, methods)
+        region = valid_region(images["hr"])
+        for name, image in images.items():
+            sums.setdefault(name, []).append(radial(image, None if region.all() else region))
+    return {name: (curves[0][0], np.mean([db for _, db in curves], 0)) for name, curves in sums.items()}

@@ -1,0 +1,120 @@
+"""The report of a run: index.html with table and pictures inside, and the executed notebooks as HTML beside it. No network."""
+
+from __future__ import annotations
+
+import base64
+import html
+import json
+import re
+from pathlib import Path
+
+import pandas as pd
+
+from .run_folder import NOTEBOOKS, _read_config
+
+CSS = """
+:root { --ink: #1c2024; --soft: #5b6570; --line: #dfe3e8; --paper: #ffffff; --accent: #b34700; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e8eaed; --soft: #a2abb5; --line: #3a4149; --paper: #17191c; --accent: #ff9d5c; } }
+body { font: 16px/1.55 system-ui, sans-serif; color: var(--ink); background: var(--paper); max-width: 68rem; margin: 0 auto; padding: 1.5rem; }
+h1 { font-size: 1.7rem; margin: 0.2em 0; } h2 { font-size: 1.2rem; margin: 2em 0 0.5em; }
+p.note { color: var(--soft); } p.phantom { color: var(--accent); font-weight: 600; }
+div.wide { overflow-x: auto; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 0.92rem; }
+th, td { padding: 0.35rem 0.8rem; border-bottom: 1px solid var(--line); text-align: right; } th:first-child, td:first-child { text-align: left; }
+figure { margin: 1.2rem 0; } figure img { max-width: 100%; height: auto; background: #fff; border-radius: 4px; }
+figcaption { color: var(--soft); font-size: 0.9rem; } a { color: var(--accent); }
+"""
+
+CAPTIONS = {  # figure file stem (without a trailing number): caption, in the order of the report
+    "comparison": "A test scan, and the framed square: LR, the methods and HR, with PSNR, SSIM and the judge's distance in the valid region.",
+    "measures": "PSNR against the judge's feature distance: up and to the left is better.",
+    "spectra": "Radial power spectrum, mean over test scans. Right of the dashed line LR knows nothing: what stands there is made up.",
+    "errors": "Where each method errs.",
+    "srgan_curves": "The adversarial game: the discriminator, the loss terms, and PSNR against bicubic on the validation scans.",
+    "pretrain_curves": "MSE pretraining: loss, and PSNR against bicubic on the validation scans.",
+    "split": "Images and patients of each class in each split.",
+    "classes": "Scans of each class.",
+}
+COLUMNS = {
+    "psnr": "PSNR (dB)",
+    "gain_db": "against bicubic (dB)",
+    "ssim": "SSIM",
+    "high_power_db": "power above LR Nyquist, against HR (dB)",
+    "checkerboard": "checkerboard (HR: 1)",
+    "consistency": "LR consistency (dB)",
+    "judge": "feature distance (judge)",
+}
+
+
+def result_table(summary: pd.DataFrame) -> str:
+    """`evaluation.summarise`'s table as HTML, with headings that have units."""
+    from ..figures import NAMES
+
+    shown = summary[[c for c in COLUMNS if c in summary]].rename(columns=COLUMNS, index=NAMES)
+    return shown.to_html(float_format=lambda v: f"{v:.2f}" if abs(v) >= 1.5 else f"{v:.3f}", border=0).replace(
+        "<th></th>", "<th>method</th>"
+    )
+
+
+def build_report(folder: Path) -> Path:
+    """Write `folder`/index.html from what the run folder holds, and notebooks/*.html; returns its path."""
+    folder = Path(folder)
+    config = _read_config(folder / "config.json")
+    provenance = json.loads((folder / "provenance.json").read_text())
+    parts = [f"<h1>SRGAN for OCT: {html.escape(folder.name)}</h1>"]
+    shape = f"profile {config.profile}, x{config.scale}, {config.pretrain_steps:,} MSE steps, {config.gan_steps:,} adversarial steps, seed {config.seed}"
+    parts.append(f"<p class=note>{html.escape(shape)}. Content loss: {html.escape(config.content_features)}.</p>")
+    if config.data == "phantom":
+        parts.append("<p class=phantom>Made from phantoms (synthetic B-scans): not a result on OCT.</p>")
+    parts.append("<p class=note>One training with one seed. Research only: super-resolved detail is synthetic.</p>")
+    metrics_file = folder / "evaluation" / "metrics.csv"
+    if metrics_file.exists():
+        from .evaluation import summarise
+
+        table = pd.read_csv(metrics_file, dtype={"patient": str})
+        count = f"{table.image.nunique()} test images of {table.patient.nunique()} patients, valid region, mean by patient"
+        parts += [f"<h2>Result</h2><p class=note>{count}.</p><div class=wide>{result_table(summarise(table))}</div>"]
+    parts.append("<h2>Pictures</h2>")
+    for stem, caption in CAPTIONS.items():
+        for picture in sorted((folder / "figures").glob(f"{stem}*.png")):
+            if re.fullmatch(rf"{stem}(_\d+)?", picture.stem):
+                data = base64.b64encode(picture.read_bytes()).decode()
+                parts.append(
+                    f'<figure><img alt="{html.escape(caption)}" src="data:image/png;base64,{data}"><figcaption>{html.escape(caption)}</figcaption></figure>'
+                )
+    parts.append("<h2>Notebooks</h2><ul>")
+    for number, (name, _, _) in NOTEBOOKS.items():
+        source = folder / "notebooks" / f"{name}.ipynb"
+        if source.exists():
+            notebook_html(source)
+            seconds = provenance.get("notebooks", {}).get(number, {}).get("seconds")
+            took = f" ({seconds:.0f} s)" if seconds else ""
+            parts.append(f'<li><a href="notebooks/{name}.html">{name}</a>{took}</li>')
+    parts.append("</ul><h2>Settings and provenance</h2>")
+    made = provenance.get("made_by", {})
+    lines = {
+        "created": made.get("created", ""),
+        "git": made.get("git", ""),
+        "Python": made.get("python", ""),
+        "system": made.get("system", ""),
+    }
+    lines |= {"cores": made.get("cores", "")} | made.get("versions", {})
+    facts = "; ".join(f"{k} {v}" for k, v in lines.items() if v)
+    settings = "".join(f"<tr><td>{k}<td>{html.escape(str(v))}" for k, v in vars(config).items())
+    parts.append(f"<p class=note>{html.escape(facts)}</p><details><summary>all settings</summary><table>{settings}</table></details>")
+    page = f'<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content="width=device-width, initial-scale=1"><title>{html.escape(folder.name)}</title><style>{CSS}</style><body>{"".join(parts)}</body></html>\n'
+    out = folder / "index.html"
+    out.write_text(page)
+    return out
+
+
+def notebook_html(source: Path) -> Path:
+    """An executed notebook as HTML beside it, without anything from the network."""
+    from nbconvert import HTMLExporter
+
+    body, _ = HTMLExporter(template_name="lab", embed_images=True).from_filename(str(source))
+    body = re.sub(r'<script[^>]*\bsrc="https?://[^"]*"[^>]*>\s*</script>', "", body)
+    body = re.sub(r"<script[^>]*>[^<]*(?:MathJax|mermaid)[\s\S]*?</script>", "", body)
+    out = source.with_suffix(".html")
+    out.write_text(body)
+    return out

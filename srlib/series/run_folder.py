@@ -1,0 +1,260 @@
+"""A run folder: its settings, what each stage was made from, its lock. Nothing here needs torch, so the runner starts at once."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pandas as pd
+from filelock import FileLock, Timeout
+
+from ..config import FIELDS, STAGES, Config, UserError, load_config, stage_of
+
+REPOSITORY = Path(__file__).resolve().parent.parent.parent
+NOTEBOOKS = {  # number: (file, stage whose settings it accepts, stages it needs)
+    "01": ("01_explore_data", "data", ()),
+    "02": ("02_synthesize_lr", None, ("data",)),
+    "03": ("03_pretrain_generator", "pretrain", ("data",)),
+    "04": ("04_train_srgan", "srgan", ("data", "pretrain")),
+    "05": ("05_evaluate", "evaluation", ("data", "pretrain", "srgan")),
+    "06": ("06_experiments", None, ("data", "pretrain", "srgan", "evaluation")),
+}
+MAKES = {"data": ("manifest.csv",), "pretrain": ("srresnet.pt",), "srgan": ("srgan.pt",), "evaluation": ("evaluation/metrics.csv",)}
+PACKAGES = ("torch", "torchvision", "numpy", "scikit-image", "opencv-python-headless", "matplotlib", "papermill")
+
+
+def run_path(profile: str, run_dir: str = "") -> Path:
+    """The folder that `run_dir` means: absolute, or under the repository (Kaggle's working folder there); '' is runs/<profile>."""
+    home = Path("/kaggle/working") if "KAGGLE_KERNEL_RUN_TYPE" in os.environ else REPOSITORY
+    return home / (Path(run_dir).expanduser() if run_dir else Path("runs") / profile)
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _write(path: Path, text: str) -> None:
+    part = path.with_name(path.name + ".part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.write_text(text)
+        part.replace(path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written ({error.strerror}); choose another folder with run_dir (--run-dir)") from None
+
+
+def open_run(notebook: str, profile: str = "quick", run_dir: str = "", data: str = "", overrides: dict | None = None) -> Run:
+    """What every notebook's set-up calls with its parameters: check them, and return the run.
+
+    Notebook 01 writes config.json; a later one reads it and accepts changes to its own stage's settings (and to the machine's).
+    Raises UserError, one sentence, for a wrong name or value, a setting of another stage, a missing earlier stage, or a setting
+    that contradicts what the folder already holds.
+    """
+    _name, stage, needs = NOTEBOOKS[notebook]
+    wanted = dict(overrides or {})
+    if data:
+        wanted["data"] = data
+    folder = run_path(profile, run_dir)
+    file = folder / "config.json"
+    stored = _read_config(file) if file.exists() else None
+    if notebook == "01":
+        run = Run(folder, load_config(profile, **wanted))
+        if stored is not None:
+            run.refuse_changes(stored)
+        _write(file, json.dumps(dataclasses.asdict(run.config), indent=1) + "\n")
+        return run
+    if stored is None:
+        raise UserError(f"{folder} holds no run yet; run 01_explore_data first, with the same run_dir (or ./run_all.sh, which runs all)")
+    load_config(profile, **wanted)  # names the nearest valid setting or value
+    if stored.profile != profile:
+        raise UserError(f"{folder} was made with profile={stored.profile!r}, not {profile!r}; set that profile or another run_dir")
+    for key, value in wanted.items():
+        if getattr(stored, key) != value and stage_of(key) not in (stage, "machine"):
+            owner = next((n for n, s, _ in NOTEBOOKS.values() if s == stage_of(key)), "01_explore_data")
+            raise UserError(f"{key} is {getattr(stored, key)!r} in {folder} and belongs to {owner}; run that notebook with another run_dir")
+    run = Run(folder, dataclasses.replace(stored, **wanted))
+    for need in needs:
+        missing = [f for f in MAKES[need] if not (folder / f).exists()]
+        if missing:
+            owner = next(n for n, s, _ in NOTEBOOKS.values() if s == need)
+            raise UserError(f"{folder / missing[0]} is missing; run {owner} first (or ./run_all.sh, which runs all)")
+    run.refuse_changes(stored)
+    if run.config != stored:
+        _write(file, json.dumps(dataclasses.asdict(run.config), indent=1) + "\n")
+    return run
+
+
+def _read_config(file: Path) -> Config:
+    try:
+        stored = json.loads(file.read_text())
+        return load_config(**stored)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{file} cannot be used ({error}); choose another run_dir") from None
+
+
+class Run:
+    """A run folder with its settings. `folder`: Path; `config`: Config."""
+
+    def __init__(self, folder: Path, config: Config):
+        self.folder, self.config = folder, config
+
+    def __repr__(self):
+        return f"Run({str(self.folder)!r}, profile={self.config.profile!r})"
+
+    # -------------------------------------------------------------------------------------------- provenance
+    @property
+    def provenance(self) -> dict:
+        file = self.folder / "provenance.json"
+        return json.loads(file.read_text()) if file.exists() else {"stages": {}, "notebooks": {}}
+
+    def record(self, part: str, name: str, **facts) -> None:
+        """Merge `facts` into provenance[part][name]."""
+        record = self.provenance
+        record.setdefault("made_by", _made_by())
+        record.setdefault(part, {}).setdefault(name, {}).update(facts)
+        _write(self.folder / "provenance.json", json.dumps(record, indent=1) + "\n")
+
+    def settings(self, stage: str) -> dict:
+        """The settings that the stage's results depend on: its own and those of the stages before it."""
+        upto = STAGES[: STAGES.index(stage) + 1]
+        return {name: getattr(self.config, name) for name, f in FIELDS.items() if f.metadata.get("stage") in upto}
+
+    def fingerprint(self, stage: str) -> str:
+        """SHA-256 of those settings and of the files that go into the stage."""
+        inputs = {"data": (), "pretrain": ("manifest.csv",), "srgan": ("manifest.csv", "srresnet.pt")}
+        files = inputs.get(stage, ("manifest.csv", "srresnet.pt", "srgan.pt"))
+        hashes = [_sha256(self.folder / f) if (self.folder / f).exists() else "" for f in files]
+        text = json.dumps([self.settings(stage), hashes], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def refuse_changes(self, stored: Config) -> None:
+        """Raise UserError where a setting differs from `stored` and a training that depends on it is in the folder."""
+        trained = [s for s in ("pretrain", "srgan") if s in self.provenance["stages"]]
+        for name in FIELDS:
+            old, new = getattr(stored, name), getattr(self.config, name)
+            depends = [s for s in trained if name in self.settings(s)]
+            if old != new and (depends or (name == "profile" and trained)):
+                raise UserError(f"{self.folder} was made with {name}={old!r}, not {new!r}; choose another folder with run_dir (--run-dir)")
+
+    # -------------------------------------------------------------------------------------------- stages
+    @contextlib.contextmanager
+    def lock(self):
+        """Hold the folder for this process; the notebooks of a runner that holds it pass through."""
+        if os.environ.get("SRLIB_LOCKED") == str(self.folder):
+            yield
+            return
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(self.folder / "run.lock").acquire(timeout=0)
+        except Timeout:
+            raise UserError(
+                f"{self.folder} is in use by another process; wait for it, or choose another folder with run_dir (--run-dir)"
+            ) from None
+        except OSError as error:
+            raise UserError(f"{self.folder} cannot be written ({error.strerror}); choose another folder with run_dir (--run-dir)") from None
+        with lock:
+            yield
+
+    @contextlib.contextmanager
+    def stage(self, name: str):
+        """Lock, note what the stage is made from, and note its end; gives the fingerprint.
+
+        Raises UserError where a training in the folder was made from something else.
+        """
+        with self.lock():
+            before = self.provenance["stages"].get(name, {})
+            fingerprint = self.fingerprint(name)
+            if name in ("pretrain", "srgan") and before.get("fingerprint", fingerprint) != fingerprint:
+                raise UserError(
+                    f"{self.folder / name} was trained from other {'images' if name == 'pretrain' else 'images or another srresnet.pt'}; "
+                    "choose another folder with run_dir (--run-dir)"
+                )
+            self.record("stages", name, fingerprint=fingerprint, settings=self.settings(name), started=_now())
+            start = time.monotonic()
+            yield fingerprint
+            self.record("stages", name, finished=_now(), seconds=round(time.monotonic() - start, 1))
+
+    # -------------------------------------------------------------------------------------------- data
+    def make_manifest(self) -> pd.DataFrame:
+        """Find or make the images, split them by patient, write manifest.csv (and skipped.csv); the table.
+
+        Raises UserError where a training in the folder was made from other images.
+        """
+        from .. import data
+
+        c = self.config
+        root = data.make_phantoms(c) if c.data == "phantom" else data.locate(c.data)
+        if c.data == "phantom" and c.phantoms == 0:
+            raise UserError("data='phantom' needs phantoms > 0 (quick has 40)")
+        table = data.build_manifest(root, c.channels, c.patient_pattern, c.val_share, c.test_share, c.max_images, c.data_seed)
+        data.check_split(table)
+        text = table.to_csv(index=False)
+        file = self.folder / "manifest.csv"
+        if file.exists() and file.read_text() != text and "pretrain" in self.provenance["stages"]:
+            raise UserError(f"the images in {root} changed since {self.folder} was trained; choose another folder with run_dir (--run-dir)")
+        _write(file, text)
+        skipped = pd.DataFrame(table.attrs["skipped"], columns=["path", "reason"])
+        _write(self.folder / "skipped.csv", skipped.to_csv(index=False))
+        self.record("data", "images", root=str(root), kind="phantom" if c.data == "phantom" else "files", count=len(table))
+        return table
+
+    @property
+    def manifest(self) -> pd.DataFrame:
+        return pd.read_csv(self.folder / "manifest.csv", dtype={"patient": str, "label": str, "path": str}, keep_default_na=False)
+
+    @property
+    def root(self) -> Path:
+        """The folder that the manifest's paths start from."""
+        root = Path(self.provenance["data"]["images"]["root"])
+        if not root.is_dir():
+            raise UserError(f"{root}, where this run's images were, is gone; run 01_explore_data with another run_dir")
+        return root
+
+    @property
+    def is_phantom(self) -> bool:
+        return self.config.data == "phantom"
+
+    def images(self, split: str, min_side: int = 0) -> list[Path]:
+        """Paths of a split's images of at least `min_side` pixels a side; UserError where none is left."""
+        table = self.manifest
+        table = table[(table.split == split) & (table[["height", "width"]] >= min_side).all(axis=1)]
+        if not len(table):
+            raise UserError(f"no image of the {split} split is {min_side} pixels or more a side; set a smaller crop or give larger images")
+        return [self.root / p for p in table.path]
+
+    @property
+    def figures(self) -> Path:
+        path = self.folder / "figures"
+        path.mkdir(exist_ok=True)
+        return path
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _made_by() -> dict:
+    versions = {}
+    for name in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
+    git = (
+        subprocess.run(
+            ["git", "describe", "--always", "--dirty"], cwd=REPOSITORY, capture_output=True, text=True, check=False
+        ).stdout.strip()
+        if (REPOSITORY / ".git").exists()
+        else ""
+    )
+    return {
+        "created": _now(), "git": git, "python": platform.python_version(), "versions": versions,
+        "system": f"{platform.system()} {platform.machine()}", "cores": os.cpu_count(),
+    }  # fmt: skip

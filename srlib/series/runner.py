@@ -1,0 +1,169 @@
+"""Run the notebooks in order through papermill, into a run folder; stop and continue cleanly."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import re
+import signal
+import sys
+import threading
+import time
+import warnings
+from pathlib import Path
+
+from ..config import UserError
+from .run_folder import NOTEBOOKS, REPOSITORY, Run, open_run, run_path
+
+STOP_SECONDS = 60  # that an interrupted cell gets to save
+LOG_SECONDS = 15  # between progress lines where the output is no terminal
+
+
+class NotebookError(RuntimeError):
+    """A notebook failed: which, in which cell, and its message."""
+
+
+def run_series(
+    profile: str = "quick",
+    run_dir: str = "",
+    data: str = "",
+    overrides: dict | None = None,
+    start: str | None = None,
+    only: str | None = None,
+) -> Path:
+    """Run the notebooks that are not finished; `start` begins at one, `only` runs one, finished or not. Returns the report's path.
+
+    Raises UserError for settings that cannot be, NotebookError where a notebook fails, KeyboardInterrupt on SIGINT and SIGTERM
+    (the kernel was stopped, what it trained is saved).
+    """
+    for number in (start, only):
+        if number is not None and number not in NOTEBOOKS:
+            raise UserError(f"there is no notebook {number!r}; there are {', '.join(NOTEBOOKS)}")
+    numbers = [only] if only else [n for n in NOTEBOOKS if start is None or n >= start]
+    folder = run_path(profile, run_dir).resolve()
+    parameters = {"profile": profile, "run_dir": str(folder), "data": data, "overrides": overrides or {}}
+    with Run(folder, None).lock():
+        os.environ["SRLIB_LOCKED"] = str(folder)
+        try:
+            run = open_run(numbers[0], **parameters)
+            print(f"run folder: {folder}", flush=True)
+            for number in numbers:
+                _run_notebook(run, number, parameters, asked=bool(start or only))
+        finally:
+            del os.environ["SRLIB_LOCKED"]
+        from .report import build_report
+
+        return build_report(folder)
+
+
+def _run_notebook(run: Run, number: str, parameters: dict, asked: bool) -> None:
+    name, stage, _ = NOTEBOOKS[number]
+    out = run.folder / "notebooks" / f"{name}.ipynb"
+    depends = stage or ("data" if number == "02" else "evaluation")
+    earlier = run.provenance["notebooks"].get(number, {})
+    finished = out.exists() and earlier.get("fingerprint") == run.fingerprint(depends)
+    if finished and not asked:
+        print(f"[{number}/06] {name}: finished earlier, skipped (--from {number} does it again)", flush=True)
+        return
+    if finished and stage in ("pretrain", "srgan"):  # a training that is asked for again: keep the earlier one
+        kept = run.folder / f"{stage}-{time.strftime('%Y%m%d-%H%M%S')}"
+        (run.folder / stage).rename(kept)
+        print(f"        the earlier training is kept in {kept}", flush=True)
+    print(f"[{number}/06] {name}", flush=True)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    begin = time.monotonic()
+    _execute(REPOSITORY / "notebooks" / f"{name}.ipynb", out, parameters)
+    seconds = round(time.monotonic() - begin, 1)
+    run.record("notebooks", number, seconds=seconds, fingerprint=run.fingerprint(depends))
+    print(f"        done in {seconds:.0f} s", flush=True)
+
+
+def _execute(notebook: Path, out: Path, parameters: dict) -> None:
+    """papermill in a thread, so that the main thread can take signals and hand them to the kernel."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import papermill
+        from papermill.clientwrap import PapermillNotebookClient
+        from papermill.engines import NBClientEngine, papermill_engines
+
+    logging.getLogger("papermill").setLevel(logging.ERROR)
+    clients, failure = [], []
+
+    class Client(PapermillNotebookClient):
+        async def async_start_new_kernel(self, **kwargs):
+            await super().async_start_new_kernel(**kwargs)
+            clients.append((self.km, asyncio.get_running_loop()))
+
+    class Engine(NBClientEngine):
+        @classmethod
+        def execute_managed_notebook(cls, nb_man, kernel_name, **kwargs):
+            for unused in ("input_path", "timeout", "startup_timeout", "start_timeout", "execution_timeout"):
+                kwargs.pop(unused, None)
+            quiet = ["--IPKernelApp.log_level=40"]  # no warning about TCP on the loopback
+            return Client(nb_man, kernel_name=kernel_name, extra_arguments=quiet, **kwargs).execute()
+
+    papermill_engines.register("srlib", Engine)
+
+    def work():
+        try:
+            papermill.execute_notebook(
+                notebook, out, parameters, engine_name="srlib", kernel_name="python3", cwd=str(REPOSITORY / "notebooks"),
+                progress_bar=False, coalesce_streams=True, stderr_file=_Progress(),
+            )  # fmt: skip
+        except BaseException as error:  # handed to the main thread
+            failure.append(error)
+
+    def tell(action):
+        for km, loop in clients:
+            asyncio.run_coroutine_threadsafe(action(km), loop)
+
+    worker = threading.Thread(target=work, daemon=True)
+    asked = []
+    old = {s: signal.signal(s, lambda number, frame: asked.append(time.monotonic())) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        worker.start()
+        told = 0
+        while worker.is_alive():
+            worker.join(0.2)
+            if asked and clients and not told:
+                print("\n        stopping: waiting for the notebook to save", flush=True)
+                tell(lambda km: km.interrupt_kernel())
+                told = 1
+            if told == 1 and (len(asked) > 1 or time.monotonic() - asked[0] > STOP_SECONDS):
+                tell(lambda km: km.shutdown_kernel(now=True))
+                told = 2
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+    if asked:
+        raise KeyboardInterrupt
+    if failure:
+        raise _explain(notebook, failure[0]) from None
+
+
+def _explain(notebook: Path, error: BaseException) -> Exception:
+    if hasattr(error, "evalue"):  # papermill's PapermillExecutionError
+        message = str(error.evalue) if error.ename == "UserError" else f"{error.ename}: {error.evalue}"
+        return NotebookError(f"{notebook.stem}, cell {error.cell_index}: {message}")
+    return NotebookError(f"{notebook.stem}: {type(error).__name__}: {error}")
+
+
+class _Progress:
+    """What a kernel writes to stderr (tqdm's lines), shown as one updating line on a terminal, now and then a line in a log."""
+
+    def __init__(self):
+        self.shown, self.open = 0.0, False
+
+    def write(self, text: str) -> None:
+        if sys.stdout.isatty():
+            sys.stdout.write(re.sub(r"(^|\r)(?=[^\r\n])", r"\1        ", text))
+            return
+        lines = [line for line in re.split(r"[\r\n]", text) if line.strip()]
+        ended = [line for line in lines if "%|" not in line or "100%|" in line]
+        if lines and (ended or time.monotonic() - self.shown > LOG_SECONDS):
+            self.shown = time.monotonic()
+            print(*(f"        {line}" for line in ended or lines[-1:]), sep="\n", flush=True)
+
+    def flush(self) -> None:
+        sys.stdout.flush()

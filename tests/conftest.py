@@ -1,0 +1,50 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+torch.set_num_threads(min(2, torch.get_num_threads()))
+
+
+@pytest.fixture(scope="session")
+def real_scans():
+    root = SHARED / "oct" / "OCT2017"
+    if not root.is_dir():
+        pytest.skip("needs real scans in ../shared/oct/OCT2017, which this checkout lacks")
+    return root
+
+
+@pytest.fixture(scope="session")
+def vgg_file(tmp_path_factory):
+    packed = SHARED / "weights" / "vgg19_imagenet_compact.npz"
+    if not packed.exists():
+        pytest.skip("needs the VGG-19 weights in ../shared/weights, which this checkout lacks")
+    state, values = {}, np.load(packed)
+    for name in values.files:
+        if not name.endswith(".affine"):
+            tensor = values[name].astype(np.float32)
+            if values[name].dtype == np.uint8:
+                scale, minimum = values[name + ".affine"]
+                tensor = tensor * scale + minimum
+            state[name] = torch.from_numpy(tensor.astype(np.float32))
+    path = tmp_path_factory.mktemp("vgg") / "vgg19_convolutions.pth"
+    torch.save(state, path)
+    return path
+
+
+@pytest.fixture
+def scan_folder(tmp_path):
+    """Twelve small phantoms of six patients, in Kermany's layout."""
+    from srlib.phantom import PATHOLOGIES, bscan
+
+    root = tmp_path / "scans"
+    for eye in range(6):
+        pathology = PATHOLOGIES[eye % 4]
+        for number in (1, 2):
+            path = root / pathology.upper() / f"{pathology.upper()}-{100 + eye}-{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(bscan(eye, 112, 128, pathology, 0.5 * number)).save(path)
+    return root

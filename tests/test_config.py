@@ -1,0 +1,59 @@
+"""Settings and profiles: wrong names and values are one sentence that names the nearest valid one."""
+
+import pytest
+
+from srlib.config import FIELDS, PROFILES, STAGES, Config, UserError, departures, load_config
+
+
+def test_profiles_are_complete_and_valid():
+    for profile in ("smoke", "quick", "kaggle", "paper"):
+        config = load_config(profile)
+        assert config.profile == profile and isinstance(config, Config)
+    assert set(PROFILES) == {"smoke", "quick", "kaggle", "paper"}
+
+
+def test_paper_is_the_published_recipe():
+    c = load_config("paper")
+    assert (c.width, c.blocks, c.crop, c.batch, c.scale) == (64, 16, 96, 16, 4)
+    assert (c.pretrain_steps, c.pretrain_lr, c.pretrain_schedule) == (1_000_000, 1e-4, "constant")
+    assert (c.gan_steps, c.gan_lr, c.gan_lr_drop) == (200_000, 1e-4, 0.5)
+    assert (c.content_features, c.adversarial_weight, c.d_width) == ("vgg19:relu5_4", 1e-3, 64)
+    assert not (c.global_skip or c.smooth or c.ema or c.pixel_share or c.d_noise) and c.batch_norm
+    assert not departures(c, "pretrain") and not departures(c, "srgan")
+
+
+def test_every_departure_is_listed():
+    listed = {row["setting"] for stage in STAGES for row in departures(load_config("quick"), stage)}
+    assert {"global_skip", "width", "blocks", "pretrain_steps", "content_features", "content_weight", "channels"} <= listed
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        ({"gan_step": 3}, "did you mean 'gan_steps'"),
+        ({"scale": 5}, "nearest valid value is 4"),
+        ({"scale": "4"}, "takes a int"),
+        ({"pretrain_schedule": "onecycle"}, "did you mean 'one-cycle'"),
+        ({"ema": 1.5}, "nearest valid value is 0.99999"),
+        ({"batch": 0}, "nearest valid value is 2"),
+        ({"global_skip": 1}, "takes a bool"),
+        ({"crop": 90}, "multiple of 16"),
+        ({"crop": 64, "scale": 3}, "multiple of 16 and of scale=3"),
+        ({"pretrain_lr": float("nan")}, "pretrain_lr cannot be nan"),
+    ],
+)
+def test_wrong_settings(overrides, words):
+    with pytest.raises(UserError, match=words.replace("(", r"\(")):
+        load_config("quick", **overrides)
+
+
+def test_wrong_profile():
+    with pytest.raises(UserError, match="did you mean 'quick'"):
+        load_config("quik")
+
+
+def test_settings_are_documented_and_frozen():
+    assert all(f.metadata["doc"] for name, f in FIELDS.items() if name != "profile")
+    with pytest.raises(AttributeError):
+        load_config().scale = 2
+    assert load_config("quick", pretrain_lr=1).pretrain_lr == 1.0

@@ -1,0 +1,144 @@
+"""Reading, the manifest and its split, the valid region, crops: what leaks and what breaks."""
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from srlib.config import UserError
+from srlib.data import Crops, batches, build_manifest, check_split, find_images, read_image, valid_region
+from srlib.phantom import PATHOLOGIES, bscan
+
+
+def test_phantoms_are_seeded_and_differ():
+    one = bscan(1, 96, 96)
+    assert one.dtype == np.uint8 and one.shape == (96, 96)
+    assert (one == bscan(1, 96, 96)).all()
+    assert (one != bscan(2, 96, 96)).any() and (one != bscan(1, 96, 96, position_mm=0.5)).any()
+    assert len({bscan(1, 96, 96, p).tobytes() for p in PATHOLOGIES}) == 4
+    with pytest.raises(ValueError, match="pathology"):
+        bscan(1, pathology="glaucoma")
+
+
+def test_phantom_looks_like_a_retina():
+    """Dark vitreous above, a bright band (RPE) in the middle, fading below."""
+    image = bscan(3).astype(float)
+    depth = image.mean(1)
+    rows = np.array([image[:, c : c + 8].mean(1).argmax() for c in range(0, 512, 8)])
+    assert depth[:60].mean() < 35
+    assert np.median(np.take_along_axis(image, rows.repeat(8)[None], 0)) > 150
+    assert np.mean(np.abs(np.diff(rows)) < 6) > 0.9  # but for a vessel here and there
+    assert image[-20:].mean() < 45
+
+
+def test_no_patient_and_no_copy_in_two_splits(scan_folder):
+    """A patient under two classes and folders, and a renamed copy of another patient's scan."""
+    shutil.copy(scan_folder / "NORMAL" / "NORMAL-100-1.png", scan_folder / "CNV" / "CNV-777-9.png")
+    shutil.copy(scan_folder / "DME" / "DME-102-1.png", scan_folder / "NORMAL" / "NORMAL-103-5.png")
+    for seed in range(12):
+        table = build_manifest(scan_folder, seed=seed)
+        check_split(table)
+        assert set(table.split) == {"train", "val", "test"}
+        assert table[table.patient.isin(["100", "777"])].split.nunique() == 1
+        assert table[table.patient.isin(["102", "103"])].split.nunique() == 1
+    leaked = table.assign(split=["train", "test"] * (len(table) // 2))
+    with pytest.raises(UserError, match="more than one split"):
+        check_split(leaked)
+
+
+def test_split_is_seeded_and_covers_the_classes(scan_folder):
+    assert build_manifest(scan_folder, seed=3).equals(build_manifest(scan_folder, seed=3))
+    splits = {tuple(build_manifest(scan_folder, seed=s).split) for s in range(6)}
+    assert len(splits) > 1
+
+
+def test_max_images_keeps_whole_patients(scan_folder):
+    table = build_manifest(scan_folder, max_images=7)
+    assert len(table) == 6 and (table.groupby("patient").size() == 2).all()
+
+
+def test_bad_files_are_listed_and_good_ones_used(scan_folder):
+    good = len(find_images(scan_folder))
+    whole = (scan_folder / "NORMAL" / "NORMAL-100-1.png").read_bytes()
+    (scan_folder / "cut.png").write_bytes(whole[: len(whole) // 2])
+    Image.fromarray(bscan(9, 96, 96)).save(scan_folder / "whole.jpeg")
+    jpeg = (scan_folder / "whole.jpeg").read_bytes()
+    (scan_folder / "whole.jpeg").unlink()
+    (scan_folder / "cut.jpeg").write_bytes(jpeg[: len(jpeg) // 2])
+    (scan_folder / "empty.png").write_bytes(b"")
+    (scan_folder / "text.png").write_text("no image")
+    (scan_folder / "notes.txt").write_text("not looked at")
+    Image.fromarray(np.zeros((20, 20), np.uint8)).save(scan_folder / "tiny.png")
+    table = build_manifest(scan_folder)
+    assert len(table) == good
+    skipped = dict(table.attrs["skipped"])
+    assert set(skipped) == {"cut.png", "cut.jpeg", "empty.png", "text.png", "tiny.png"}
+    assert "too small" in skipped["tiny.png"]
+    assert all(str(scan_folder) not in reason for reason in skipped.values())
+
+
+def test_folders_without_images(tmp_path):
+    with pytest.raises(UserError, match="not a folder"):
+        find_images(tmp_path / "missing")
+    with pytest.raises(UserError, match="holds no image"):
+        find_images(tmp_path)
+    (tmp_path / "a.png").write_text("text")
+    with pytest.raises(UserError, match="none of the 1"):
+        build_manifest(tmp_path)
+
+
+def test_read_image_kinds(tmp_path):
+    deep = (np.arange(64 * 64).reshape(64, 64) * 16).astype(np.uint16)
+    Image.fromarray(deep).save(tmp_path / "deep.png")
+    assert (read_image(tmp_path / "deep.png") == np.round(deep / 257)).all()
+    colour = np.zeros((40, 50, 3), np.uint8)
+    colour[..., 0] = 200
+    Image.fromarray(colour).save(tmp_path / "colour.png")
+    assert (read_image(tmp_path / "colour.png") == round(0.299 * 200)).all()
+    assert (read_image(tmp_path / "colour.png", 3) == colour).all()
+    assert read_image(tmp_path / "deep.png", 3).shape == (64, 64, 3)
+    with pytest.raises(UserError, match=r"gone\.png: no such file"):
+        read_image(tmp_path / "gone.png")
+
+
+def test_valid_region_by_definition():
+    hr = np.full((100, 120), 60, np.uint8)
+    hr[:20, :20] = 255  # fill: touches the border, 400 px
+    hr[60:80, 60:80] = 255  # bright tissue: inside
+    hr[90:, :5] = 255  # touches the border, but 50 px
+    region = valid_region(hr)
+    assert not region[:28, :20].any() and region[28:60, :].all()
+    assert not region[10, 27] and region[10, 28]  # widened by 8 px
+    assert region[60:80, 60:80].all() and region[90:, :5].all()
+    assert valid_region(np.full((50, 50), 60, np.uint8)).all()
+
+
+def test_crops_depend_on_seed_and_number_alone(scan_folder):
+    paths = find_images(scan_folder)
+    a, b = Crops(paths, 32, 40, seed=5), Crops(paths, 32, 40, seed=5)
+    for k in (7, 3, 39, 0):
+        assert torch.equal(a[k], b[k])
+    assert not torch.equal(a[0], a[1]) and not torch.equal(a[0], Crops(paths, 32, 40, seed=6)[0])
+    assert a[0].dtype == torch.uint8 and a[0].shape == (1, 32, 32)
+    first, later = list(batches(a, 8)), list(batches(b, 8, first=3))
+    assert len(first) == 5 and torch.equal(first[3], later[0]) and first[0].max() <= 1
+    assert len({c.numpy().tobytes() for c in first[0]}) == 8  # not one position for the whole batch
+
+
+def test_crops_avoid_fill(tmp_path):
+    image = np.full((96, 96), 255, np.uint8)
+    image[48:] = 60
+    Image.fromarray(image).save(tmp_path / "a.png")
+    crops = Crops([tmp_path / "a.png"], 32, 60)
+    assert np.mean([(crops[k].numpy() >= 250).mean() > 0.5 for k in range(60)]) < 0.05
+
+
+def test_real_scans_leak_in_the_published_folders_but_not_here(real_scans):
+    table = build_manifest(real_scans)
+    check_split(table)
+    assert len(table) == 509 and not table.attrs["skipped"]
+    published = table.assign(folder=table.path.str.split("/").str[0])
+    assert (published.groupby("patient").folder.nunique() > 1).sum() == 22
+    assert table.groupby("label").split.nunique().eq(3).all()

@@ -1,0 +1,127 @@
+"""The losses, and what public code gets wrong about them: dead gradients, a trainable or unnormalised VGG, a wrong factor."""
+
+import math
+
+import pytest
+import torch
+
+from srlib import features
+from srlib.config import UserError, load_config
+from srlib.features import feature_extractor, judge
+from srlib.losses import PAPER_FEATURE_SCALE, ContentLoss, adversarial_loss, discriminator_loss
+
+
+@pytest.fixture(scope="module")
+def random_vgg(tmp_path_factory):
+    """A VGG-19 state dict without meaning, so that the code is tested where the weights cannot be had."""
+    import torchvision
+
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("vgg") / "vgg19_random.pth"
+    torch.save(torchvision.models.vgg19(weights=None).features.state_dict(), path)
+    return path
+
+
+def test_content_loss_has_a_gradient_and_the_extractor_none(random_vgg):
+    for name, weights in (("vgg19:relu2_2", random_vgg), ("oct-encoder", "")):
+        loss = ContentLoss(feature_extractor(name, weights))
+        sr = torch.rand(1, 1, 48, 48, requires_grad=True)
+        loss(sr, torch.rand(1, 1, 48, 48)).backward()
+        assert sr.grad.abs().sum() > 0
+        assert all(not p.requires_grad and p.grad is None for p in loss.parameters())
+
+
+def test_extractor_stays_in_eval_mode():
+    loss = ContentLoss(feature_extractor("oct-encoder")).train()
+    assert not any(m.training for m in loss.extractor.modules())
+    image = torch.rand(2, 1, 48, 48)
+    torch.testing.assert_close(loss.extractor(image), loss.extractor(image))
+
+
+def test_grey_and_its_copy_to_three_channels_agree():
+    net, grey = feature_extractor("oct-encoder"), torch.rand(1, 1, 32, 32)
+    torch.testing.assert_close(net(grey), net(grey.expand(-1, 3, -1, -1)))
+
+
+def test_input_is_normalised_for_imagenet(random_vgg):
+    net = feature_extractor("vgg19:conv1_1", random_vgg)
+    image = torch.rand(1, 3, 16, 16)
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    plain = torch.nn.functional.conv2d(
+        (image - mean.view(1, 3, 1, 1)) / std.view(1, 3, 1, 1), net.body[0].weight, net.body[0].bias, padding=1
+    )
+    torch.testing.assert_close(net(image), plain)
+
+
+@pytest.mark.parametrize(("layer", "depth", "shape"), [("relu2_2", 9, 128), ("relu5_4", 36, 512), ("conv5_4", 35, 512), ("relu1_1", 2, 64)])
+def test_vgg_layers_are_where_their_names_say(random_vgg, layer, depth, shape):
+    net = feature_extractor(f"vgg19:{layer}", random_vgg)
+    assert len(net.body) == depth
+    assert net(torch.rand(1, 1, 32, 32)).shape[1] == shape
+    assert isinstance(net.body[-1], torch.nn.ReLU if layer.startswith("relu") else torch.nn.Conv2d)
+
+
+def test_vgg_weights_in_every_form(random_vgg, tmp_path):
+    state = torch.load(random_vgg, weights_only=True)
+    full = {f"features.{k}": v for k, v in state.items()} | {"classifier.0.weight": torch.zeros(1)}
+    torch.save(full, tmp_path / "vgg19-full.pth")
+    image = torch.rand(1, 1, 16, 16)
+    expected = feature_extractor("vgg19:relu1_2", random_vgg)(image)
+    for weights in (tmp_path / "vgg19-full.pth", tmp_path):
+        torch.testing.assert_close(feature_extractor("vgg19:relu1_2", weights)(image), expected)
+
+
+def test_names_and_files_that_are_wrong(tmp_path):
+    for name in ("resnet", "judge", "vgg19:relu9_9", "oct-encoder:pool1"):
+        with pytest.raises(UserError):
+            feature_extractor(name)
+    (tmp_path / "vgg19.pth").write_bytes(b"no weights")
+    with pytest.raises(UserError, match=r"vgg19\.pth"):
+        feature_extractor("vgg19:relu5_4", tmp_path / "vgg19.pth")
+    with pytest.raises(UserError, match="feature_weights"):
+        feature_extractor("vgg19:relu5_4", tmp_path / "missing.pth")
+
+
+def test_a_changed_encoder_file_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "oct-encoder.pt").write_bytes((features.WEIGHTS / "oct-encoder.pt").read_bytes() + b"x")
+    monkeypatch.setattr(features, "WEIGHTS", tmp_path)
+    with pytest.raises(UserError, match="SHA-256"):
+        feature_extractor("oct-encoder")
+
+
+def test_the_judge_is_another_network():
+    assert type(judge().body) is not type(feature_extractor("oct-encoder").body)
+    assert len(judge()(torch.rand(1, 1, 64, 64))) == 3
+    size = sum((features.WEIGHTS / f"{n}.pt").stat().st_size for n in features.SHA256)
+    assert size < 1e6
+
+
+def test_adversarial_losses_by_hand():
+    logits = torch.tensor([[0.0], [2.0]])
+    sigmoid = 1 / (1 + math.exp(-2))
+    assert adversarial_loss(logits).item() == pytest.approx(-(math.log(0.5) + math.log(sigmoid)) / 2, rel=1e-5)
+    expected = -(math.log(0.5) + math.log(sigmoid)) / 2 - (math.log(0.5) + math.log(1 - sigmoid)) / 2
+    assert discriminator_loss(logits, logits).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_generator_is_pushed_towards_real():
+    logits = torch.zeros(1, 1, requires_grad=True)
+    adversarial_loss(logits).backward()
+    assert logits.grad.item() < 0  # a larger logit (more real) lowers the loss
+
+
+def test_the_papers_factor_scales_features_not_the_loss():
+    assert load_config("paper").content_weight == pytest.approx(PAPER_FEATURE_SCALE**2) == pytest.approx(0.00615, rel=0.01)
+    assert load_config("paper").adversarial_weight == 1e-3
+
+
+def test_real_vgg(vgg_file):
+    """The measured content loss of a real network on real weights: relu5_4 is sparse, relu2_2 is not."""
+    from srlib.degrade import downsample, to_tensor, upsample
+    from srlib.phantom import bscan
+
+    hr = to_tensor(bscan(1)[:384, :384])
+    blurred = upsample(downsample(hr))
+    deep, shallow = (feature_extractor(f"vgg19:{layer}", vgg_file) for layer in ("relu5_4", "relu2_2"))
+    assert 0.8 < (deep(hr) == 0).float().mean() < 0.99
+    assert ContentLoss(shallow)(blurred, hr) > 2 * ContentLoss(deep)(blurred, hr) > 0

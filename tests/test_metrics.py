@@ -1,0 +1,119 @@
+"""The measures against cases worked out by hand and against scikit-image."""
+
+import numpy as np
+import pytest
+import torch
+from skimage.metrics import structural_similarity
+
+from srlib import metrics
+from srlib.degrade import downsample, to_image, to_tensor, upsample
+from srlib.phantom import bscan
+
+
+@pytest.fixture(scope="module")
+def pair():
+    hr = bscan(5, 160, 192)
+    return to_image(upsample(downsample(to_tensor(hr)))), hr
+
+
+def test_psnr_by_hand():
+    hr = np.full((40, 40), 100, np.uint8)
+    assert metrics.psnr(hr + 5, hr) == pytest.approx(10 * np.log10(255**2 / 25))  # the peak is 255, not the image's maximum
+    assert metrics.psnr(hr, hr) == np.inf
+
+
+def test_border_is_cut():
+    hr = np.full((40, 40), 100, np.uint8)
+    sr = hr.copy()
+    sr[:4] = 0
+    assert metrics.psnr(sr, hr, border=4) == np.inf and metrics.psnr(sr, hr, border=3) < 30
+
+
+def test_region_is_what_counts():
+    hr = np.full((40, 40), 100, np.uint8)
+    sr, region = hr.copy(), np.ones((40, 40), bool)
+    sr[:, 20:] += 10
+    region[:, 20:] = False
+    assert metrics.psnr(sr, hr, region=region) == np.inf
+    assert metrics.psnr(sr, hr, region=~region) == pytest.approx(10 * np.log10(255**2 / 100))
+    assert np.isnan(metrics.psnr(sr, hr, region=np.zeros((40, 40), bool)))
+
+
+def test_sizes_must_agree():
+    with pytest.raises(ValueError, match="same size"):
+        metrics.psnr(np.zeros((40, 40), np.uint8), np.zeros((40, 41), np.uint8))
+
+
+def test_ssim_is_scikit_images(pair):
+    sr, hr = (image[4:-4, 4:-4] for image in pair)
+    expected = structural_similarity(sr, hr, data_range=255, gaussian_weights=True, sigma=1.5, use_sample_covariance=False)
+    assert metrics.ssim(*pair) == pytest.approx(expected, abs=1e-9)
+    assert metrics.ssim(hr, hr) == pytest.approx(1)
+
+
+def test_colour_is_measured_on_luma():
+    hr = np.zeros((40, 40, 3), np.uint8)
+    sr = hr.copy()
+    sr[..., 1] = 20  # green weighs 128.553 / 255 in Y
+    assert metrics.psnr(sr, hr) == pytest.approx(10 * np.log10(255**2 / (20 * 128.553 / 255) ** 2), abs=1e-3)
+
+
+def test_high_power_tells_blur_from_noise(pair):
+    sr, hr = pair
+    power = metrics.spectrum(hr)
+    assert metrics.high_power_db(power, power) == 0
+    assert metrics.high_power_db(metrics.spectrum(sr), power) < -6
+    noisy = np.clip(hr + np.random.default_rng(0).normal(0, 20, hr.shape), 0, 255).astype(np.uint8)
+    assert metrics.high_power_db(metrics.spectrum(noisy), power) > 1
+
+
+def test_a_sinusoid_above_nyquist_is_counted_and_one_below_is_not():
+    x = np.arange(128)
+    below, above = (np.tile(128 + 50 * np.sin(2 * np.pi * f * x), (128, 1)) for f in (0.05, 0.3))
+    low, high = metrics.spectrum(below), metrics.spectrum(above)
+    assert metrics.high_power(low) / low.sum() < 1e-3
+    assert metrics.high_power(high) / high.sum() > 0.999
+
+
+def test_checkerboard_is_found(pair):
+    hr = pair[1]
+    grid = (8 * ((np.arange(hr.shape[0])[:, None] % 4 < 2) ^ (np.arange(hr.shape[1])[None] % 4 < 2))).astype(np.uint8)
+    power = metrics.spectrum(hr)
+    assert metrics.checkerboard(power, power) == pytest.approx(1)
+    assert metrics.checkerboard(metrics.spectrum(np.clip(hr.astype(int) + grid, 0, 255).astype(np.uint8)), power) > 20
+
+
+def test_consistency(pair):
+    sr, hr = pair
+    lr = to_image(downsample(to_tensor(hr)))
+    assert metrics.consistency(hr, lr) == np.inf
+    assert metrics.consistency(np.clip(sr.astype(int) + 12, 0, 255).astype(np.uint8), lr) < metrics.consistency(sr, lr)
+
+
+def test_feature_distance_by_hand():
+    torch.manual_seed(0)
+    maps = [torch.rand(1, 8, 64, 96), torch.rand(1, 16, 32, 48)]
+    assert metrics.feature_distance(maps, maps) == pytest.approx(0, abs=1e-10)
+    assert metrics.feature_distance(maps, [3 * m for m in maps]) == pytest.approx(0, abs=1e-6)  # direction counts, not length
+    one, other = torch.zeros(1, 2, 64, 64), torch.zeros(1, 2, 64, 64)
+    one[:, 0], other[:, 1] = 5, 2  # orthogonal unit vectors: squared distance of the means 2, of the deviations 0
+    assert metrics.feature_distance([one], [other]) == pytest.approx(2, rel=1e-5)
+    half = torch.where(torch.arange(64) < 32, one, other)
+    left = np.zeros((64, 64), bool)
+    left[:, :24] = True
+    assert metrics.feature_distance([half], [one], left) < 1e-6 < 1 < metrics.feature_distance([half], [one], ~left)
+
+
+def test_the_judge_takes_other_speckle_for_nearer_than_blur(monkeypatch):
+    """Another draw of the same speckle looks like HR, a bicubic image does not; PSNR says the opposite."""
+    from srlib import phantom
+    from srlib.features import judge
+
+    hr, draw = bscan(11, 256, 256), phantom._speckle
+    monkeypatch.setattr(phantom, "_speckle", lambda scan, reflectivity: draw(np.random.default_rng(99), reflectivity))
+    other, network = bscan(11, 256, 256), judge()
+    blurred = to_image(upsample(downsample(to_tensor(hr))))
+    with torch.inference_mode():
+        maps = {name: network(to_tensor(image)) for name, image in dict(hr=hr, other=other, blurred=blurred).items()}
+    assert metrics.feature_distance(maps["other"], maps["hr"]) < 0.5 * metrics.feature_distance(maps["blurred"], maps["hr"])
+    assert metrics.psnr(other, hr) < metrics.psnr(blurred, hr)

@@ -1,0 +1,218 @@
+"""The notebooks as files, and the series run end to end through papermill with smoke settings."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+import pytest
+
+from srlib.config import UserError
+from srlib.series.run_folder import NOTEBOOKS, REPOSITORY, open_run
+
+NOTEBOOK_FILES = sorted((REPOSITORY / "notebooks").glob("*.ipynb"))
+
+
+def srlib(*args, **kwargs):
+    command = [sys.executable, "-m", "srlib", *map(str, args)]
+    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=500, **kwargs)
+
+
+def parameters(notebook) -> dict:
+    cells = [c for c in notebook.cells if "parameters" in c.metadata.get("tags", [])]
+    assert len(cells) == 1
+    names: dict = {}
+    exec(cells[0].source, {}, names)
+    return names
+
+
+# --------------------------------------------------------------------------------------------- notebooks as files
+def test_the_six_notebooks_are_there():
+    assert [p.stem for p in NOTEBOOK_FILES] == [name for name, _, _ in NOTEBOOKS.values()]
+
+
+@pytest.mark.parametrize("path", NOTEBOOK_FILES, ids=lambda p: p.stem)
+def test_notebook_file(path):
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    code = [c for c in notebook.cells if c.cell_type == "code"]
+    assert not any(c.outputs or c.execution_count for c in code)
+    assert notebook.metadata.kernelspec.name == "python3"
+    assert parameters(notebook) == {"profile": "quick", "run_dir": "", "data": "", "overrides": {}}
+    assert len(notebook.cells) <= 60 and all(c.source.count("\n") < 30 for c in code)
+    assert "papermill" not in notebook.metadata
+    links = re.findall(r"\]\((\w+\.ipynb)\)", "".join(c.source for c in notebook.cells))
+    assert links and all((path.parent / link).exists() for link in links)
+    first = notebook.cells[0]
+    assert "attachments" in first and path.stat().st_size < 1_000_000
+
+
+# --------------------------------------------------------------------------------------------- the whole series
+@pytest.fixture(scope="module")
+def smoke_run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "smoke"
+    done = srlib("run", "--profile", "smoke", "--run-dir", folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder, done.stdout
+
+
+def test_smoke_run_makes_everything(smoke_run):
+    folder, said = smoke_run
+    for made in (
+        "config.json",
+        "provenance.json",
+        "manifest.csv",
+        "srresnet.pt",
+        "srgan.pt",
+        "pretrain/history.csv",
+        "srgan/checkpoint.pt",
+    ):
+        assert (folder / made).exists(), made
+    table = pd.read_csv(folder / "evaluation/metrics.csv")
+    assert list(table.method.unique()) == ["nearest", "bicubic", "linear", "srresnet", "srgan", "noise"]
+    assert list(table.columns[:7]) == ["image", "patient", "label", "method", "region", "psnr", "ssim"]
+    assert table.psnr.between(10, 60).all() and table.judge.ge(0).all() and set(table.region) == {"whole", "valid"}
+    for name, _, _ in NOTEBOOKS.values():
+        executed = nbformat.read(folder / "notebooks" / f"{name}.ipynb", as_version=4)
+        outputs = [o for c in executed.cells if c.cell_type == "code" for o in c.outputs]
+        assert not any(o.output_type == "error" for o in outputs)
+        assert any("image/png" in o.get("data", {}) for o in outputs), f"{name} shows no picture"
+    sr = list((folder / "evaluation/sr/srgan").rglob("*.png"))
+    assert len(sr) == table.image.nunique()
+    assert f"report: {folder}/index.html" in said
+    assert all(f"[{n}/06]" in said for n in NOTEBOOKS)
+
+
+def test_report_needs_no_network(smoke_run):
+    folder, _ = smoke_run
+    pages = [folder / "index.html", *(folder / "notebooks").glob("*.html")]
+    assert len(pages) == 7
+    for page in pages:
+        text = page.read_text()
+        assert not re.search(r"""(?:src|href)=["']https?://[^"']+\.(?:js|css)|<script[^>]+src=["']http|@import\s+url\(["']?http""", text), (
+            page
+        )
+    index = pages[0].read_text()
+    assert "phantom" in index and "SRResNet" in index and index.count("data:image/png;base64,") >= 6
+
+
+def test_finished_notebooks_are_skipped_and_the_table_repeats(smoke_run):
+    folder, _ = smoke_run
+    table = (folder / "evaluation/metrics.csv").read_bytes()
+    again = srlib("run", "--profile", "smoke", "--run-dir", folder)
+    assert again.returncode == 0 and again.stdout.count("finished earlier, skipped") == 6
+    once_more = srlib("run", "--profile", "smoke", "--run-dir", folder, "--only", "05")
+    assert once_more.returncode == 0 and "[05/06]" in once_more.stdout and "[04/06]" not in once_more.stdout
+    assert (folder / "evaluation/metrics.csv").read_bytes() == table
+
+
+def test_a_run_refuses_what_contradicts_it(smoke_run):
+    folder, _ = smoke_run
+    before = {p: p.read_bytes() for p in folder.rglob("*.pt")}
+    for extra, words in (
+        (("-p", "gan_steps", "9"), r"gan_steps=6, not 9.*--run-dir"),
+        (("-p", "scale", "2"), r"scale=4, not 2.*--run-dir"),
+        (("--profile", "quick"), r"profile='smoke', not 'quick'"),
+        (("-p", "gan_step", "9"), r"did you mean 'gan_steps'"),
+        (("--only", "04", "-p", "width", "4"), r"width is 8 in .* belongs to 03_pretrain_generator"),
+    ):
+        failed = srlib("run", "--profile", "smoke", "--run-dir", folder, *extra)
+        assert failed.returncode == 1 and re.search(words, failed.stderr), failed.stderr
+        assert failed.stderr.count("\n") == 1
+    assert {p: p.read_bytes() for p in folder.rglob("*.pt")} == before
+
+
+def test_two_seeds_differ_and_one_repeats(smoke_run, tmp_path):
+    """Training again from nothing with the same seed gives the same bytes."""
+    folder, _ = smoke_run
+    done = srlib("run", "--profile", "smoke", "--run-dir", tmp_path / "again")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "again/evaluation/metrics.csv").read_bytes() == (folder / "evaluation/metrics.csv").read_bytes()
+
+
+# --------------------------------------------------------------------------------------------- what goes wrong
+def test_later_notebooks_name_the_missing_stage(tmp_path):
+    with pytest.raises(UserError, match="run 01_explore_data first"):
+        open_run("05", "smoke", str(tmp_path / "new"))
+    run = open_run("01", "smoke", str(tmp_path / "new"))
+    with run.stage("data"):
+        run.make_manifest()
+    with pytest.raises(UserError, match=r"srresnet\.pt is missing; run 03_pretrain_generator first"):
+        open_run("05", "smoke", str(tmp_path / "new"))
+    with pytest.raises(UserError, match="profile='smoke', not 'quick'"):
+        open_run("03", "quick", str(tmp_path / "new"))
+    changed = open_run("03", "smoke", str(tmp_path / "new"), overrides={"pretrain_steps": 5})
+    assert changed.config.pretrain_steps == 5
+    assert json.loads((tmp_path / "new/config.json").read_text())["pretrain_steps"] == 5
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda d: None, "is not a folder"),
+        (lambda d: d.mkdir(), "holds no image"),
+        (lambda d: (d.mkdir(), (d / "a.txt").write_text("x")), "holds no image"),
+        (lambda d: (d.mkdir(), (d / "a.png").write_text("x")), "is not an image"),
+    ],
+)
+def test_bad_data_is_one_sentence(tmp_path, make, words):
+    make(tmp_path / "in")
+    failed = srlib("run", "--profile", "smoke", "--data", tmp_path / "in", "--run-dir", tmp_path / "run")
+    assert failed.returncode == 1 and words in failed.stderr and "01_explore_data, cell" in failed.stderr
+    assert str(tmp_path / "in") in failed.stderr and failed.stderr.count("\n") == 1
+
+
+def test_a_run_folder_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    failed = srlib("run", "--profile", "smoke", "--run-dir", tmp_path / "file" / "run")
+    assert failed.returncode == 1 and "cannot be written" in failed.stderr and failed.stderr.count("\n") == 1
+
+
+def test_one_process_at_a_time(tmp_path):
+    run = open_run("01", "smoke", str(tmp_path / "run"))
+    with run.lock():
+        failed = srlib("run", "--profile", "smoke", "--run-dir", tmp_path / "run")
+    assert failed.returncode == 1 and "in use by another process" in failed.stderr
+
+
+def test_stopped_by_a_signal_and_continued(tmp_path):
+    """TERM in the middle of pretraining: exit status 130, kernel gone, state saved; the same command ends the run."""
+    folder = tmp_path / "run"
+    command = [sys.executable, "-m", "srlib", "run", "--profile", "smoke", "--run-dir", str(folder), "-p", "pretrain_steps", "400"]
+    runner = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    checkpoint = folder / "pretrain/checkpoint.pt"
+    deadline = time.monotonic() + 120
+    while not checkpoint.exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    runner.send_signal(signal.SIGTERM)
+    out, err = runner.communicate(timeout=90)
+    assert runner.returncode == 130, out + err
+    assert "the same command continues" in err and not (folder / "srresnet.pt").exists()
+    kernels = subprocess.run(["pgrep", "-f", str(folder)], capture_output=True, text=True).stdout.split()
+    assert not [k for k in kernels if int(k) != os.getpid() and "ipykernel" in Path(f"/proc/{k}/cmdline").read_text()]
+    again = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=300)
+    assert again.returncode == 0, again.stderr
+    history = pd.read_csv(folder / "pretrain/history.csv")
+    assert list(history.step) == list(range(5, 401, 5))
+    executed = (folder / "notebooks/03_pretrain_generator.ipynb").read_text()
+    assert "continuing at step" in executed
+
+
+# --------------------------------------------------------------------------------------------- real scans
+@pytest.mark.slow
+def test_real_scans_with_vgg(real_scans, vgg_file, tmp_path):
+    """The series on real scans with the paper's content loss, a few steps of each."""
+    settings = {"max_images": 60, "pretrain_steps": 40, "gan_steps": 4, "validate_every": 20, "content_features": "vgg19:relu5_4"}
+    extra = [word for name, value in settings.items() for word in ("-p", name, value)]
+    done = srlib(
+        "run", "--data", real_scans, "--run-dir", tmp_path / "oct", *extra, "-p", "feature_weights", vgg_file, "-p", "max_test_images", 4
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    table = pd.read_csv(tmp_path / "oct/evaluation/metrics.csv")
+    assert table.image.nunique() == 4 and table.psnr.notna().all()
