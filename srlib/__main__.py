@@ -51,6 +51,10 @@ def _parser() -> argparse.ArgumentParser:
     encoder = commands.add_parser("train-encoder", help="train oct-encoder and judge again (about 7 minutes)")
     encoder.add_argument("--out", default="", help="folder for the two .pt files (default: data/weights)")
     encoder.set_defaults(command=_train_encoder)
+
+    pictures = commands.add_parser("pictures", help="put a phantom run's figures into the notebooks and the README")
+    pictures.add_argument("run_dir", metavar="RUN")
+    pictures.set_defaults(command=_pictures)
     return parser
 
 
@@ -115,6 +119,13 @@ def _train_encoder(args) -> None:
     for name, facts in train_encoders(args.out or WEIGHTS).items():
         print(name, facts)
     print("set SHA256 in srlib/features.py to these values to use the files")
+
+
+def _pictures(args) -> None:
+    from .series.pictures import update_pictures
+
+    for path in update_pictures(_path(args.run_dir)):
+        print(path)
 
 
 if __name__ == "__main__":

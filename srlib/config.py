@@ -89,15 +89,19 @@ class Config:
     validate_every: int = _setting(1000, "pretrain", "steps between validations", low=1)
 
 
-_SMALL = {  # what quick, smoke and kaggle share
-    "channels": 1,
-    "global_skip": True,
-    "content_weight": 0.0,
-}
+_SHORT = dict(  # what every training far shorter than the paper's needs
+    channels=1,
+    global_skip=True,
+    batch_norm=False,
+    smooth=True,
+    content_weight=0.0,
+    adversarial_share=0.12,
+    d_noise=0.06,
+)
 PROFILES: dict[str, dict] = {
     "paper": {},
     "kaggle": dict(
-        _SMALL,
+        _SHORT,
         max_images=12_000,
         pretrain_steps=60_000,
         gan_steps=20_000,
@@ -106,22 +110,22 @@ PROFILES: dict[str, dict] = {
         workers=4,
     ),
     "quick": dict(
-        _SMALL,
+        _SHORT,
         data="phantom",
         phantoms=40,
         width=32,
         blocks=8,
         batch=8,
-        pretrain_steps=900,
+        pretrain_steps=800,
         pretrain_lr=1e-3,
         pretrain_schedule="one-cycle",
         content_features="oct-encoder",
         d_width=32,
-        gan_steps=300,
-        ema=0.99,
+        gan_steps=350,
+        ema=0.98,
         max_test_images=16,
         checkpoint_every=50,
-        validate_every=50,
+        validate_every=100,
     ),
 }
 PROFILES["smoke"] = dict(

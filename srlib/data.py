@@ -21,6 +21,8 @@ EXTENSIONS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 MAX_PIXELS = 100_000_000  # refuse a larger image before it is decoded
 MIN_SIDE = 32
 REPOSITORY = Path(__file__).resolve().parent.parent
+KAGGLE_INPUT = Path("/kaggle/input")
+KAGGLEHUB = Path.home() / ".cache/kagglehub/datasets/paultimothymooney/kermany2018"
 KERMANY_HELP = (
     "get it from https://data.mendeley.com/datasets/rscbjbr9sj or Kaggle's paultimothymooney/kermany2018, "
     "then pass the folder that holds train/ and test/ with --data"
@@ -84,9 +86,7 @@ def locate(data: str) -> Path:
     """
     if data != "kermany":
         return Path(data).expanduser()
-    inputs = Path("/kaggle/input")
-    roots = [REPOSITORY / "data", inputs, *inputs.glob("*"), *inputs.glob("datasets/*/*")]
-    roots += [Path.home() / ".cache/kagglehub/datasets/paultimothymooney/kermany2018/versions"]
+    roots = [REPOSITORY / "data", KAGGLE_INPUT, *KAGGLE_INPUT.glob("*"), *KAGGLE_INPUT.glob("datasets/*/*"), KAGGLEHUB]
     for root in roots:
         for inner in ("OCT2017", "OCT2017 ", "oct2017/OCT2017 ", "oct2017/OCT2017"):  # Kaggle's copy has a trailing space
             for folder in (root / inner, *root.glob(f"*/{inner}"), *root.glob(f"versions/*/{inner}")):
@@ -94,9 +94,13 @@ def locate(data: str) -> Path:
                     return folder
     try:
         import kagglehub
+
+        return next(Path(kagglehub.dataset_download("paultimothymooney/kermany2018")).glob("oct2017/OCT2017*"))
     except ImportError:
-        raise UserError(f"Kermany's OCT2017 was not found in {REPOSITORY / 'data'} or on Kaggle's mounts; {KERMANY_HELP}") from None
-    return next(Path(kagglehub.dataset_download("paultimothymooney/kermany2018")).glob("oct2017/OCT2017*"))
+        reason = "kagglehub is not installed"
+    except Exception as error:  # no network, no account, another tree
+        reason = f"kagglehub could not get it ({type(error).__name__})"
+    raise UserError(f"Kermany's OCT2017 was not found in {REPOSITORY / 'data'} or on Kaggle's mounts, and {reason}; {KERMANY_HELP}")
 
 
 def make_phantoms(config) -> Path:

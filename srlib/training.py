@@ -1,15 +1,11 @@
 """The two training stages of Ledig et al. 2017: MSE pretraining of the generator, then the adversarial game.
 
-Both run through one loop that keeps a history (CSV), validates, writes checkpoints, and can be stopped and continued: an
-interrupt lets the step end, saves, and only then stops.
+What a step computes stands here; how steps are repeated, saved, stopped and continued stands in `loop`.
 """
 
 from __future__ import annotations
 
 import copy
-import signal
-import threading
-import time
 from pathlib import Path
 
 import numpy as np
@@ -17,13 +13,13 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from tqdm import tqdm
 
 from . import checkpoint, metrics
 from .config import Config, UserError
 from .data import Crops, batches, read_image, valid_region
 from .degrade import crop_to_multiple, downsample, to_image, to_tensor, upsample
 from .features import feature_extractor
+from .loop import Best, run_steps
 from .losses import ContentLoss, adversarial_loss, discriminator_loss
 from .models import Discriminator, Generator
 
@@ -77,99 +73,16 @@ class Validation:
         return float(np.nanmean(scores)) - self.bicubic
 
 
-class _Stop:
-    """Turn SIGINT and SIGTERM into a flag that the loop reads between steps (only in the main thread)."""
+def _pairs(paths, config: Config, device: torch.device, steps: int, seed: int):
+    """A function from the first step to the stream of (lr, hr) batches from there on, degraded on the device."""
+    crops = Crops(paths, config.crop, steps * config.batch, config.channels, seed)
 
-    def __enter__(self):
-        self.asked, self.old = None, {}
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self.old[number] = signal.signal(number, self._ask)
-        return self
+    def stream(first: int):
+        for hr in batches(crops, config.batch, first, config.workers):
+            hr = hr.to(device, non_blocking=True)
+            yield downsample(hr, config.scale), hr
 
-    def _ask(self, number, frame):
-        self.asked = number
-
-    def __exit__(self, *_):
-        for number, handler in self.old.items():
-            signal.signal(number, handler)
-
-
-def _loop(name, config, folder, fingerprint, total, parts, step, validate, done, show):
-    """Run `step(k)` for k from the checkpoint on to `total`; return the history.
-
-    `parts`: name to object with state_dict, all that a checkpoint needs. `step(k, batch)` returns a dict of numbers (0-d tensors).
-    `validate()` returns a dict of numbers and may keep a best copy among `parts`. `done()` writes the released weights.
-    """
-    folder = Path(folder)
-    file = folder / "checkpoint.pt"
-    state = checkpoint.load(file)
-    rows: list[dict] = []
-    first = 0
-    if state is not None:
-        if state["fingerprint"] != fingerprint:
-            raise UserError(f"{file} belongs to other settings; choose another run_dir, or delete {folder} to train again")
-        for key, part in parts.items():
-            part.load_state_dict(state["parts"][key])
-        rows, first = state["history"], state["step"]
-        if first:
-            print(f"{name}: continuing at step {first} of {total}" if first < total else f"{name}: finished earlier, {total} steps")
-    saved_at, started = first, time.monotonic()
-    spent = rows[-1]["seconds"] if rows else 0.0
-
-    def save(k):
-        state = {"fingerprint": fingerprint, "step": k, "history": rows, "parts": {key: p.state_dict() for key, p in parts.items()}}
-        checkpoint.save(file, state)
-        pd.DataFrame(rows).to_csv(folder / "history.csv", index=False)
-
-    bar = tqdm(total=total, initial=first, desc=name, unit="step", mininterval=1.0, dynamic_ncols=False, ncols=100)
-    sums: dict[str, torch.Tensor] = {}
-    count = 0
-    with _Stop() as stop, bar:
-        stream = step.stream(first)
-        for k in range(first, total):
-            logs = step(k, next(stream))
-            for key, value in logs.items():
-                sums[key] = sums.get(key, 0) + value.detach()
-            count += 1
-            last = k + 1 == total
-            if (k + 1) % config.validate_every == 0 or last:
-                row = {"step": k + 1, "seconds": round(spent + time.monotonic() - started, 1)}
-                row |= {key: float(value) / count for key, value in sums.items()}
-                row |= validate()
-                bad = [key for key, value in row.items() if not np.isfinite(value)]
-                if bad:
-                    raise UserError(
-                        f"{name}: {bad[0]} is not a number at step {k + 1}; the last good state is {file}, a lower learning rate may help"
-                    )
-                rows.append(row)
-                sums, count = {}, 0
-                bar.set_postfix_str(" ".join(f"{key} {row[key]:.4g}" for key in ("loss", "gain_db") if key in row), refresh=False)
-                show(pd.DataFrame(rows))
-            bar.update()
-            if (k + 1) % config.checkpoint_every == 0 or last or stop.asked:
-                save(k + 1)
-                saved_at = k + 1
-            if stop.asked and not last:
-                bar.close()
-                print(f"{name}: stopped and saved at step {saved_at}; run the same again to continue")
-                raise KeyboardInterrupt
-    done()
-    return pd.DataFrame(rows)
-
-
-class _Step:
-    """A stage's step with its stream of batches (crops read and batched ahead of it)."""
-
-    def __init__(self, crops, config, device, function):
-        self.crops, self.config, self.device, self.function = crops, config, device, function
-
-    def stream(self, first):
-        for hr in batches(self.crops, self.config.batch, first, self.config.workers):
-            yield hr.to(self.device, non_blocking=True)
-
-    def __call__(self, k, hr):
-        return self.function(k, downsample(hr, self.config.scale), hr)
+    return stream
 
 
 def _schedule(optimizer, kind: str, total: int):
@@ -177,23 +90,6 @@ def _schedule(optimizer, kind: str, total: int):
         peak = optimizer.param_groups[0]["lr"]
         return torch.optim.lr_scheduler.OneCycleLR(optimizer, peak, total_steps=total + 1, pct_start=0.1, cycle_momentum=False)
     return torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
-
-
-class _Best:
-    """The best validated weights so far, as a part of the checkpoint."""
-
-    def __init__(self):
-        self.score, self.weights = float("-inf"), {}
-
-    def offer(self, score: float, model: torch.nn.Module):
-        if score > self.score:
-            self.score, self.weights = score, {k: v.detach().cpu().clone() for k, v in model.state_dict().items()}
-
-    def state_dict(self):
-        return {"score": self.score, "weights": self.weights}
-
-    def load_state_dict(self, state):
-        self.score, self.weights = state["score"], state["weights"]
 
 
 def pretrain_generator(config: Config, train, val, folder, fingerprint: str = "", show=lambda history: None) -> pd.DataFrame:
@@ -211,7 +107,7 @@ def pretrain_generator(config: Config, train, val, folder, fingerprint: str = ""
     scheduler = _schedule(optimizer, config.pretrain_schedule, config.pretrain_steps)
     dtype = autocast_dtype(config.precision, device)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype is torch.float16)
-    validation, best = Validation(val, config, device), _Best()
+    validation, best = Validation(val, config, device), Best()
 
     def step(k, lr, hr):
         with torch.autocast(device.type, dtype, enabled=dtype is not None):
@@ -234,12 +130,9 @@ def pretrain_generator(config: Config, train, val, folder, fingerprint: str = ""
         model.load_state_dict(best.weights)
         checkpoint.save_weights(folder / "srresnet.pt", model, name="srresnet", validation_gain_db=best.score)
 
-    crops = Crops(train, config.crop, config.pretrain_steps * config.batch, config.channels, config.seed)
     parts = {"generator": generator, "optimizer": optimizer, "scheduler": scheduler, "scaler": scaler, "best": best}
-    return _loop(
-        "pretrain", config, folder / "pretrain", fingerprint, config.pretrain_steps, parts,
-        _Step(crops, config, device, step), validate, done, show,
-    )  # fmt: skip
+    stream = _pairs(train, config, device, config.pretrain_steps, config.seed)
+    return run_steps("pretrain", config, folder, fingerprint, config.pretrain_steps, parts, stream, step, validate, done, show)
 
 
 class Weights:
@@ -341,12 +234,16 @@ def train_srgan(config: Config, train, val, folder, fingerprint: str = "", show=
         model = copy.deepcopy(released()).eval()
         checkpoint.save_weights(folder / "srgan.pt", model, name="srgan")
 
-    crops = Crops(train, config.crop, config.gan_steps * config.batch, config.channels, config.seed + 1)
     parts = {
-        "generator": generator, "discriminator": discriminator, "averaged": averaged, "g_optimizer": g_optimizer, "d_optimizer": d_optimizer,
-        "g_schedule": schedulers[0], "d_schedule": schedulers[1], "scaler": scaler, "weights": weights,
-    }  # fmt: skip
-    return _loop(
-        "srgan", config, folder / "srgan", fingerprint, config.gan_steps, parts,
-        _Step(crops, config, device, step), validate, done, show,
-    )  # fmt: skip
+        "generator": generator,
+        "discriminator": discriminator,
+        "averaged": averaged,
+        "g_optimizer": g_optimizer,
+        "d_optimizer": d_optimizer,
+        "g_schedule": schedulers[0],
+        "d_schedule": schedulers[1],
+        "scaler": scaler,
+        "weights": weights,
+    }
+    stream = _pairs(train, config, device, config.gan_steps, config.seed + 1)
+    return run_steps("srgan", config, folder, fingerprint, config.gan_steps, parts, stream, step, validate, done, show)

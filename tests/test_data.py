@@ -7,8 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
+from srlib import data
 from srlib.config import UserError
-from srlib.data import Crops, batches, build_manifest, check_split, find_images, read_image, valid_region
+from srlib.data import Crops, batches, build_manifest, check_split, find_images, locate, read_image, valid_region
 from srlib.phantom import PATHOLOGIES, bscan
 
 
@@ -87,6 +88,30 @@ def test_folders_without_images(tmp_path):
     (tmp_path / "a.png").write_text("text")
     with pytest.raises(UserError, match="none of the 1"):
         build_manifest(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "tree",
+    [
+        "kermany2018/oct2017/OCT2017 ",
+        "datasets/paultimothymooney/kermany2018/oct2017/OCT2017 ",
+        "kermany2018/versions/2/oct2017/OCT2017 ",
+        "OCT2017",
+    ],
+)
+def test_kermany_is_found_on_kaggles_mounts(tmp_path, monkeypatch, tree):
+    monkeypatch.setattr(data, "KAGGLE_INPUT", tmp_path)
+    monkeypatch.setattr(data, "KAGGLEHUB", tmp_path / "hub")
+    monkeypatch.setattr(data, "REPOSITORY", tmp_path / "repository")
+    (tmp_path / tree / "train" / "CNV").mkdir(parents=True)
+    assert locate("kermany") == tmp_path / tree
+
+
+def test_kermany_that_is_missing_says_where_to_get_it(tmp_path, monkeypatch):
+    for name in ("KAGGLE_INPUT", "KAGGLEHUB", "REPOSITORY"):
+        monkeypatch.setattr(data, name, tmp_path)
+    with pytest.raises(UserError, match=r"not found.*mendeley.*--data"):
+        locate("kermany")
 
 
 def test_read_image_kinds(tmp_path):

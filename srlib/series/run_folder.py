@@ -136,9 +136,13 @@ class Run:
         text = json.dumps([self.settings(stage), hashes], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
+    def is_trained(self, stage: str) -> bool:
+        """Whether the folder holds a training of the stage, finished or not."""
+        return (self.folder / stage / "checkpoint.pt").exists()
+
     def refuse_changes(self, stored: Config) -> None:
         """Raise UserError where a setting differs from `stored` and a training that depends on it is in the folder."""
-        trained = [s for s in ("pretrain", "srgan") if s in self.provenance["stages"]]
+        trained = [s for s in ("pretrain", "srgan") if self.is_trained(s)]
         for name in FIELDS:
             old, new = getattr(stored, name), getattr(self.config, name)
             depends = [s for s in trained if name in self.settings(s)]
@@ -173,12 +177,15 @@ class Run:
         with self.lock():
             before = self.provenance["stages"].get(name, {})
             fingerprint = self.fingerprint(name)
-            if name in ("pretrain", "srgan") and before.get("fingerprint", fingerprint) != fingerprint:
+            if self.is_trained(name) and before.get("fingerprint", fingerprint) != fingerprint:
                 raise UserError(
                     f"{self.folder / name} was trained from other {'images' if name == 'pretrain' else 'images or another srresnet.pt'}; "
                     "choose another folder with run_dir (--run-dir)"
                 )
-            self.record("stages", name, fingerprint=fingerprint, settings=self.settings(name), started=_now())
+            if self.is_trained(name) and before.get("finished"):  # nothing will be trained: leave the record of when it was
+                yield fingerprint
+                return
+            self.record("stages", name, fingerprint=fingerprint, settings=self.settings(name), started=_now(), finished=None)
             start = time.monotonic()
             yield fingerprint
             self.record("stages", name, finished=_now(), seconds=round(time.monotonic() - start, 1))
@@ -192,14 +199,14 @@ class Run:
         from .. import data
 
         c = self.config
-        root = data.make_phantoms(c) if c.data == "phantom" else data.locate(c.data)
         if c.data == "phantom" and c.phantoms == 0:
             raise UserError("data='phantom' needs phantoms > 0 (quick has 40)")
+        root = data.make_phantoms(c) if c.data == "phantom" else data.locate(c.data).absolute()
         table = data.build_manifest(root, c.channels, c.patient_pattern, c.val_share, c.test_share, c.max_images, c.data_seed)
         data.check_split(table)
         text = table.to_csv(index=False)
         file = self.folder / "manifest.csv"
-        if file.exists() and file.read_text() != text and "pretrain" in self.provenance["stages"]:
+        if file.exists() and file.read_text() != text and self.is_trained("pretrain"):
             raise UserError(f"the images in {root} changed since {self.folder} was trained; choose another folder with run_dir (--run-dir)")
         _write(file, text)
         skipped = pd.DataFrame(table.attrs["skipped"], columns=["path", "reason"])

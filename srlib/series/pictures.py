@@ -1,0 +1,43 @@
+"""`pictures`: put a phantom run's figures into the notebooks (as attachments) and the README (notebooks/pictures/)."""
+
+from __future__ import annotations
+
+import base64
+import re
+from pathlib import Path
+
+import nbformat
+from PIL import Image
+
+from ..config import UserError
+from .run_folder import REPOSITORY, open_run
+
+WIDTH = 1000  # pixels, wide enough for a reader's column
+
+
+def update_pictures(run_dir: str, profile: str = "quick") -> list[Path]:
+    """Take the figures that the notebooks' first cells name from a finished phantom run; returns the pictures written.
+
+    Raises UserError for a run on real scans: their pictures do not belong in the repository.
+    """
+    run = open_run("06", profile, run_dir)
+    if not run.is_phantom:
+        raise UserError(f"{run.folder} shows real scans, whose pictures are not for the repository; name a run on phantoms")
+    folder = REPOSITORY / "notebooks" / "pictures"
+    folder.mkdir(exist_ok=True)
+    written = []
+    for path in sorted((REPOSITORY / "notebooks").glob("*.ipynb")):
+        notebook = nbformat.read(path, as_version=4)
+        first = notebook.cells[0]
+        for name in re.findall(r"attachment:([\w.-]+\.png)", first.source):
+            figure = run.figures / name
+            if not figure.exists():
+                figure = run.figures / name.replace(".png", "_1.png")
+            image = Image.open(figure).convert("RGB")
+            if image.width > WIDTH:
+                image = image.resize((WIDTH, round(image.height * WIDTH / image.width)), Image.Resampling.LANCZOS)
+            image.quantize(128).save(folder / name, optimize=True)
+            first["attachments"] = {name: {"image/png": base64.b64encode((folder / name).read_bytes()).decode()}}
+            written.append(folder / name)
+        nbformat.write(notebook, path)
+    return written
