@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import signal
 import sys
 
 from .config import PROFILES, UserError
@@ -19,7 +20,9 @@ def main(argv: list[str] | None = None) -> int:
         return 130
     except (UserError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 1
+    except OSError as error:
+        print(f"error: {error.filename}: {error.strerror}; choose another place or free it", file=sys.stderr)
+    return 1
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -30,8 +33,9 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--profile", default="quick", choices=list(PROFILES), help="a complete set of settings (default: quick)")
     run.add_argument("--data", default="", help="folder of images, 'phantom' or 'kermany' (default: the profile's)")
     run.add_argument("--run-dir", default="", help="folder for everything the run writes (default: runs/PROFILE)")
-    run.add_argument("--from", dest="start", metavar="NN", help="begin with notebook NN, also where it is finished")
-    run.add_argument("--only", metavar="NN", help="run notebook NN alone, also where it is finished")
+    which = run.add_mutually_exclusive_group()
+    which.add_argument("--from", dest="start", metavar="NN", help="begin with notebook NN, also where it is finished")
+    which.add_argument("--only", metavar="NN", help="run notebook NN alone, also where it is finished")
     run.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="change one setting (repeatable)")
     run.set_defaults(command=_run)
 
@@ -45,10 +49,11 @@ def _parser() -> argparse.ArgumentParser:
     ev.add_argument("sr_dir", metavar="SR_DIR")
     ev.add_argument("hr_dir", metavar="HR_DIR")
     ev.add_argument("--scale", type=int, default=4, choices=(2, 3, 4, 8))
+    ev.add_argument("--channels", type=int, default=1, choices=(1, 3), help="3: colour, measured on luma (default: grey)")
     ev.add_argument("--out", metavar="CSV", help="write a row for each image and region")
     ev.set_defaults(command=_evaluate)
 
-    encoder = commands.add_parser("train-encoder", help="train oct-encoder and judge again (about 7 minutes)")
+    encoder = commands.add_parser("train-encoder", help="train oct-encoder and judge again (about six minutes)")
     encoder.add_argument("--out", default="", help="folder for the two .pt files (default: data/weights)")
     encoder.set_defaults(command=_train_encoder)
 
@@ -79,10 +84,12 @@ def _value(text: str):
 def _run(args) -> None:
     from .series.runner import run_series
 
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # TERM stops as Ctrl-C does, between notebooks too
     overrides = {name: _value(value) for name, value in args.p}
     if "feature_weights" in overrides:
         overrides["feature_weights"] = _path(str(overrides["feature_weights"]))
-    report = run_series(args.profile, _path(args.run_dir), _path(args.data), overrides, args.start, args.only)
+    data = str(overrides.pop("data", args.data))
+    report = run_series(args.profile, _path(args.run_dir), _path(data), overrides, args.start, args.only)
     print(f"report: {report}")
 
 
@@ -102,7 +109,7 @@ def _upscale(args) -> int:
 def _evaluate(args) -> int:
     from .series.evaluation import MEASURES, evaluate_folders
 
-    table, failed = evaluate_folders(args.sr_dir, args.hr_dir, args.scale)
+    table, failed = evaluate_folders(args.sr_dir, args.hr_dir, args.scale, channels=args.channels)
     for line in failed:
         print(f"error: {line}", file=sys.stderr)
     if args.out:

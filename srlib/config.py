@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import re
 from dataclasses import dataclass, field
 
 STAGES = ("data", "pretrain", "srgan", "evaluation")
@@ -33,7 +34,9 @@ class Config:
     data: str = _setting("kermany", "data", "'phantom', 'kermany' (looked for in the usual places) or a folder of images")
     channels: int = _setting(3, "data", "1: grey, natively; 3: colour", choices=(1, 3))
     scale: int = _setting(4, "data", "upscaling factor", choices=(2, 3, 4, 8))
-    patient_pattern: str = _setting(r"^[A-Za-z]+-(\d+)-", "data", "regular expression on the file name; its group is the patient")
+    patient_pattern: str = _setting(
+        r"(?:^|/)[A-Za-z]+-(\d+)-[^/]*$", "data", "regular expression on the relative path; its group is the patient"
+    )
     phantoms: int = _setting(0, "data", "number of synthetic eyes (two B-scans each), spread over four classes", low=0)
     phantom_height: int = _setting(496, "data", "rows of a phantom", low=64)
     phantom_width: int = _setting(512, "data", "columns of a phantom", low=64)
@@ -95,8 +98,7 @@ _SHORT = dict(  # what every training far shorter than the paper's needs
     batch_norm=False,
     smooth=True,
     content_weight=0.0,
-    adversarial_share=0.12,
-    d_noise=0.06,
+    d_noise=0.07,
 )
 PROFILES: dict[str, dict] = {
     "paper": {},
@@ -121,7 +123,8 @@ PROFILES: dict[str, dict] = {
         pretrain_schedule="one-cycle",
         content_features="oct-encoder",
         d_width=32,
-        gan_steps=350,
+        gan_steps=300,
+        gan_lr_drop=0.7,
         ema=0.98,
         max_test_images=16,
         checkpoint_every=50,
@@ -159,6 +162,14 @@ def load_config(profile: str = "quick", **overrides) -> Config:
     config = Config(profile=profile, **{**PROFILES[profile], **overrides})
     if config.crop % 16 or config.crop % config.scale:
         raise UserError(f"crop={config.crop} must be a multiple of 16 and of scale={config.scale}; 96 fits every scale")
+    try:
+        groups = re.compile(config.patient_pattern).groups
+    except re.error:
+        groups = 0
+    if not groups:
+        raise UserError(f"patient_pattern={config.patient_pattern!r} must be a regular expression with one group, such as '-(\\d+)-'")
+    if config.pixel_share and (config.content_weight or config.adversarial_share + config.pixel_share >= 1):
+        raise UserError("pixel_share needs content_weight=0 (calibrated), and with adversarial_share it must stay below 1")
     if config.val_share + config.test_share >= 0.9:
         raise UserError("val_share and test_share leave no patients to train on; 0.1 and 0.2 are usual")
     return config

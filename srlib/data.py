@@ -15,7 +15,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from scipy import ndimage
 
 from . import phantom
-from .config import UserError
+from .config import Config, UserError
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 MAX_PIXELS = 100_000_000  # refuse a larger image before it is decoded
@@ -58,8 +58,12 @@ def read_image(path: str | Path, channels: int = 1) -> np.ndarray:
         with Image.open(path) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise UserError(f"{path}: {image.width} x {image.height} pixels is more than the limit of {MAX_PIXELS:,}")
+            if getattr(image, "n_frames", 1) > 1:
+                raise UserError(f"{path}: holds {image.n_frames} images; save each slice as a file of its own")
             image = ImageOps.exif_transpose(image)
-            if image.mode.startswith("I") or image.mode == "F":
+            if image.mode == "F":
+                raise UserError(f"{path}: holds floating-point values of unknown range; save it as 8 or 16 bit")
+            if image.mode.startswith("I"):
                 return _from_deep(np.asarray(image), path, channels)
             return np.asarray(image.convert("L" if channels == 1 else "RGB"))
     except UserError:
@@ -69,23 +73,24 @@ def read_image(path: str | Path, channels: int = 1) -> np.ndarray:
     except UnidentifiedImageError:
         raise UserError(f"{path}: is not an image, whatever its name says") from None
     except Exception as error:
-        raise UserError(f"{path}: cannot be read as an image ({str(error).splitlines()[0]})") from None
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(f"{path}: cannot be read as an image ({reason})") from None
 
 
 def _from_deep(values: np.ndarray, path: Path, channels: int) -> np.ndarray:
-    if not np.isfinite(values).all() or values.min() < 0 or values.max() > 65535:
+    if values.min() < 0 or values.max() > 65535:
         raise UserError(f"{path}: values from {values.min()} to {values.max()} are not 16-bit; convert it to 8 or 16 bit")
     grey = np.round(values.astype(np.float64) / 257).astype(np.uint8)
     return grey if channels == 1 else np.repeat(grey[..., None], 3, 2)
 
 
 def locate(data: str) -> Path:
-    """The folder that the setting `data` means: a path, or 'kermany', looked for in data/, Kaggle's mounts and kagglehub's cache.
+    """The folder that the setting `data` means: a path (a relative one from the repository), or 'kermany', looked for in data/, Kaggle's mounts and kagglehub's cache.
 
     Raises UserError with what to do where it is not there. (Phantoms are made by `make_phantoms`.)
     """
     if data != "kermany":
-        return Path(data).expanduser()
+        return REPOSITORY / Path(data).expanduser()
     roots = [REPOSITORY / "data", KAGGLE_INPUT, *KAGGLE_INPUT.glob("*"), *KAGGLE_INPUT.glob("datasets/*/*"), KAGGLEHUB]
     for root in roots:
         for inner in ("OCT2017", "OCT2017 ", "oct2017/OCT2017 ", "oct2017/OCT2017"):  # Kaggle's copy has a trailing space
@@ -136,7 +141,7 @@ def data_home() -> Path:
 def build_manifest(
     root: str | Path,
     channels: int = 1,
-    patient_pattern: str = r"^[A-Za-z]+-(\d+)-",
+    patient_pattern: str = Config.patient_pattern,
     val_share: float = 0.1,
     test_share: float = 0.2,
     max_images: int = 0,
@@ -144,46 +149,56 @@ def build_manifest(
 ) -> pd.DataFrame:
     """One row an image: path (relative to `root`), sha256, height, width, label, patient, split (train, val, test).
 
-    The label is the folder's name. Images belong together where they share a patient (the pattern's group, across classes and
-    folders; without a match the file's own name) or a SHA-256; such a group stands in one split. Files that cannot be used are
-    listed with the reason in `.attrs["skipped"]`. Raises UserError where fewer than three groups are left.
+    The label is the folder's name. Images belong together where they share a patient (the pattern's group in the relative path, across
+    classes and folders; without a match the file alone) or a SHA-256; such a group stands in one split. `max_images` takes whole
+    patients at random before anything is read. `.attrs["skipped"]` lists files that cannot be used, with the reason;
+    `.attrs["unnamed"]` counts those without a match. Raises UserError where fewer than three groups are left.
     """
     root = Path(root)
+    paths, named = find_images(root), 0
+    patients = {}
+    for path in paths:
+        relative = path.relative_to(root).as_posix()
+        match = re.search(patient_pattern, relative)
+        named += match is not None
+        patients[relative] = match.group(1) if match else relative
+    if max_images:
+        sizes = pd.Series(patients).value_counts()
+        order = np.random.default_rng(seed).permutation(sorted(sizes.index))
+        kept = set(order[np.cumsum(sizes[order]) <= max(max_images, sizes[order[0]])])
+        patients = {relative: patient for relative, patient in patients.items() if patient in kept}
     rows, skipped = [], []
-    for path in find_images(root):
+    for relative, patient in patients.items():
+        path = root / relative
         try:
             image = read_image(path, channels)
         except UserError as error:
-            skipped.append((path.relative_to(root).as_posix(), str(error).split(": ", 1)[-1]))
+            skipped.append((relative, str(error).removeprefix(f"{path}: ")))
             continue
         if min(image.shape[:2]) < MIN_SIDE:
-            skipped.append((path.relative_to(root).as_posix(), f"{image.shape[1]} x {image.shape[0]} pixels is too small"))
+            skipped.append((relative, f"{image.shape[1]} x {image.shape[0]} pixels is too small"))
             continue
-        match = re.search(patient_pattern, path.name)
+        if image.min() == image.max():
+            skipped.append((relative, "every pixel has the same value"))
+            continue
         rows.append(
             {
-                "path": path.relative_to(root).as_posix(),
+                "path": relative,
                 "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
                 "height": image.shape[0],
                 "width": image.shape[1],
                 "label": path.parent.name if path.parent != root else "image",
-                "patient": match.group(1) if match else path.stem,
+                "patient": patient,
             }
         )
     if not rows:
         raise UserError(f"{root}: none of the {len(skipped)} image files can be read; the first: {' '.join(skipped[0])}")
     table = pd.DataFrame(rows)
     group = _groups(table)
-    order = np.random.default_rng(seed).permutation(sorted(set(group)))
-    if max_images:
-        sizes = group.value_counts()
-        kept = order[np.cumsum([sizes[g] for g in order]) <= max(max_images, sizes[order[0]])]
-        table, order = table[group.isin(kept)].reset_index(drop=True), kept
-        group = _groups(table)
     if group.nunique() < 3:
         raise UserError(f"{root}: {group.nunique()} patient(s) cannot be split into train, val and test; at least 3 are needed")
     table["split"] = group.map(_split(table, group, val_share, test_share, seed))
-    table.attrs["skipped"] = skipped
+    table.attrs.update(skipped=skipped, unnamed=len(paths) - named)
     return table
 
 
@@ -245,7 +260,7 @@ class Crops(torch.utils.data.Dataset):
     """HR crops for training: item k is a pure function of (seed, k). uint8 tensors (C, crop, crop).
 
     `paths` are read once and kept while they fit into `cache_bytes`. A crop with more than half fill is drawn again (up to 8
-    times); the crop is flipped left to right at random. Images smaller than the crop raise UserError at the start.
+    times); the crop is flipped left to right at random. Every image must be at least as large as the crop.
     """
 
     def __init__(self, paths, crop: int, count: int, channels: int = 1, seed: int = 0, cache_bytes: int = 4 << 30):

@@ -31,21 +31,25 @@ VGG_HELP = (
 )
 
 
+def normalise(image: torch.Tensor) -> torch.Tensor:
+    """(N, 1 or 3, H, W) in [0, 1] to three channels with ImageNet's mean 0 and standard deviation 1."""
+    mean, std = (image.new_tensor(v).view(1, 3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
+    return (image.expand(-1, 3, -1, -1) - mean) / std
+
+
 class _Normalised(nn.Module):
     """`body` behind ImageNet's normalisation; frozen (no gradient for its weights) and always in eval mode."""
 
     def __init__(self, body: nn.Module):
         super().__init__()
         self.body = body.requires_grad_(False)
-        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1))
-        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1))
         self.train(False)
 
     def train(self, mode: bool = True):
         return super().train(False)
 
     def forward(self, image: torch.Tensor):
-        return self.body((image.expand(-1, 3, -1, -1) - self.mean) / self.std)
+        return self.body(normalise(image))
 
 
 class OctEncoder(nn.Module):
@@ -107,7 +111,7 @@ class _JudgeBlock(nn.Module):
 
 
 def feature_extractor(name: str = "vgg19:relu5_4", weights: str | Path | None = None) -> nn.Module:
-    """A frozen extractor of one feature map: 'vgg19:LAYER', 'vgg16:LAYER' or 'oct-encoder:LAYER' ('oct-encoder': relu2_2).
+    """A frozen extractor of one feature map: 'vgg19:LAYER', 'vgg16:LAYER' or 'oct-encoder:LAYER' ('oct-encoder': relu3_2).
 
     A layer is reluB_C (after the activation, as in the paper: VGG54 is relu5_4, VGG22 relu2_2) or convB_C (before it).
     `weights`, for a VGG: a state dict file or a folder that holds one, full or convolutions only; without it torchvision's
@@ -116,7 +120,7 @@ def feature_extractor(name: str = "vgg19:relu5_4", weights: str | Path | None = 
     network, _, layer = name.partition(":")
     if network == "oct-encoder":
         layers = _load_encoder("oct-encoder", OctEncoder()).features
-        layer = layer or "relu2_2"
+        layer = layer or "relu3_2"
         names = [n for n, _ in layers.named_children()]
     elif network in ("vgg16", "vgg19"):
         layers = getattr(torchvision.models, network)(weights=None).features
@@ -128,7 +132,10 @@ def feature_extractor(name: str = "vgg19:relu5_4", weights: str | Path | None = 
         valid = ", ".join(n for n in names if n.startswith(("relu", "conv")))
         raise UserError(f"{network} has no layer {layer!r}; it has {valid}")
     if network.startswith("vgg"):
-        layers.load_state_dict(_vgg_state(network, weights))
+        try:
+            layers.load_state_dict(_vgg_state(network, weights))
+        except RuntimeError:
+            raise UserError(f"feature_weights={str(weights)!r} holds weights of another network than {network}; {VGG_HELP}") from None
     return _Normalised(layers[: names.index(layer) + 1])
 
 
@@ -161,8 +168,8 @@ def _vgg_state(network: str, weights: str | Path | None) -> dict[str, torch.Tens
 
 
 def find_weights(weights: str | Path, network: str) -> Path:
-    """The weights file that `feature_weights` means: itself, or the one .pth/.pt file with the network's name in a folder."""
-    path = Path(weights).expanduser()
+    """The weights file that `feature_weights` means (a relative path from the repository): itself, or the first .pth/.pt file with the network's name in a folder."""
+    path = WEIGHTS.parent.parent / Path(weights).expanduser()
     if path.is_file():
         return path
     found = sorted(p for p in (*path.glob("*.pt*"), *path.glob("*/*.pt*")) if network in p.name)
@@ -174,9 +181,9 @@ def find_weights(weights: str | Path, network: str) -> Path:
 def _load_encoder(name: str, model: nn.Module) -> nn.Module:
     path = WEIGHTS / f"{name}.pt"
     if not path.exists():
-        raise UserError(f"{path}: no such file; get it from the repository or run `python -m srlib train-encoder`")
+        raise UserError(f"{path}: no such file; get it from the repository")
     if hashlib.sha256(path.read_bytes()).hexdigest() != SHA256[name]:
-        raise UserError(f"{path} is not the released file (SHA-256 differs); get it again or run `python -m srlib train-encoder`")
+        raise UserError(f"{path} is not the released file (SHA-256 differs); get it from the repository again")
     state = torch.load(path, map_location="cpu", weights_only=True)
     model.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()})
     return model.eval()

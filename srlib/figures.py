@@ -40,7 +40,7 @@ STYLE = {
     "axes.facecolor": "white",
     "axes.edgecolor": "#444444",
     "axes.grid": True,
-    "axes.grid.axis": "both",
+    "axes.axisbelow": True,
     "grid.color": "#e4e4e4",
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -124,11 +124,13 @@ def split_bars(table: pd.DataFrame) -> plt.Figure:
         counts = counts.reindex(columns=["train", "val", "test"], fill_value=0)
         counts.plot.barh(stacked=True, ax=ax, color=["#0072B2", "#E69F00", "#D55E00"], legend=what == "patients", width=0.7)
         ax.set(xlabel=what, ylabel="")
+        ax.grid(axis="y", visible=False)
+        ax.xaxis.get_major_locator().set_params(integer=True)
     axes[1].legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return fig
 
 
-def valid(hr: np.ndarray, region: np.ndarray, profile_um: float | None = None) -> plt.Figure:
+def valid(hr: np.ndarray, region: np.ndarray) -> plt.Figure:
     """An image with what is not valid in orange, beside its mean grey level by depth."""
     fig, axes = plt.subplots(1, 2, figsize=(9, 3.9), width_ratios=[1.3, 1])
     tint = np.repeat(hr[..., None] if hr.ndim == 2 else hr, 3 if hr.ndim == 2 else 1, 2).astype(float)

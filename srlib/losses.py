@@ -6,14 +6,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-PAPER_FEATURE_SCALE = 1 / 12.75  # section 3.2: the *features* are rescaled, so the squared error shrinks by its square
-
 
 class ContentLoss(nn.Module):
     """Mean squared error between features of SR and HR (equation 5), mean over channels and positions.
 
     `extractor` takes (N, C, H, W) in [0, 1] and returns one feature map; it must be frozen (`features.feature_extractor`).
-    The gradient reaches `sr` through it; `hr` needs none. Computed in float32 whatever the autocast.
+    The gradient reaches `sr` through it; `hr` needs none. The features follow the autocast, their difference is taken in float32.
     """
 
     def __init__(self, extractor: nn.Module):

@@ -13,7 +13,7 @@ import io
 
 import numpy as np
 from PIL import Image
-from scipy.ndimage import gaussian_filter, gaussian_filter1d
+from scipy.ndimage import gaussian_filter, gaussian_filter1d, rotate
 
 PATHOLOGIES = ("normal", "drusen", "dme", "cnv")
 AXIAL_UM, LATERAL_UM = 3.87, 11.5  # one pixel
@@ -53,20 +53,24 @@ def bscan(
     width: int = 512,
     pathology: str = "normal",
     position_mm: float = 0.0,
+    rotation: float = 0.0,
     jpeg_quality: int | None = 75,
 ) -> np.ndarray:
     """One B-scan as a uint8 array (height, width); the same arguments give the same bytes.
 
     `seed` fixes the eye and its speckle, `position_mm` moves the cut away from the fovea, `pathology` is one of PATHOLOGIES.
-    `jpeg_quality` passes the image through JPEG as in Kermany's set (None: not). Raises ValueError for an unknown pathology.
+    `rotation` turns it by so many degrees and fills the corners with white, `jpeg_quality` passes it through JPEG, both as in Kermany's
+    set (0, None: not). Raises ValueError for an unknown pathology.
     """
     if pathology not in PATHOLOGIES:
         raise ValueError(f"pathology must be one of {PATHOLOGIES}, not {pathology!r}")
     eye = np.random.default_rng([seed, PATHOLOGIES.index(pathology)])
     scan = np.random.default_rng([seed, PATHOLOGIES.index(pathology), round(1000 * position_mm)])
-    surfaces, rpe_lift, lesions = _geometry(eye, scan, height, width, pathology, position_mm)
-    grey = _paint(eye, scan, surfaces, rpe_lift, lesions, height, width)
+    surfaces, lesions = _geometry(eye, scan, height, width, pathology, position_mm)
+    grey = _paint(eye, scan, surfaces, lesions, height, width)
     image = _speckle(scan, grey)
+    if rotation:
+        image = rotate(image, rotation, reshape=False, order=1, cval=255)
     if jpeg_quality is not None:
         buffer = io.BytesIO()
         Image.fromarray(image).save(buffer, "JPEG", quality=jpeg_quality)
@@ -81,7 +85,7 @@ def _wave(rng: np.random.Generator, n: int, sigma: float, amplitude: float) -> n
 
 
 def _geometry(eye, scan, height, width, pathology, position_mm):
-    """Layer surfaces in pixels (len(LAYERS) + 1, width), the lift of the RPE, and lesions as (kind, x, y, rx, ry)."""
+    """Surfaces in pixels, from the ILM down, (n, width), and lesions as (kind, x, y, rx, ry)."""
     x = (np.arange(width) - width / 2) * LATERAL_UM / 1000 - eye.normal(0, 0.25)  # mm from the fovea
     pit = np.exp(-(x**2 + position_mm**2) / 0.45**2)
     spread = 1 + eye.normal(0, 0.05)
@@ -124,9 +128,8 @@ def _geometry(eye, scan, height, width, pathology, position_mm):
     for name, share in (("INL", 0.35), ("OPL", 0.3), ("ONL", 0.35)):
         thick[names.index(name)] = thick[names.index(name)] + share * swelling
     if pathology == "cnv":  # fluid lifts the retina off the RPE
-        kind, cx, _, rx, ry = lesions[0]
+        _, cx, _, rx, ry = lesions[0]
         fluid_height = ry * np.clip(1 - ((px - cx) / rx) ** 2, 0, None) ** 0.7
-        lesions[0] = (kind, cx, 0.0, rx, fluid_height.max())
     else:
         fluid_height = np.zeros(width)
     lift = gaussian_filter1d(lift, 2)
@@ -141,10 +144,10 @@ def _geometry(eye, scan, height, width, pathology, position_mm):
         depth.append(np.minimum(depth[-1] - thick[names.index(name)] + (before - softened), depth[-1] - 4))
     edges = np.stack(depth[::-1])  # ILM ... OS top, (fluid), RPE top, RPE bottom
     cc_bottom = base + thick[names.index("CC")]
-    return np.vstack([edges, base[None], cc_bottom[None]]) / AXIAL_UM, lift / AXIAL_UM, lesions
+    return np.vstack([edges, base[None], cc_bottom[None]]) / AXIAL_UM, lesions
 
 
-def _paint(eye, scan, surfaces, rpe_lift, lesions, height, width) -> np.ndarray:
+def _paint(eye, scan, surfaces, lesions, height, width) -> np.ndarray:
     """Grey level without speckle, (height, width) in levels 0..255: layers, choroid, lesions, vessels and their shadows."""
     rows = np.arange(height, dtype=np.float32)[:, None]
     grey = np.zeros((height, width), np.float32)

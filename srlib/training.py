@@ -6,6 +6,7 @@ What a step computes stands here; how steps are repeated, saved, stopped and con
 from __future__ import annotations
 
 import copy
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,8 @@ from .features import feature_extractor
 from .loop import Best, run_steps
 from .losses import ContentLoss, adversarial_loss, discriminator_loss
 from .models import Discriminator, Generator
+
+CALIBRATION_BATCHES = 4
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -60,17 +63,20 @@ class Validation:
             hr = read_image(path, config.channels)
             top, left = (max(0, (n - side) // 2) for n in hr.shape[:2])
             hr = crop_to_multiple(hr[top : top + side, left : left + side], config.scale)
-            lr = downsample(to_tensor(hr), config.scale)
-            self.pairs.append((hr, lr, valid_region(hr)))
-        self.bicubic = float(np.nanmean([metrics.psnr(to_image(upsample(lr, config.scale)), hr, region=r) for hr, lr, r in self.pairs]))
+            lr, region = downsample(to_tensor(hr), config.scale), valid_region(hr)
+            start = metrics.psnr(to_image(upsample(lr, config.scale)), hr, region=region)
+            if np.isfinite(start):  # an empty valid region or a flat square says nothing
+                self.pairs.append((hr, lr, region, start))
+        if not self.pairs:
+            raise UserError("no validation image has a valid region to measure; give other images or a larger val_share")
 
     @torch.inference_mode()
     def __call__(self, generator: torch.nn.Module) -> float:
         was_training = generator.training
         generator.eval()
-        scores = [metrics.psnr(to_image(generator(lr.to(self.device))), hr, region=r) for hr, lr, r in self.pairs]
+        gains = [metrics.psnr(to_image(generator(lr.to(self.device))), hr, region=r) - start for hr, lr, r, start in self.pairs]
         generator.train(was_training)
-        return float(np.nanmean(scores)) - self.bicubic
+        return float(np.mean(gains))
 
 
 def _pairs(paths, config: Config, device: torch.device, steps: int, seed: int):
@@ -143,6 +149,7 @@ class Weights:
         self.adversarial, self.content, self.pixel = config.adversarial_weight, config.content_weight, 0.0
 
     def calibrate(self, config: Config, content: float, adversarial: float, pixel: float) -> None:
+        """From the terms' mean values before the first step."""
         unit = self.adversarial * adversarial / config.adversarial_share  # the whole loss at the start
         self.content = unit * (1 - config.adversarial_share - config.pixel_share) / max(content, 1e-12)
         self.pixel = unit * config.pixel_share / max(pixel, 1e-12)
@@ -176,7 +183,7 @@ def train_srgan(config: Config, train, val, folder, fingerprint: str = "", show=
     g_optimizer = torch.optim.Adam(generator.parameters(), config.gan_lr, betas=(0.9, 0.999))
     d_optimizer = torch.optim.Adam(discriminator.parameters(), config.gan_lr, betas=(0.9, 0.999))
     drop = max(1, round(config.gan_lr_drop * config.gan_steps))
-    schedulers = [torch.optim.lr_scheduler.StepLR(o, drop, 0.1) for o in (g_optimizer, d_optimizer)]
+    schedulers = [torch.optim.lr_scheduler.MultiStepLR(o, [drop], 0.1) for o in (g_optimizer, d_optimizer)]
     dtype = autocast_dtype(config.precision, device)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype is torch.float16)
     validation, weights = Validation(val, config, device), Weights(config)
@@ -191,6 +198,14 @@ def train_srgan(config: Config, train, val, folder, fingerprint: str = "", show=
             image = image + config.d_noise * torch.randn(image.shape, generator=chance, device=device)
         return 2 * image - 1
 
+    def generator_terms(k, sr, hr):
+        """The generator's three losses, not weighted."""
+        discriminator.requires_grad_(False)
+        with autocast():
+            adversarial = adversarial_loss(discriminator(view(sr, k, 2)))
+            content = content_loss(sr, hr)
+        return dict(content=content, adversarial=adversarial, pixel=F.mse_loss(2 * sr - 1, 2 * hr - 1))
+
     def step(k, lr, hr):
         with autocast():
             sr = generator(lr)
@@ -200,14 +215,7 @@ def train_srgan(config: Config, train, val, folder, fingerprint: str = "", show=
         d_optimizer.zero_grad(set_to_none=True)
         scaler.scale(d_loss).backward()
         scaler.step(d_optimizer)
-        discriminator.requires_grad_(False)
-        with autocast():
-            adversarial = adversarial_loss(discriminator(view(sr, k, 2)))
-            content = content_loss(sr, hr)
-        pixel = F.mse_loss(2 * sr - 1, 2 * hr - 1)
-        if k == 0 and not config.content_weight:
-            weights.calibrate(config, content.item(), adversarial.item(), pixel.item())
-        terms = {"content": weights.content * content, "adversarial": weights.adversarial * adversarial, "pixel": weights.pixel * pixel}
+        terms = {key: getattr(weights, key) * value for key, value in generator_terms(k, sr, hr).items()}
         loss = sum(terms.values())
         g_optimizer.zero_grad(set_to_none=True)
         scaler.scale(loss).backward()
@@ -246,4 +254,8 @@ def train_srgan(config: Config, train, val, folder, fingerprint: str = "", show=
         "weights": weights,
     }
     stream = _pairs(train, config, device, config.gan_steps, config.seed + 1)
+    if not config.content_weight:
+        with torch.no_grad(), autocast():
+            first = [generator_terms(0, generator(lr), hr) for lr, hr in itertools.islice(stream(0), CALIBRATION_BATCHES)]
+        weights.calibrate(config, **{key: float(np.mean([t[key].item() for t in first])) for key in first[0]})
     return run_steps("srgan", config, folder, fingerprint, config.gan_steps, parts, stream, step, validate, done, show)

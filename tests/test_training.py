@@ -122,9 +122,9 @@ def test_calibration_gives_the_stated_share(paths, tmp_path):
     config = load_config("smoke", **TINY | {"adversarial_share": 0.2, "pixel_share": 0.3, "validate_every": 1, "gan_steps": 2})
     training.pretrain_generator(config, *paths, tmp_path)
     history = training.train_srgan(config, *paths, tmp_path)
-    assert history.adversarial_share[0] == pytest.approx(0.2, rel=1e-3)
-    assert history.pixel_share[0] == pytest.approx(0.3, rel=1e-3)
-    assert history.content_share[0] == pytest.approx(0.5, rel=1e-3)
+    shares = history.loc[0, ["content_share", "adversarial_share", "pixel_share"]]
+    assert list(shares) == pytest.approx([0.5, 0.2, 0.3], abs=0.08)  # of one batch; the calibration took the mean of several
+    assert shares.sum() == pytest.approx(1)
     assert checkpoint.load(tmp_path / "srgan/checkpoint.pt")["parts"]["weights"]["content"] > 0
 
 

@@ -42,7 +42,11 @@ class Protocol:
         return self.network(to_tensor(image).to(self.device))
 
     def measure(self, sr: np.ndarray) -> list[dict]:
-        """A dict for each region with every measure; the regions agree where there is no fill."""
+        """A dict for each region with every measure; the regions agree where there is no fill. ValueError for another size."""
+        if sr.shape != self.hr.shape:
+            raise ValueError(
+                f"SR is {sr.shape[1]} x {sr.shape[0]} pixels and HR {self.hr.shape[1]} x {self.hr.shape[0]}; is the scale right?"
+            )
         maps, rows = self._maps(sr), []
         same = metrics.consistency(sr, self.lr, self.scale)
         for name, region in self.regions.items():
@@ -105,9 +109,12 @@ def fit_noise(pairs, scale: int) -> float:
     """The factor that lifts the power of SR + factor * texture above the LR Nyquist to HR's; `pairs`: (name, sr, hr)."""
     missing, added = 0.0, 0.0
     for name, sr, hr in pairs:
-        gap = metrics.high_power(metrics.spectrum(hr), scale) - metrics.high_power(metrics.spectrum(sr), scale)
-        missing += max(gap, 0)
-        added += metrics.high_power(metrics.spectrum(metrics.luma(texture(sr, name, scale))), scale)
+        region = valid_region(hr)
+        hr_power, sr_power, noise_power = (
+            metrics.high_power(metrics.spectrum(image, region), scale) for image in (hr, sr, texture(sr, name, scale) + 128)
+        )
+        missing += max(hr_power - sr_power, 0)
+        added += noise_power
     return float(np.sqrt(missing / added)) if added else 0.0
 
 
@@ -168,21 +175,26 @@ def summarise(table: pd.DataFrame, region: str = "valid") -> pd.DataFrame:
     return summary.round(4)
 
 
-def evaluate_folders(sr_dir: str | Path, hr_dir: str | Path, scale: int = 4, border: int = 4) -> tuple[pd.DataFrame, list[str]]:
+def evaluate_folders(
+    sr_dir: str | Path, hr_dir: str | Path, scale: int = 4, border: int = 4, channels: int = 1
+) -> tuple[pd.DataFrame, list[str]]:
     """Judge anybody's SR images under the series' protocol: each image of `sr_dir` against the HR image with the same stem.
 
     HR is cropped to a multiple of the scale; LR, for the consistency, is made from it. Returns the table (region whole and
     valid) and a line for each image that could not be measured. Raises UserError where none could.
     """
-    hr_paths = {p.stem: p for p in find_images(hr_dir)}
+    hr_paths: dict[str, list[Path]] = {}
+    for path in find_images(hr_dir):
+        hr_paths.setdefault(path.stem, []).append(path)
     network, rows, failed = judge(), [], []
     for path in tqdm(find_images(sr_dir), desc="evaluate", unit="image", ncols=100):
-        if path.stem not in hr_paths:
-            failed.append(f"{path}: no HR image named {path.stem} in {hr_dir}")
+        found = hr_paths.get(path.stem, [])
+        if len(found) != 1:
+            failed.append(f"{path}: {'no' if not found else len(found)} HR image named {path.stem} in {hr_dir}; one is needed")
             continue
         try:
-            lr, hr = degrade_image(read_image(hr_paths[path.stem]), scale)
-            sr = read_image(path)
+            lr, hr = degrade_image(read_image(found[0], channels), scale)
+            sr = read_image(path, channels)
             measured = Protocol(hr, scale, border, lr, network, "cpu").measure(sr)
         except ValueError as error:  # UserError among them
             failed.append(f"{path}: {error}")

@@ -9,6 +9,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import shutil
 import subprocess
 import time
 from datetime import UTC, datetime
@@ -80,13 +81,18 @@ def open_run(notebook: str, profile: str = "quick", run_dir: str = "", data: str
     for key, value in wanted.items():
         if getattr(stored, key) != value and stage_of(key) not in (stage, "machine"):
             owner = next((n for n, s, _ in NOTEBOOKS.values() if s == stage_of(key)), "01_explore_data")
-            raise UserError(f"{key} is {getattr(stored, key)!r} in {folder} and belongs to {owner}; run that notebook with another run_dir")
+            raise UserError(
+                f"{key} is {getattr(stored, key)!r} in {folder} and belongs to {owner}; change it there, with another run_dir where that stage has run"
+            )
     run = Run(folder, dataclasses.replace(stored, **wanted))
     for need in needs:
         missing = [f for f in MAKES[need] if not (folder / f).exists()]
         if missing:
             owner = next(n for n, s, _ in NOTEBOOKS.values() if s == need)
             raise UserError(f"{folder / missing[0]} is missing; run {owner} first (or ./run_all.sh, which runs all)")
+        if run.is_trained(need) and run.provenance["stages"].get(need, {}).get("fingerprint") != run.fingerprint(need):
+            number = next(n for n, (_, s, _) in NOTEBOOKS.items() if s == need)
+            raise UserError(f"{folder / MAKES[need][0]} was trained from something older; --from {number} trains it again")
     run.refuse_changes(stored)
     if run.config != stored:
         _write(file, json.dumps(dataclasses.asdict(run.config), indent=1) + "\n")
@@ -180,7 +186,7 @@ class Run:
             if self.is_trained(name) and before.get("fingerprint", fingerprint) != fingerprint:
                 raise UserError(
                     f"{self.folder / name} was trained from other {'images' if name == 'pretrain' else 'images or another srresnet.pt'}; "
-                    "choose another folder with run_dir (--run-dir)"
+                    f"--from {'03' if name == 'pretrain' else '04'} trains it again, or choose another folder with run_dir (--run-dir)"
                 )
             if self.is_trained(name) and before.get("finished"):  # nothing will be trained: leave the record of when it was
                 yield fingerprint
@@ -258,7 +264,7 @@ def _made_by() -> dict:
         subprocess.run(
             ["git", "describe", "--always", "--dirty"], cwd=REPOSITORY, capture_output=True, text=True, check=False
         ).stdout.strip()
-        if (REPOSITORY / ".git").exists()
+        if (REPOSITORY / ".git").exists() and shutil.which("git")
         else ""
     )
     return {

@@ -66,12 +66,14 @@ def _run_notebook(run: Run, number: str, parameters: dict, asked: bool) -> None:
     if finished and not asked:
         print(f"[{number}/06] {name}: finished earlier, skipped (--from {number} does it again)", flush=True)
         return
-    if finished and stage in ("pretrain", "srgan"):  # a training that is asked for again: keep the earlier one
+    before = run.provenance["stages"].get(stage, {}).get("fingerprint")
+    if run.is_trained(depends) and asked and (finished or before != run.fingerprint(depends)):  # train again, and keep the earlier one
         kept = run.folder / f"{stage}-{time.strftime('%Y%m%d-%H%M%S')}"
         (run.folder / stage).rename(kept)
         print(f"        the earlier training is kept in {kept}", flush=True)
     print(f"[{number}/06] {name}", flush=True)
     out.parent.mkdir(parents=True, exist_ok=True)
+    run.record("notebooks", number, fingerprint=None)  # until it has ended
     begin = time.monotonic()
     _execute(REPOSITORY / "notebooks" / f"{name}.ipynb", out, parameters)
     seconds = round(time.monotonic() - begin, 1)
@@ -88,12 +90,12 @@ def _execute(notebook: Path, out: Path, parameters: dict) -> None:
         from papermill.engines import NBClientEngine, papermill_engines
 
     logging.getLogger("papermill").setLevel(logging.ERROR)
-    clients, failure = [], []
+    kernels, failure = [], []
 
     class Client(PapermillNotebookClient):
-        async def async_start_new_kernel(self, **kwargs):
-            await super().async_start_new_kernel(**kwargs)
-            clients.append((self.km, asyncio.get_running_loop()))
+        def start_new_kernel(self, **kwargs):
+            super().start_new_kernel(**kwargs)
+            kernels.append(self.km)
 
     class Engine(NBClientEngine):
         @classmethod
@@ -114,10 +116,6 @@ def _execute(notebook: Path, out: Path, parameters: dict) -> None:
         except BaseException as error:  # handed to the main thread
             failure.append(error)
 
-    def tell(action):
-        for km, loop in clients:
-            asyncio.run_coroutine_threadsafe(action(km), loop)
-
     worker = threading.Thread(target=work, daemon=True)
     asked = []
     old = {s: signal.signal(s, lambda number, frame: asked.append(time.monotonic())) for s in (signal.SIGINT, signal.SIGTERM)}
@@ -126,12 +124,12 @@ def _execute(notebook: Path, out: Path, parameters: dict) -> None:
         told = 0
         while worker.is_alive():
             worker.join(0.2)
-            if asked and clients and not told:
+            if asked and kernels and not told:
                 print("\n        stopping: waiting for the notebook to save", flush=True)
-                tell(lambda km: km.interrupt_kernel())
+                asyncio.run(kernels[0].interrupt_kernel())
                 told = 1
             if told == 1 and (len(asked) > 1 or time.monotonic() - asked[0] > STOP_SECONDS):
-                tell(lambda km: km.shutdown_kernel(now=True))
+                asyncio.run(kernels[0].provisioner.kill())
                 told = 2
     finally:
         for number, handler in old.items():
@@ -145,7 +143,7 @@ def _execute(notebook: Path, out: Path, parameters: dict) -> None:
 def _explain(notebook: Path, error: BaseException) -> Exception:
     if hasattr(error, "evalue"):  # papermill's PapermillExecutionError
         message = str(error.evalue) if error.ename == "UserError" else f"{error.ename}: {error.evalue}"
-        return NotebookError(f"{notebook.stem}, cell {error.cell_index}: {message}")
+        return NotebookError(f"{notebook.stem}, cell [{error.exec_count}]: {message}")
     return NotebookError(f"{notebook.stem}: {type(error).__name__}: {error}")
 
 
@@ -153,7 +151,7 @@ class _Progress:
     """What a kernel writes to stderr (tqdm's lines), shown as one updating line on a terminal, now and then a line in a log."""
 
     def __init__(self):
-        self.shown, self.open = 0.0, False
+        self.shown = 0.0
 
     def write(self, text: str) -> None:
         if sys.stdout.isatty():
