@@ -70,7 +70,8 @@ def test_stopped_and_continued_equals_uninterrupted(paths, tmp_path, monkeypatch
     for stage, weights_file in ((training.pretrain_generator, "srresnet.pt"), (training.train_srgan, "srgan.pt")):
         whole = stage(config, *paths, tmp_path / "whole")
         with monkeypatch.context() as patch:
-            interrupt_at(3, patch, number)
+            before = training.CALIBRATION_BATCHES if stage is training.train_srgan else 0
+            interrupt_at(before + 3, patch, number)
             with pytest.raises(KeyboardInterrupt):
                 stage(config, *paths, tmp_path / "cut")
         assert "saved at step 3" in capsys.readouterr().out
