@@ -30,7 +30,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     run = commands.add_parser("run", help="run the six notebooks into a run folder")
-    run.add_argument("--profile", default="quick", choices=list(PROFILES), help="a complete set of settings (default: quick)")
+    run.add_argument("--profile", default="quick", help=f"a complete set of settings: {', '.join(PROFILES)} (default: quick)")
     run.add_argument("--data", default="", help="folder of images, 'phantom' or 'kermany' (default: the profile's)")
     run.add_argument("--run-dir", default="", help="folder for everything the run writes (default: runs/PROFILE)")
     which = run.add_mutually_exclusive_group()

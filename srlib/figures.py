@@ -9,6 +9,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.patches import Rectangle
+from scipy.ndimage import gaussian_gradient_magnitude
 
 from .metrics import spectrum
 
@@ -201,13 +202,14 @@ def srgan_curves(history: pd.DataFrame) -> plt.Figure:
 
 
 def _zoom_box(hr: np.ndarray, side: int) -> tuple[int, int]:
-    """Top and left of the square with the most contrast that is not fill."""
+    """Top and left of the square with the most edges that are not those of fill."""
     y = (hr if hr.ndim == 2 else hr.mean(2)).astype(float)
     y[y >= 250] = 0
+    edges = gaussian_gradient_magnitude(y, 2)
     best, where = -1.0, (0, 0)
     for top in range(0, hr.shape[0] - side + 1, side // 4):
         for left in range(0, hr.shape[1] - side + 1, side // 4):
-            score = y[top : top + side, left : left + side].std()
+            score = edges[top : top + side, left : left + side].mean()
             if score > best:
                 best, where = score, (top, left)
     return where

@@ -179,6 +179,13 @@ def test_a_run_folder_that_cannot_be_written(tmp_path):
     assert failed.returncode == 1 and "cannot be written" in failed.stderr and failed.stderr.count("\n") == 1
 
 
+def test_unknown_profile_and_notebook(tmp_path):
+    failed = srlib("run", "--profile", "quik", "--run-dir", tmp_path / "run")
+    assert failed.returncode == 1 and failed.stderr == "error: there is no profile 'quik'; did you mean 'quick'?\n"
+    failed = srlib("run", "--only", "07", "--run-dir", tmp_path / "run")
+    assert failed.returncode == 1 and "there is no notebook '07'" in failed.stderr
+
+
 def test_one_process_at_a_time(tmp_path):
     run = open_run("01", "smoke", str(tmp_path / "run"))
     with run.lock():

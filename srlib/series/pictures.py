@@ -29,15 +29,14 @@ def update_pictures(run_dir: str, profile: str = "quick") -> list[Path]:
     for path in sorted((REPOSITORY / "notebooks").glob("*.ipynb")):
         notebook = nbformat.read(path, as_version=4)
         first = notebook.cells[0]
-        for name in re.findall(r"attachment:([\w.-]+\.png)", first.source):
-            figure = run.figures / name
-            if not figure.exists():
-                figure = run.figures / name.replace(".png", "_1.png")
+        for stem in re.findall(r"attachment:([\w-]+)\.jpg", first.source):
+            figure = next(f for f in (run.figures / f"{stem}.png", run.figures / f"{stem}_1.png") if f.exists())
+            target = folder / f"{stem}.jpg"
             image = Image.open(figure).convert("RGB")
             if image.width > WIDTH:
                 image = image.resize((WIDTH, round(image.height * WIDTH / image.width)), Image.Resampling.LANCZOS)
-            image.quantize(128).save(folder / name, optimize=True)
-            first["attachments"] = {name: {"image/png": base64.b64encode((folder / name).read_bytes()).decode()}}
-            written.append(folder / name)
+            image.save(target, quality=82, optimize=True)
+            first["attachments"] = {target.name: {"image/jpeg": base64.b64encode(target.read_bytes()).decode()}}
+            written.append(target)
         nbformat.write(notebook, path)
     return written

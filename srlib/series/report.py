@@ -50,7 +50,7 @@ def result_table(summary: pd.DataFrame) -> str:
     """`evaluation.summarise`'s table as HTML, with headings that have units."""
     from ..figures import NAMES
 
-    shown = summary[[c for c in COLUMNS if c in summary]].rename(columns=COLUMNS, index=NAMES)
+    shown = summary[[c for c in COLUMNS if c in summary]].rename(columns=COLUMNS, index=NAMES).rename_axis(None)
     return shown.to_html(float_format=lambda v: f"{v:.2f}" if abs(v) >= 1.5 else f"{v:.3f}", border=0).replace(
         "<th></th>", "<th>method</th>"
     )
