@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 import time
 from pathlib import Path
@@ -81,7 +82,7 @@ def run_steps(name, config: Config, folder: Path, fingerprint: str, total: int, 
                 )
         return means
 
-    with Stop() as stop, tqdm(total=total, initial=first, desc=name, unit="step", mininterval=1.0, ncols=100) as bar:
+    with Stop() as stop, tqdm(total=total, initial=first, desc=name, unit="step", mininterval=1.0, ncols=100, file=sys.stdout) as bar:
         batches = stream(first)
         for k in range(first, total):
             for key, value in step(k, *next(batches)).items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -146,7 +147,7 @@ def evaluate_run(config: Config, root: Path, manifest: pd.DataFrame, folder: Pat
 
     rows = []
     chosen = choose(part["test"], config.max_test_images)
-    for item in tqdm(chosen.itertuples(), total=len(chosen), desc="evaluate", unit="image", mininterval=1.0, ncols=100):
+    for item in tqdm(chosen.itertuples(), total=len(chosen), desc="evaluate", unit="image", mininterval=1.0, ncols=100, file=sys.stdout):
         lr, hr = degrade_image(read_image(root / item.path, config.channels), scale)
         protocol = Protocol(hr, scale, config.border, lr, network, device)
         for method, sr in methods(lr, hr, item.path):

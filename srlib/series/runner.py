@@ -111,7 +111,7 @@ def _execute(notebook: Path, out: Path, parameters: dict) -> None:
         try:
             papermill.execute_notebook(
                 notebook, out, parameters, engine_name="srlib", kernel_name="python3", cwd=str(REPOSITORY / "notebooks"),
-                progress_bar=False, coalesce_streams=True, stderr_file=_Progress(),
+                progress_bar=False, coalesce_streams=True, stdout_file=_Progress(False), stderr_file=_Progress(True),
             )  # fmt: skip
         except BaseException as error:  # handed to the main thread
             failure.append(error)
@@ -148,20 +148,33 @@ def _explain(notebook: Path, error: BaseException) -> Exception:
 
 
 class _Progress:
-    """What a kernel writes to stderr (tqdm's lines), shown as one updating line on a terminal, now and then a line in a log."""
+    """What a kernel prints: of stdout only the trainings' and the evaluation's lines ("name: ..."), of stderr everything. Progress
+    bars are one updating line on a terminal, and now and then a line in a log."""
 
-    def __init__(self):
-        self.shown = 0.0
+    def __init__(self, everything: bool):
+        self.everything, self.shown, self.open = everything, 0.0, False
 
     def write(self, text: str) -> None:
+        for line in re.split(r"[\r\n]+", text):
+            if "%|" in line:
+                self._bar(line)
+            elif line.strip() and (self.everything or re.match(r"\w+: ", line)):
+                self._end_bar()
+                print(f"        {line}", flush=True)
+
+    def _bar(self, line: str) -> None:
+        ended = "100%|" in line
         if sys.stdout.isatty():
-            sys.stdout.write(re.sub(r"(^|\r)(?=[^\r\n])", r"\1        ", text))
-            return
-        lines = [line for line in re.split(r"[\r\n]", text) if line.strip()]
-        ended = [line for line in lines if "%|" not in line or "100%|" in line]
-        if lines and (ended or time.monotonic() - self.shown > LOG_SECONDS):
+            print(f"\r        {line}\x1b[K", end="\n" if ended and self.open else "", flush=True)
+            self.open = not ended
+        elif ended or time.monotonic() - self.shown > LOG_SECONDS:
             self.shown = time.monotonic()
-            print(*(f"        {line}" for line in ended or lines[-1:]), sep="\n", flush=True)
+            print(f"        {line}", flush=True)
+
+    def _end_bar(self) -> None:
+        if self.open:
+            print()
+            self.open = False
 
     def flush(self) -> None:
         sys.stdout.flush()
