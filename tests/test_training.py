@@ -100,7 +100,7 @@ def test_other_settings_are_refused(paths, tmp_path):
 
 def test_srgan_depends_on_the_extractor(paths, tmp_path, monkeypatch):
     """Features of zeros give another SRGAN: the content loss really reaches the generator (a dead gradient would not)."""
-    config = load_config("smoke", **TINY | {"content_weight": 50.0})
+    config = load_config("smoke", **TINY | {"content_weight": 50.0, "pixel_share": 0.0})
     original = features.feature_extractor
 
     def zeroed(*args):
