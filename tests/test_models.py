@@ -7,7 +7,7 @@ from torch import nn
 
 from srlib.degrade import downsample, upsample
 from srlib.metrics import checkerboard, spectrum
-from srlib.models import Discriminator, Generator, LinearFilter
+from srlib.models import Discriminator, Generator, LinearFilter, RowConv2d
 
 
 def count(model):
@@ -78,6 +78,21 @@ def test_discriminator_is_the_papers():
 def test_discriminator_refuses_odd_crops():
     with pytest.raises(ValueError, match="multiple of 16"):
         Discriminator(crop=90)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_last_convolution_is_an_ordinary_one(channels):
+    """Value and gradients as nn.Conv2d with the same weights."""
+    torch.manual_seed(0)
+    rows, plain = RowConv2d(5, channels, 9, padding=4), torch.nn.Conv2d(5, channels, 9, padding=4)
+    plain.load_state_dict(rows.state_dict())
+    x = torch.randn(2, 5, 13, 17, requires_grad=True)
+    results = []
+    for layer in (rows, plain):
+        y = layer(x)
+        results.append((y, *torch.autograd.grad(y.square().sum(), (x, layer.weight, layer.bias))))
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
 
 
 def test_linear_filter_recovers_a_linear_world():
