@@ -56,6 +56,7 @@ class Config:
     pretrain_steps: int = _setting(1_000_000, "pretrain", "MSE updates", low=1)
     pretrain_lr: float = _setting(1e-4, "pretrain", "Adam's learning rate", low=0)
     pretrain_schedule: str = _setting("constant", "pretrain", "learning rate over time", ("constant", "one-cycle"))
+    pretrain_clip: float = _setting(0.0, "pretrain", "longest gradient of a step, its norm; longer ones are cut to it; 0: off", low=0)
     precision: str = _setting(
         "auto", "pretrain", "autocast: auto takes bf16 or fp16 where the hardware has it", ("auto", "fp32", "bf16", "fp16")
     )
@@ -78,6 +79,9 @@ class Config:
         low=0,
         high=1,
     )
+    d_pause: float = _setting(
+        0.0, "srgan", "D does not learn from a step where its loss is below this (chance: 1.39), against a D that wins; 0: off", low=0
+    )
     gan_steps: int = _setting(200_000, "srgan", "adversarial updates", low=1)
     gan_lr: float = _setting(1e-4, "srgan", "Adam's learning rate, generator and discriminator", low=0)
     gan_lr_drop: float = _setting(0.5, "srgan", "after this share of the steps the learning rate falls to a tenth", low=0, high=1)
@@ -97,8 +101,10 @@ _SHORT = dict(  # what every training far shorter than the paper's needs
     global_skip=True,
     batch_norm=False,
     smooth=True,
+    pretrain_clip=0.1,  # usual norms are .01 to .05; without it a rate or width that is too large ends in 1e11
     content_weight=0.0,
     d_noise=0.07,
+    d_pause=1.0,
 )
 PROFILES: dict[str, dict] = {
     "paper": {},
@@ -118,15 +124,15 @@ PROFILES: dict[str, dict] = {
         width=32,
         blocks=8,
         batch=8,
-        pretrain_steps=1400,
+        pretrain_steps=2400,
         pretrain_lr=1e-3,
         pretrain_schedule="one-cycle",
         content_features="oct-encoder",
         d_width=32,
-        adversarial_share=0.12,
+        adversarial_share=0.13,
         pixel_share=0.3,  # holds the brightness; without it one seed in two drifted
-        gan_steps=280,
-        gan_lr_drop=0.75,
+        gan_steps=340,
+        gan_lr_drop=0.8,
         ema=0.98,
         max_test_images=16,
         checkpoint_every=50,

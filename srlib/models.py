@@ -10,12 +10,15 @@ from .degrade import SCALES, upsample
 
 
 class ResidualBlock(nn.Module):
-    """k3 conv, BN, PReLU, k3 conv, BN, elementwise sum. `batch_norm=False` leaves the BN out (a departure)."""
+    """k3 conv, BN, PReLU, k3 conv, BN, elementwise sum. `batch_norm=False` leaves the BN out and starts as the identity (a departure)."""
 
     def __init__(self, width: int, batch_norm: bool = True):
         super().__init__()
         bn = (lambda: nn.BatchNorm2d(width)) if batch_norm else nn.Identity
         self.body = nn.Sequential(nn.Conv2d(width, width, 3, padding=1), bn(), nn.PReLU(), nn.Conv2d(width, width, 3, padding=1), bn())
+        if not batch_norm:  # nothing else keeps the sum of many blocks in bounds at the start
+            nn.init.zeros_(self.body[3].weight)
+            nn.init.zeros_(self.body[3].bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x + self.body(x)

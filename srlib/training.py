@@ -122,6 +122,9 @@ def pretrain_generator(config: Config, train, val, folder, fingerprint: str = ""
         loss = F.mse_loss(2 * sr - 1, 2 * hr - 1)
         optimizer.zero_grad(set_to_none=True)
         scaler.scale(loss).backward()
+        if config.pretrain_clip:
+            scaler.unscale_(optimizer)
+            torch.nn.utils.clip_grad_norm_(generator.parameters(), config.pretrain_clip)
         scaler.step(optimizer)
         scaler.update()
         scheduler.step()
@@ -214,8 +217,9 @@ def train_srgan(config: Config, train, val, folder, fingerprint: str = "", show=
             d_hr, d_sr = discriminator(view(hr, k, 0)), discriminator(view(sr.detach(), k, 1))
             d_loss = discriminator_loss(d_hr, d_sr)
         d_optimizer.zero_grad(set_to_none=True)
-        scaler.scale(d_loss).backward()
-        scaler.step(d_optimizer)
+        if not config.d_pause or d_loss.item() >= config.d_pause:
+            scaler.scale(d_loss).backward()
+            scaler.step(d_optimizer)
         terms = {key: getattr(weights, key) * value for key, value in generator_terms(k, sr, hr).items()}
         loss = sum(terms.values())
         g_optimizer.zero_grad(set_to_none=True)

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import shutil
 import signal
 
 import pandas as pd
@@ -49,6 +50,18 @@ def test_pretraining_learns_and_repeats(paths, tmp_path):
     assert same(weights(tmp_path / "a/srresnet.pt"), weights(tmp_path / "b/srresnet.pt"))
     best = checkpoint.load(tmp_path / "a/pretrain/checkpoint.pt")["parts"]["best"]
     assert best["score"] == history.gain_db.max()
+
+
+def test_clipping_bounds_the_gradient(paths, tmp_path):
+    """Cut far below Adam's epsilon, gradients move nothing; uncut they do."""
+    moved = {}
+    for clip in (0.0, 1e-14):
+        torch.manual_seed(0)
+        config = load_config("smoke", **TINY, pretrain_clip=clip)
+        start = training.make_generator(config).state_dict()
+        training.pretrain_generator(config, *paths, tmp_path / str(clip))
+        moved[clip] = max((weights(tmp_path / str(clip) / "srresnet.pt")[k] - v).abs().max().item() for k, v in start.items())
+    assert moved[1e-14] < 1e-6 < 1e-4 < moved[0.0]
 
 
 def interrupt_at(step, monkeypatch, number=signal.SIGINT):
@@ -127,6 +140,18 @@ def test_calibration_gives_the_stated_share(paths, tmp_path):
     assert list(shares) == pytest.approx([0.5, 0.2, 0.3], abs=0.08)  # of one batch; the calibration took the mean of several
     assert shares.sum() == pytest.approx(1)
     assert checkpoint.load(tmp_path / "srgan/checkpoint.pt")["parts"]["weights"]["content"] > 0
+
+
+def test_a_winning_discriminator_pauses(paths, tmp_path):
+    """Where every loss is below `d_pause`, D's weights stay as they were made; where none is, they move."""
+    config = load_config("smoke", **TINY)
+    training.pretrain_generator(config, *paths, tmp_path)
+    found = []
+    for pause in (100.0, 100.0, 1e-9):
+        training.train_srgan(load_config("smoke", **TINY | {"d_pause": pause, "gan_steps": len(found) + 2}), *paths, tmp_path)
+        found.append(checkpoint.load(tmp_path / "srgan/checkpoint.pt")["parts"]["discriminator"]["features.0.weight"])
+        shutil.rmtree(tmp_path / "srgan")
+    assert torch.equal(found[0], found[1]) and not torch.equal(found[0], found[2])
 
 
 def test_released_srgan_is_the_average_of_the_steps(paths, tmp_path):
