@@ -195,8 +195,16 @@ def train_srgan(config: Config, train, val, folder, fingerprint: str = "", show=
     def autocast():
         return torch.autocast(device.type, dtype, enabled=dtype is not None)
 
+    def rolled(image, k):
+        """The image as the losses' networks see it in step k: moved by the same random pixels for SR and HR."""
+        if not config.loss_shift:
+            return image
+        rng = np.random.default_rng([config.seed, k])
+        return image.roll(tuple(rng.integers(0, config.loss_shift, 2).tolist()), (2, 3))
+
     def view(image, k, call):
         """What D sees: the image in [-1, 1], with noise of its own for each step and call where `d_noise` asks for it."""
+        image = rolled(image, k)
         if config.d_noise:
             chance = torch.Generator(device).manual_seed(1_000_003 * config.seed + 3 * k + call)
             image = image + config.d_noise * torch.randn(image.shape, generator=chance, device=device)
@@ -207,7 +215,7 @@ def train_srgan(config: Config, train, val, folder, fingerprint: str = "", show=
         discriminator.requires_grad_(False)
         with autocast():
             adversarial = adversarial_loss(discriminator(view(sr, k, 2)))
-            content = content_loss(sr, hr)
+            content = content_loss(rolled(sr, k), rolled(hr, k))
         return dict(content=content, adversarial=adversarial, pixel=F.mse_loss(2 * sr - 1, 2 * hr - 1))
 
     def step(k, lr, hr):

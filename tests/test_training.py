@@ -154,6 +154,35 @@ def test_a_winning_discriminator_pauses(paths, tmp_path):
     assert torch.equal(found[0], found[1]) and not torch.equal(found[0], found[2])
 
 
+def test_losses_see_both_images_moved_alike(paths, tmp_path, monkeypatch):
+    """`loss_shift=5`: HR and SR come rolled by the same 0 to 4 pixels, another way in each step; with 0 they come as they are."""
+    training.pretrain_generator(load_config("smoke", **TINY), *paths, tmp_path)
+    seen = {}
+
+    def run(shift):
+        class Spy(training.ContentLoss):
+            def forward(self, sr, hr):
+                seen.setdefault(shift, []).append((sr.detach(), hr.detach()))
+                return super().forward(sr, hr)
+
+        monkeypatch.setattr(training, "ContentLoss", Spy)
+        training.train_srgan(load_config("smoke", **TINY | {"loss_shift": shift, "gan_steps": 4}), *paths, tmp_path)
+        shutil.rmtree(tmp_path / "srgan")
+
+    original = training.ContentLoss
+    run(0)
+    monkeypatch.setattr(training, "ContentLoss", original)
+    run(5)
+    first = training.CALIBRATION_BATCHES  # then the steps, with other crops each; the first SR is still the pretrained one
+    moves = [(dy, dx) for dy in range(5) for dx in range(5)]
+    found = []
+    for k in range(4):
+        plain, moved = seen[0][first + k][1], seen[5][first + k][1]
+        found.append(next(m for m in moves if torch.equal(plain.roll(m, (2, 3)), moved)))
+    assert len(set(found)) > 1
+    torch.testing.assert_close(seen[0][first][0].roll(found[0], (2, 3)), seen[5][first][0])
+
+
 def test_released_srgan_is_the_average_of_the_steps(paths, tmp_path):
     config = load_config("smoke", **TINY | {"ema": 0.9})
     training.pretrain_generator(config, *paths, tmp_path)
