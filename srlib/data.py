@@ -1,140 +1,29 @@
-"""Finding, reading and splitting images, the valid region, and the stream of training crops."""
+"""The manifest and its split by patient, the valid region, and the stream of training crops."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import json
 import os
 import re
+import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
 from scipy import ndimage
+from tqdm import tqdm
 
-from . import phantom
 from .config import Config, UserError
+from .reading import find_images, read_image, slices
+from .sources import data_home
 
-EXTENSIONS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
-MAX_PIXELS = 100_000_000  # refuse a larger image before it is decoded
 MIN_SIDE = 32
-REPOSITORY = Path(__file__).resolve().parent.parent
-KAGGLE_INPUT = Path("/kaggle/input")
-KAGGLEHUB = Path.home() / ".cache/kagglehub/datasets/paultimothymooney/kermany2018"
-KERMANY_HELP = (
-    "get it from https://data.mendeley.com/datasets/rscbjbr9sj or Kaggle's paultimothymooney/kermany2018, "
-    "then pass the folder that holds train/ and test/ with --data"
-)
-
-
-# ------------------------------------------------------------------------------------------------ finding and reading
-def find_images(root: str | Path) -> list[Path]:
-    """The image files under `root` (by extension), sorted by path; hidden files and linked folders are left out.
-
-    Raises UserError where `root` is no folder or holds no image.
-    """
-    root = Path(root)
-    if not root.is_dir():
-        raise UserError(f"{root} is not a folder; give a folder of images (PNG, JPEG, TIFF) with --data")
-    found = []
-    for folder, subfolders, files in os.walk(root):
-        subfolders[:] = sorted(s for s in subfolders if not s.startswith((".", "__MACOSX")))
-        found += [Path(folder, f) for f in files if f.lower().endswith(EXTENSIONS) and not f.startswith(".")]
-    if not found:
-        raise UserError(f"{root} holds no image ({', '.join(EXTENSIONS)}); give another folder with --data")
-    return sorted(found)
-
-
-def read_image(path: str | Path, channels: int = 1) -> np.ndarray:
-    """An image file as uint8, (H, W) for `channels=1` or (H, W, 3) for 3.
-
-    Colour becomes grey by ITU-R 601 luma, grey becomes colour by copying; 16-bit values are divided by 257 and rounded;
-    EXIF rotation is applied. Raises UserError, naming the file, for one that cannot be read whole.
-    """
-    path = Path(path)
-    try:
-        with Image.open(path) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise UserError(f"{path}: {image.width} x {image.height} pixels is more than the limit of {MAX_PIXELS:,}")
-            if getattr(image, "n_frames", 1) > 1:
-                raise UserError(f"{path}: holds {image.n_frames} images; save each slice as a file of its own")
-            image = ImageOps.exif_transpose(image)
-            if image.mode == "F":
-                raise UserError(f"{path}: holds floating-point values of unknown range; save it as 8 or 16 bit")
-            if image.mode.startswith("I"):
-                return _from_deep(np.asarray(image), path, channels)
-            return np.asarray(image.convert("L" if channels == 1 else "RGB"))
-    except UserError:
-        raise
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except UnidentifiedImageError:
-        raise UserError(f"{path}: is not an image, whatever its name says") from None
-    except Exception as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise UserError(f"{path}: cannot be read as an image ({reason})") from None
-
-
-def _from_deep(values: np.ndarray, path: Path, channels: int) -> np.ndarray:
-    if values.min() < 0 or values.max() > 65535:
-        raise UserError(f"{path}: values from {values.min()} to {values.max()} are not 16-bit; convert it to 8 or 16 bit")
-    grey = np.round(values.astype(np.float64) / 257).astype(np.uint8)
-    return grey if channels == 1 else np.repeat(grey[..., None], 3, 2)
-
-
-def locate(data: str) -> Path:
-    """The folder that the setting `data` means: a path (a relative one from the repository), or 'kermany', looked for in data/, Kaggle's mounts and kagglehub's cache.
-
-    Raises UserError with what to do where it is not there. (Phantoms are made by `make_phantoms`.)
-    """
-    if data != "kermany":
-        return REPOSITORY / Path(data).expanduser()
-    roots = [REPOSITORY / "data", KAGGLE_INPUT, *KAGGLE_INPUT.glob("*"), *KAGGLE_INPUT.glob("datasets/*/*"), KAGGLEHUB]
-    for root in roots:
-        for inner in ("OCT2017", "OCT2017 ", "oct2017/OCT2017 ", "oct2017/OCT2017"):  # Kaggle's copy has a trailing space
-            for folder in (root / inner, *root.glob(f"*/{inner}"), *root.glob(f"versions/*/{inner}")):
-                if (folder / "train").is_dir():
-                    return folder
-    try:
-        import kagglehub
-
-        return next(Path(kagglehub.dataset_download("paultimothymooney/kermany2018")).glob("oct2017/OCT2017*"))
-    except ImportError:
-        reason = "kagglehub is not installed"
-    except Exception as error:  # no network, no account, another tree
-        reason = f"kagglehub could not get it ({type(error).__name__})"
-    raise UserError(f"Kermany's OCT2017 was not found in {REPOSITORY / 'data'} or on Kaggle's mounts, and {reason}; {KERMANY_HELP}")
-
-
-def make_phantoms(config) -> Path:
-    """Write the phantoms of `config` once, as files named like Kermany's, and return their folder (data/phantoms/<hash>)."""
-    key = ("phantoms", "phantom_height", "phantom_width", "data_seed")
-    source = hashlib.sha256(Path(phantom.__file__).read_bytes()).hexdigest()
-    text = repr([(k, getattr(config, k)) for k in key] + [source])
-    folder = data_home() / "phantoms" / hashlib.sha256(text.encode()).hexdigest()[:12]
-    if (folder / "complete").exists():
-        return folder
-    for eye in range(config.phantoms):
-        pathology = phantom.PATHOLOGIES[eye % len(phantom.PATHOLOGIES)]
-        label = pathology.upper()
-        for number, position in ((1, 0.0), (2, 0.6)):
-            path = folder / label / f"{label}-{900000 + 1000 * config.data_seed + eye}-{number}.png"
-            if not path.exists():
-                path.parent.mkdir(parents=True, exist_ok=True)
-                image = phantom.bscan(1000 * config.data_seed + eye, config.phantom_height, config.phantom_width, pathology, position)
-                part = path.with_suffix(f".{os.getpid()}.part")
-                Image.fromarray(image).save(part, "PNG")
-                part.replace(path)
-    (folder / "complete").write_text(text + "\n")
-    return folder
-
-
-def data_home() -> Path:
-    """Where data/ is: beside srlib, or in Kaggle's working folder."""
-    working = Path("/kaggle/working")
-    return working / "data" if working.is_dir() and not os.access(REPOSITORY, os.W_OK) else REPOSITORY / "data"
+REMEMBER_FROM = 1000  # files
 
 
 # ------------------------------------------------------------------------------------------------ manifest and split
@@ -155,51 +44,106 @@ def build_manifest(
     `.attrs["unnamed"]` counts those without a match. Raises UserError where fewer than three groups are left.
     """
     root = Path(root)
-    paths, named = find_images(root), 0
-    patients = {}
-    for path in paths:
+    patients, named = {}, 0
+    for path in find_images(root):
         relative = path.relative_to(root).as_posix()
         match = re.search(patient_pattern, relative)
         named += match is not None
         patients[relative] = match.group(1) if match else relative
+    total = len(patients)
     if max_images:
         sizes = pd.Series(patients).value_counts()
         order = np.random.default_rng(seed).permutation(sorted(sizes.index))
         kept = set(order[np.cumsum(sizes[order]) <= max(max_images, sizes[order[0]])])
         patients = {relative: patient for relative, patient in patients.items() if patient in kept}
     rows, skipped = [], []
-    for relative, patient in patients.items():
-        path = root / relative
-        try:
-            image = read_image(path, channels)
-        except UserError as error:
-            skipped.append((relative, str(error).removeprefix(f"{path}: ")))
-            continue
-        if min(image.shape[:2]) < MIN_SIDE:
-            skipped.append((relative, f"{image.shape[1]} x {image.shape[0]} pixels is too small"))
-            continue
-        if image.min() == image.max():
-            skipped.append((relative, "every pixel has the same value"))
-            continue
-        rows.append(
-            {
-                "path": relative,
-                "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
-                "height": image.shape[0],
-                "width": image.shape[1],
-                "label": path.parent.name if path.parent != root else "image",
-                "patient": patient,
-            }
-        )
+    for relative, facts in zip(patients, inspect_files(root, list(patients)), strict=True):
+        for slice_path, sha256, height, width, reason in facts:
+            if reason:
+                skipped.append((slice_path, reason))
+                continue
+            label = Path(relative).parent.name or "image"
+            rows.append([slice_path, sha256, height, width, label, patients[relative]])
     if not rows:
-        raise UserError(f"{root}: none of the {len(skipped)} image files can be read; the first: {' '.join(skipped[0])}")
-    table = pd.DataFrame(rows)
+        raise UserError(f"{root}: none of the {len(skipped)} image files can be used; the first: {' '.join(skipped[0])}")
+    table = pd.DataFrame(rows, columns=["path", "sha256", "height", "width", "label", "patient"])
     group = _groups(table)
     if group.nunique() < 3:
         raise UserError(f"{root}: {group.nunique()} patient(s) cannot be split into train, val and test; at least 3 are needed")
     table["split"] = group.map(_split(table, group, val_share, test_share, seed))
-    table.attrs.update(skipped=skipped, unnamed=len(paths) - named)
+    table.attrs.update(skipped=skipped, unnamed=total - named)
     return table
+
+
+def inspect_files(root: Path, relatives: list[str]) -> Iterator[list[list]]:
+    """For each file, in order: a list of [path, sha256, height, width, reason], one for each slice; `reason` is '' for a usable one.
+
+    Files are decoded whole, in threads, one at a time each, so memory does not grow with their number. For folders of
+    REMEMBER_FROM files and more, what was found is kept in data/cache/ by path, size and time of change, and asked first; a run that
+    is stopped keeps what it had.
+    """
+    many = len(relatives) >= REMEMBER_FROM
+    memory = data_home() / "cache" / f"files-{hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:12]}.json"
+    known, fresh = {}, 0
+    with contextlib.suppress(OSError, ValueError):  # none yet, or torn
+        known = json.loads(memory.read_text()) if many else {}
+
+    def inspect(relative: str):
+        try:
+            facts = (root / relative).stat()
+            stamp = [facts.st_size, facts.st_mtime_ns]
+        except OSError as error:
+            return None, [[relative, "", 0, 0, f"cannot be opened ({error.strerror})"]]
+        found = known.get(relative)
+        return (stamp, found[1]) if found and found[0] == stamp else (stamp, _inspect(root, relative))
+
+    def keep():
+        with contextlib.suppress(OSError):  # a read-only place: then the next run looks again
+            memory.parent.mkdir(parents=True, exist_ok=True)
+            part = memory.with_suffix(f".{os.getpid()}.part")
+            part.write_text(json.dumps(known))
+            part.replace(memory)
+
+    pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
+    try:
+        found = tqdm(
+            pool.map(inspect, relatives), total=len(relatives), desc="files", unit="file", disable=not many, ncols=100, file=sys.stdout
+        )
+        for relative, (stamp, facts) in zip(relatives, found, strict=True):
+            if stamp and known.get(relative) != [stamp, facts]:
+                known[relative] = [stamp, facts]
+                fresh += 1
+            yield facts
+    finally:
+        pool.shutdown(cancel_futures=True)
+        if many and fresh:
+            keep()
+
+
+def _inspect(root: Path, relative: str) -> list[list]:
+    path, rows = root / relative, []
+    try:
+        relative.encode()
+    except UnicodeEncodeError:  # bytes that are no UTF-8: it could not be written into the manifest
+        return [[relative.encode(errors="backslashreplace").decode(), "", 0, 0, "its name is not valid Unicode; rename it"]]
+    try:
+        names = slices(path)
+    except UserError as error:
+        return [[relative, "", 0, 0, str(error).removeprefix(f"{path}: ")]]
+    for name in names:
+        at = Path(relative).with_name(name.name).as_posix()
+        try:
+            image = read_image(name)
+            content = image.tobytes() if len(names) > 1 else path.read_bytes()
+        except (UserError, OSError) as error:
+            rows.append([at, "", 0, 0, str(error).removeprefix(f"{path}: ")])
+            continue
+        height, width = image.shape
+        reason = f"{width} x {height} pixels is too small" if min(height, width) < MIN_SIDE else ""
+        if image.min() == image.max():
+            reason = reason or "every pixel has the same value"
+        rows.append([at, hashlib.sha256(content).hexdigest(), height, width, reason])
+    return rows
 
 
 def _groups(table: pd.DataFrame) -> pd.Series:

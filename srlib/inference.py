@@ -10,9 +10,9 @@ from PIL import Image
 
 from .checkpoint import load_weights
 from .config import UserError
-from .data import find_images, read_image
 from .degrade import to_image, to_tensor
 from .models import Generator
+from .reading import find_images, png_name, read_image, slices
 
 TILE, OVERLAP = 320, 40  # LR pixels
 
@@ -76,16 +76,25 @@ def upscale(image: np.ndarray, generator: torch.nn.Module) -> np.ndarray:
 
 
 def upscale_files(source: str | Path, out: str | Path, generator: torch.nn.Module) -> tuple[list[Path], list[str]]:
-    """Super-resolve an image or a folder of images into `out` (a folder gets `<stem>.png` for each; for one image, a name
-    that ends in .png is taken as the file). Returns the files written and a line for each file that could not be read."""
+    """Super-resolve an image or a folder of images into `out`: a folder gets `<stem>.png` for each, `<stem>#<k>.png` for slice k
+    of a volume; for one image, a name that ends in .png is taken as the file. Returns the files written and a line for each file
+    that could not be read."""
     source, out = Path(source), Path(out)
     if not source.exists():
         raise UserError(f"{source}: no such file or folder")
     paths = find_images(source) if source.is_dir() else [source]
     single = not source.is_dir() and out.suffix.lower() == ".png"
     written, failed, taken = [], [], {}
+    parts: list[Path] = []
     for path in paths:
-        target = out if single else out / f"{path.stem}.png"
+        try:
+            parts += slices(path)
+        except UserError as error:
+            failed.append(str(error))
+    if single and len(parts) > 1:
+        raise UserError(f"{source}: holds {len(parts)} slices; give a folder for OUT, not {out.name}")
+    for path in parts:
+        target = out if single else out / png_name(path).name
         if target in taken:
             failed.append(f"{path}: {target.name} was already written from {taken[target]}; rename one of them")
             continue

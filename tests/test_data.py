@@ -7,10 +7,11 @@ import pytest
 import torch
 from PIL import Image
 
-from srlib import data
+from srlib import sources
 from srlib.config import UserError
-from srlib.data import Crops, batches, build_manifest, check_split, find_images, locate, read_image, valid_region
+from srlib.data import Crops, batches, build_manifest, check_split, find_images, read_image, valid_region
 from srlib.phantom import PATHOLOGIES, bscan
+from srlib.sources import locate
 
 
 def test_phantoms_are_seeded_and_differ():
@@ -105,16 +106,16 @@ def test_folders_without_images(tmp_path):
     ],
 )
 def test_kermany_is_found_on_kaggles_mounts(tmp_path, monkeypatch, tree):
-    monkeypatch.setattr(data, "KAGGLE_INPUT", tmp_path)
-    monkeypatch.setattr(data, "KAGGLEHUB", tmp_path / "hub")
-    monkeypatch.setattr(data, "REPOSITORY", tmp_path / "repository")
+    monkeypatch.setattr(sources, "KAGGLE_INPUT", tmp_path)
+    monkeypatch.setattr(sources, "KAGGLEHUB", tmp_path / "hub")
+    monkeypatch.setattr(sources, "REPOSITORY", tmp_path / "repository")
     (tmp_path / tree / "train" / "CNV").mkdir(parents=True)
     assert locate("kermany") == tmp_path / tree
 
 
 def test_kermany_that_is_missing_says_where_to_get_it(tmp_path, monkeypatch):
     for name in ("KAGGLE_INPUT", "KAGGLEHUB", "REPOSITORY"):
-        monkeypatch.setattr(data, name, tmp_path)
+        monkeypatch.setattr(sources, name, tmp_path)
     with pytest.raises(UserError, match=r"not found.*mendeley.*--data"):
         locate("kermany")
 

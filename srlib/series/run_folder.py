@@ -202,12 +202,12 @@ class Run:
 
         Raises UserError where a training in the folder was made from other images.
         """
-        from .. import data
+        from .. import data, sources
 
         c = self.config
         if c.data == "phantom" and c.phantoms == 0:
             raise UserError("data='phantom' needs phantoms > 0 (quick has 40)")
-        root = data.make_phantoms(c) if c.data == "phantom" else data.locate(c.data).absolute()
+        root = sources.make_phantoms(c) if c.data == "phantom" else sources.locate(c.data).absolute()
         table = data.build_manifest(root, c.channels, c.patient_pattern, c.val_share, c.test_share, c.max_images, c.data_seed)
         data.check_split(table)
         text = table.to_csv(index=False)

@@ -1,0 +1,118 @@
+"""Image files to arrays: what is found in a folder, and what is refused before or while it is decoded."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from .config import UserError
+
+EXTENSIONS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
+FORMATS = ("PNG", "JPEG", "TIFF", "BMP")  # by content; no format that starts another program
+MAX_PIXELS = 100_000_000  # refuse a larger image before it is decoded
+
+
+def find_images(root: str | Path) -> list[Path]:
+    """The image files under `root` (by extension), sorted by path; hidden files and linked folders are left out.
+
+    Raises UserError where `root` is no folder or holds no image.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise UserError(f"{root} is not a folder; give a folder of images (PNG, JPEG, TIFF) with --data")
+    found = []
+    for folder, subfolders, files in os.walk(root):
+        subfolders[:] = sorted(s for s in subfolders if not s.startswith((".", "__MACOSX")))
+        found += [Path(folder, f) for f in files if f.lower().endswith(EXTENSIONS) and not f.startswith(".")]
+    if not found:
+        raise UserError(f"{root} holds no image ({', '.join(EXTENSIONS)}); give another folder with --data")
+    return sorted(found)
+
+
+def slices(path: str | Path) -> list[Path]:
+    """What `read_image` takes for one file: itself, or for a TIFF of several pages (a volume) `FILE#1`, `FILE#2`, ..."""
+    path = Path(path)
+    with _opened(path) as image:
+        pages = image.n_frames if image.format == "TIFF" else 1
+    return [path] if pages == 1 else [path.with_name(f"{path.name}#{k}") for k in range(1, pages + 1)]
+
+
+def read_image(path: str | Path, channels: int = 1) -> np.ndarray:
+    """An image file, or one slice `FILE#k` of a volume, as uint8: (H, W) for `channels=1` or (H, W, 3) for 3.
+
+    PNG, JPEG, TIFF and BMP by their content, whatever the extension. Colour becomes grey by ITU-R 601 luma, grey becomes colour by
+    copying; 16-bit values are divided by 257 and rounded; transparent pixels become white (the fill of OCT exports); EXIF
+    rotation is applied. Raises UserError, naming the file, for one that cannot be read whole.
+    """
+    path, page = _page_of(Path(path))
+    with _opened(path) as image:
+        pages = image.n_frames if image.format == "TIFF" else 1
+        if page is None and pages > 1:
+            raise UserError(f"{path}: holds {pages} slices; name one, as in {path.name}#1")
+        if page is not None:
+            if not 1 <= page <= pages:
+                raise UserError(f"{path}: has no slice {page}; it has {pages}")
+            image.seek(page - 1)
+            _check_size(path, image)
+        image = ImageOps.exif_transpose(image)
+        if image.mode == "F":
+            raise UserError(f"{path}: holds floating-point values of unknown range; save it as 8 or 16 bit")
+        if image.mode.startswith("I"):
+            return _from_deep(np.asarray(image), path, channels)
+        if image.has_transparency_data:
+            white = Image.new("RGBA", image.size, "white")
+            image = Image.alpha_composite(white, image.convert("RGBA"))
+        return np.asarray(image.convert("L" if channels == 1 else "RGB"))
+
+
+def png_name(path: str | Path) -> Path:
+    """The PNG that is made from an image: STEM.png, for slice k of a volume STEM#k.png, in the same (relative) folder."""
+    path = Path(path)
+    slice_ = re.fullmatch(r"(.+)\.[A-Za-z]+(#\d+)", path.name, re.DOTALL)
+    return path.with_name(f"{slice_[1]}{slice_[2]}.png") if slice_ else path.with_suffix(".png")
+
+
+def _page_of(path: Path) -> tuple[Path, int | None]:
+    match = None if path.exists() else re.fullmatch(r"(.+)#(\d+)", path.name, re.DOTALL)
+    return (path.with_name(match[1]), int(match[2])) if match else (path, None)
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """The image behind a file; whatever goes wrong within, also while it is decoded, becomes a UserError that names the file."""
+    try:
+        if path.exists() and not path.is_file():  # a pipe would be waited for
+            raise UserError(f"{path}: is not a file")
+        with Image.open(path, formats=FORMATS) as image:
+            _check_size(path, image)
+            if image.format == "PNG":  # decoding alone skips the checksums
+                with Image.open(path, formats=FORMATS) as again:
+                    again.verify()
+            yield image
+    except UserError:
+        raise
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except UnidentifiedImageError:
+        raise UserError(f"{path}: is not an image, whatever its name says") from None
+    except Exception as error:
+        reason = (getattr(error, "strerror", None) or str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(f"{path}: cannot be read as an image ({reason})") from None
+
+
+def _check_size(path: Path, image: Image.Image) -> None:
+    if image.width * image.height > MAX_PIXELS:
+        raise UserError(f"{path}: {image.width} x {image.height} pixels is more than the limit of {MAX_PIXELS:,}")
+
+
+def _from_deep(values: np.ndarray, path: Path, channels: int) -> np.ndarray:
+    if values.min() < 0 or values.max() > 65535:
+        raise UserError(f"{path}: values from {values.min()} to {values.max()} are not 16-bit; convert it to 8 or 16 bit")
+    grey = np.round(values.astype(np.float64) / 257).astype(np.uint8)
+    return grey if channels == 1 else np.repeat(grey[..., None], 3, 2)

@@ -1,0 +1,73 @@
+"""Where images come from: phantoms that are drawn once, Kermany's set in its usual places, or a folder of the reader's."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+from PIL import Image
+
+from . import phantom
+from .config import UserError
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+KAGGLE_INPUT = Path("/kaggle/input")
+KAGGLEHUB = Path.home() / ".cache/kagglehub/datasets/paultimothymooney/kermany2018"
+KERMANY_HELP = (
+    "get it from https://data.mendeley.com/datasets/rscbjbr9sj or Kaggle's paultimothymooney/kermany2018, "
+    "then pass the folder that holds train/ and test/ with --data"
+)
+
+
+def locate(data: str) -> Path:
+    """The folder that the setting `data` means: a path (a relative one from the repository), or 'kermany', looked for in data/, Kaggle's mounts and kagglehub's cache.
+
+    Raises UserError with what to do where it is not there. (Phantoms are made by `make_phantoms`.)
+    """
+    if data != "kermany":
+        return REPOSITORY / Path(data).expanduser()
+    roots = [REPOSITORY / "data", KAGGLE_INPUT, *KAGGLE_INPUT.glob("*"), *KAGGLE_INPUT.glob("datasets/*/*"), KAGGLEHUB]
+    for root in roots:
+        for inner in ("OCT2017", "OCT2017 ", "oct2017/OCT2017 ", "oct2017/OCT2017"):  # Kaggle's copy has a trailing space
+            for folder in (root / inner, *root.glob(f"*/{inner}"), *root.glob(f"versions/*/{inner}")):
+                if (folder / "train").is_dir():
+                    return folder
+    try:
+        import kagglehub
+
+        return next(Path(kagglehub.dataset_download("paultimothymooney/kermany2018")).glob("oct2017/OCT2017*"))
+    except ImportError:
+        reason = "kagglehub is not installed"
+    except Exception as error:  # no network, no account, another tree
+        reason = f"kagglehub could not get it ({type(error).__name__})"
+    raise UserError(f"Kermany's OCT2017 was not found in {REPOSITORY / 'data'} or on Kaggle's mounts, and {reason}; {KERMANY_HELP}")
+
+
+def make_phantoms(config) -> Path:
+    """Write the phantoms of `config` once, as files named like Kermany's, and return their folder (data/phantoms/<hash>)."""
+    key = ("phantoms", "phantom_height", "phantom_width", "data_seed")
+    source = hashlib.sha256(Path(phantom.__file__).read_bytes()).hexdigest()
+    text = repr([(k, getattr(config, k)) for k in key] + [source])
+    folder = data_home() / "phantoms" / hashlib.sha256(text.encode()).hexdigest()[:12]
+    if (folder / "complete").exists():
+        return folder
+    for eye in range(config.phantoms):
+        pathology = phantom.PATHOLOGIES[eye % len(phantom.PATHOLOGIES)]
+        label = pathology.upper()
+        for number, position in ((1, 0.0), (2, 0.6)):
+            path = folder / label / f"{label}-{900000 + 1000 * config.data_seed + eye}-{number}.png"
+            if not path.exists():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                image = phantom.bscan(1000 * config.data_seed + eye, config.phantom_height, config.phantom_width, pathology, position)
+                part = path.with_suffix(f".{os.getpid()}.part")
+                Image.fromarray(image).save(part, "PNG")
+                part.replace(path)
+    (folder / "complete").write_text(text + "\n")
+    return folder
+
+
+def data_home() -> Path:
+    """Where data/ is: beside srlib, or in Kaggle's working folder."""
+    working = Path("/kaggle/working")
+    return working / "data" if working.is_dir() and not os.access(REPOSITORY, os.W_OK) else REPOSITORY / "data"
