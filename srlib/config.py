@@ -34,6 +34,18 @@ class Config:
     data: str = _setting("kermany", "data", "'phantom', 'kermany' (looked for in the usual places) or a folder of images")
     channels: int = _setting(3, "data", "1: grey, natively; 3: colour", choices=(1, 3))
     scale: int = _setting(4, "data", "upscaling factor", choices=(2, 3, 4, 8))
+    degradation: str = _setting(
+        "bicubic",
+        "data",
+        "how LR is made (srlib/degrade.py)",
+        ("bicubic", "bicubic-matlab", "gaussian", "axial", "speckle", "area", "nearest"),
+    )
+    degradation_amount: float = _setting(
+        0.0,
+        "data",
+        "its one number: gaussian: sigma in HR pixels; axial: spectrum's width in LR Nyquist; speckle: looks; 0: usual",
+        low=0,
+    )
     patient_pattern: str = _setting(
         r"(?:^|/)[A-Za-z]+-(\d+)-[^/]*$", "data", "regular expression on the relative path; its group is the patient"
     )
@@ -101,6 +113,11 @@ class Config:
     workers: int = _setting(0, "machine", "processes that read crops (0: the training process itself)", low=0)
     checkpoint_every: int = _setting(1000, "machine", "steps between checkpoints", low=1)
     validate_every: int = _setting(1000, "pretrain", "steps between validations", low=1)
+
+    @property
+    def reduction(self) -> tuple[int, str, float]:
+        """What `degrade.downsample` takes after the image: scale, kind, amount."""
+        return self.scale, self.degradation, self.degradation_amount
 
 
 _SHORT = dict(  # what every training far shorter than the paper's needs

@@ -1,17 +1,21 @@
 """LR synthesis: from an HR tensor to the LR tensor that the generator gets, and plain bicubic back.
 
 Tensors are NCHW, float, in [0, 1]. The low-resolution images of the paper's experiments (Ledig et al. 2017, section 3.2)
-are bicubic reductions; the kernel is widened by the scale (antialiasing), as in Pillow and MATLAB.
+are bicubic reductions; the kernel is widened by the scale (antialiasing), as in Pillow and MATLAB. The other kinds ask what a
+network does that has seen another reduction. A new kind is one function and one line in KINDS.
 """
 
 from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Callable
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
 SCALES = (2, 3, 4, 8)
-KINDS = ("bicubic",)
 
 
 def to_tensor(image: np.ndarray) -> torch.Tensor:
@@ -44,20 +48,18 @@ def crop_to_multiple(image, scale: int):
     return image[..., :height, :width] if isinstance(image, torch.Tensor) else image[:height, :width]
 
 
-def downsample(hr: torch.Tensor, scale: int = 4, kind: str = "bicubic") -> torch.Tensor:
+def downsample(hr: torch.Tensor, scale: int = 4, kind: str = "bicubic", amount: float = 0.0) -> torch.Tensor:
     """Make the LR image: (N, C, H, W) in [0, 1] to (N, C, H // scale, W // scale) in [0, 1], on 8-bit levels.
 
-    `kind="bicubic"`: the cubic kernel (a = -0.5) stretched by the scale, so that what lies above the LR Nyquist frequency is
-    removed before decimation. Sizes that the scale does not divide are cropped at the bottom and right.
-    Runs on the tensor's device. Raises ValueError for another scale or kind.
+    `kind` is one of KINDS, `amount` its one number (0: its usual value). Sizes that the scale does not divide are cropped at the
+    bottom and right. Runs on the tensor's device, and is a function of the image alone, whatever stands beside it in the batch.
+    Raises ValueError for another scale or kind.
     """
     if scale not in SCALES:
         raise ValueError(f"scale must be one of {SCALES}, not {scale}")
     if kind not in KINDS:
-        raise ValueError(f"kind must be one of {KINDS}, not {kind!r}")
-    hr = crop_to_multiple(hr, scale)
-    size = (hr.shape[-2] // scale, hr.shape[-1] // scale)
-    return round8(F.interpolate(hr.float(), size=size, mode="bicubic", antialias=True))
+        raise ValueError(f"kind must be one of {tuple(KINDS)}, not {kind!r}")
+    return round8(KINDS[kind](crop_to_multiple(hr, scale).float(), scale, amount))
 
 
 def upsample(lr: torch.Tensor, scale: int = 4) -> torch.Tensor:
@@ -67,3 +69,114 @@ def upsample(lr: torch.Tensor, scale: int = 4) -> torch.Tensor:
     """
     size = (lr.shape[-2] * scale, lr.shape[-1] * scale)
     return F.interpolate(lr.float(), size=size, mode="bicubic", antialias=True)
+
+
+# -------------------------------------------------------------------------------------------------------- the kinds
+def _bicubic(hr, scale, amount):
+    """The cubic kernel (a = -0.5) stretched by the scale, so that what lies above the LR Nyquist frequency is gone."""
+    return F.interpolate(hr, size=(hr.shape[-2] // scale, hr.shape[-1] // scale), mode="bicubic", antialias=True)
+
+
+def _bicubic_matlab(hr, scale, amount):
+    """MATLAB's imresize of a uint8 image, to the grey level: rows first, rounded to 8 bit between the passes, mirrored edges."""
+
+    def levels(x):  # half up, as MATLAB; round() goes to the even level
+        return (x + 0.5).floor().clamp(0, 255)
+
+    down, across = (_weights(n, scale, _cubic(scale), 2 * scale).to(hr.device) for n in hr.shape[-2:])
+    half = levels(down @ (hr.double() * 255).round())
+    return (levels(half @ across.T) / 255).float()
+
+
+def _gaussian(hr, scale, amount):
+    """Gaussian blur of standard deviation `amount` HR pixels (0.4 a scale), then every scale-th pixel: the paper's formulation."""
+    sigma = amount or 0.4 * scale
+    down, across = (_weights(n, scale, _bell(sigma), 4 * sigma).to(hr) for n in hr.shape[-2:])
+    return down @ hr @ across.T
+
+
+def _axial(hr, scale, amount):
+    """A coarser instrument: a source with a narrower spectrum, and fewer A-scans.
+
+    The axial spectrum is multiplied by a Gaussian whose standard deviation is `amount` (0.5) of the LR Nyquist frequency, and
+    decimated; across, only the middle A-scan of each group is kept (the mean of the middle two at an even scale), so lateral detail
+    aliases as it does in a sparse scan. Done on display levels; an instrument does it to the field.
+    """
+    sigma = scale / (math.pi * (amount or 0.5))  # the Gaussian's transform is a Gaussian: blur by this many pixels
+    down = _weights(hr.shape[-2], scale, _bell(sigma), 4 * sigma).to(hr)
+    low = (scale - 1) // 2
+    return down @ (hr[..., low::scale] + hr[..., scale // 2 :: scale]) / 2
+
+
+def _speckle(hr, scale, amount):
+    """Bicubic, then new speckle of `amount` looks (8): the display's logarithm is undone, the linear intensity multiplied by gamma
+    noise of mean 1, the logarithm redone. The noise is seeded by the image itself."""
+    looks, lr = amount or 8.0, round8(_bicubic(hr, scale, 0))
+    noise = torch.stack([_gamma(image, looks) for image in lr])
+    return to_display(from_display(lr) * noise)
+
+
+def _area(hr, scale, amount):
+    """The mean of scale x scale pixels (OpenCV's INTER_AREA)."""
+    return F.avg_pool2d(hr, scale)
+
+
+def _nearest(hr, scale, amount):
+    """Every scale-th pixel as it is: all that lies above the LR Nyquist frequency folds back (what not to do)."""
+    return hr[..., scale // 2 :: scale, scale // 2 :: scale]
+
+
+KINDS: dict[str, Callable[[torch.Tensor, int, float], torch.Tensor]] = {
+    "bicubic": _bicubic,
+    "bicubic-matlab": _bicubic_matlab,
+    "gaussian": _gaussian,
+    "axial": _axial,
+    "speckle": _speckle,
+    "area": _area,
+    "nearest": _nearest,
+}
+
+
+def _cubic(scale):
+    """Keys' kernel, a = -0.5, stretched by the scale."""
+
+    def kernel(x):
+        t = np.abs(x / scale)
+        return np.where(t < 1, 1.5 * t**3 - 2.5 * t**2 + 1, np.where(t < 2, -0.5 * t**3 + 2.5 * t**2 - 4 * t + 2, 0))
+
+    return kernel
+
+
+def _bell(sigma):
+    return lambda x: np.exp(-((x / sigma) ** 2) / 2)
+
+
+def _weights(size: int, scale: int, kernel, reach: float) -> torch.Tensor:
+    """(size // scale, size): row k weighs the pixels around LR pixel k's centre, (k + 1/2) scale - 1/2; edges are mirrored."""
+    centres = (np.arange(size // scale) + 0.5) * scale - 0.5
+    taps = np.floor(centres)[:, None] + np.arange(-math.ceil(reach), math.ceil(reach) + 2)
+    weights = kernel(taps - centres[:, None])
+    folded = np.mod(taps.astype(int), 2 * size)
+    folded = np.where(folded < size, folded, 2 * size - 1 - folded)
+    matrix = np.zeros((len(centres), size))
+    np.add.at(matrix, (np.arange(len(centres))[:, None], folded), weights)
+    return torch.from_numpy(matrix / matrix.sum(1, keepdims=True))
+
+
+def _gamma(image: torch.Tensor, looks: float) -> torch.Tensor:
+    """Gamma noise of mean 1 and shape `looks`, of the image's shape and device (Wilson and Hilferty's cube of a normal)."""
+    levels = (image * 255).round().to(torch.uint8).cpu().contiguous().numpy()
+    chance = torch.Generator().manual_seed(zlib.crc32(levels.tobytes()))
+    z = torch.randn(image.shape, generator=chance).to(image.device)
+    return (1 - 1 / (9 * looks) + z / (3 * math.sqrt(looks))).clamp(min=0) ** 3
+
+
+# ------------------------------------------------------------------------------------------------ the display of OCT
+def to_display(intensity: torch.Tensor) -> torch.Tensor:
+    """Linear intensity to grey in [0, 1] (eyepy's transform of Heidelberg's raw data)."""
+    return ((torch.log(intensity.clamp(min=0) + 2.44e-4) + 8.3) / 8.285).clamp(0, 1)
+
+
+def from_display(grey: torch.Tensor) -> torch.Tensor:
+    """Grey in [0, 1] to linear intensity; the inverse of `to_display`."""
+    return (torch.exp(8.285 * grey - 8.3) - 2.44e-4).clamp(min=0)

@@ -167,6 +167,34 @@ def spectra(curves: dict[str, tuple[np.ndarray, np.ndarray]], scale: int) -> plt
     return fig
 
 
+def reductions(lr: dict[str, np.ndarray], notes: dict[str, str], scale: int, side: int = 40) -> plt.Figure:
+    """The same square of one scan's LR images, one for each kind of reduction, and their radial spectra against that of 'bicubic'.
+
+    `lr`: kind to uint8 LR image, all of one size, 'bicubic' among them; `notes`: kind to the text under it. `side` in LR pixels.
+    """
+    side = min(side, *lr["bicubic"].shape[:2])
+    top, left = _zoom_box(lr["bicubic"], side)
+    columns = -(-len(lr) // 2)
+    fig = plt.figure(figsize=(2.35 * columns, 8.6))
+    places = fig.add_gridspec(3, columns, height_ratios=[1, 1, 1.15])
+    _, reference = radial(lr["bicubic"], bins=40)
+    ax = fig.add_subplot(places[2, :])
+    for k, (kind, image) in enumerate(lr.items()):
+        square = fig.add_subplot(places[k // columns, k % columns])
+        _draw(square, image[top : top + side, left : left + side], kind)
+        square.set_xlabel(notes.get(kind, ""), fontsize=8.5)
+        f, db = radial(image, bins=40)
+        ax.plot(f, db - reference, label=kind, lw=2.2 if kind == "bicubic" else 1.5, color="#000000" if kind == "bicubic" else f"C{k}")
+    ax.set(
+        xlabel="spatial frequency (cycles per LR pixel)",
+        ylabel="power against bicubic (dB)",
+        xlim=(0, 0.5),
+        title="What is left of the LR spectrum",
+    )
+    ax.legend(loc="lower left", ncol=2)
+    return fig
+
+
 def pretrain_curves(history: pd.DataFrame) -> plt.Figure:
     """MSE and validation gain over the steps."""
     fig, axes = plt.subplots(1, 2, figsize=(9, 3.0))

@@ -64,7 +64,7 @@ class Validation:
             hr = read_image(path, config.channels)
             top, left = (max(0, (n - side) // 2) for n in hr.shape[:2])
             hr = crop_to_multiple(hr[top : top + side, left : left + side], config.scale)
-            lr, region = downsample(to_tensor(hr), config.scale), valid_region(hr)
+            lr, region = downsample(to_tensor(hr), *config.reduction), valid_region(hr)
             start = metrics.psnr(to_image(upsample(lr, config.scale)), hr, region=region)
             if np.isfinite(start):  # an empty valid region or a flat square says nothing
                 self.pairs.append((hr, lr, region, start))
@@ -87,7 +87,7 @@ def _pairs(paths, config: Config, device: torch.device, steps: int, seed: int):
     def stream(first: int):
         for hr in batches(crops, config.batch, first, config.workers):
             hr = hr.to(device, non_blocking=True, memory_format=FASTEST)
-            yield downsample(hr, config.scale), hr
+            yield downsample(hr, *config.reduction), hr
 
     return stream
 

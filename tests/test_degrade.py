@@ -1,11 +1,16 @@
 """LR synthesis against Pillow, a float reference and cases that can be worked out."""
 
+import math
+
+import cv2
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from scipy.ndimage import gaussian_filter
 
-from srlib.degrade import crop_to_multiple, downsample, to_image, to_tensor, upsample
+from srlib.config import FIELDS
+from srlib.degrade import KINDS, SCALES, crop_to_multiple, downsample, from_display, to_display, to_image, to_tensor, upsample
 from srlib.phantom import bscan
 
 
@@ -35,22 +40,124 @@ def test_agrees_with_the_kernels_definition(scale):
     assert np.abs(ours - reference.clip(0, 1)).max() <= 0.5 / 255 + 1e-5  # no more than the rounding to 8 bit
 
 
-def test_result_is_on_eight_bit_levels():
-    levels = downsample(torch.rand(2, 3, 32, 32)) * 255
-    torch.testing.assert_close(levels, levels.round(), atol=1e-3, rtol=0)
+def test_the_settings_know_the_kinds():
+    assert FIELDS["degradation"].metadata["choices"] == tuple(KINDS)
 
 
-def test_constant_stays_constant():
-    hr = torch.full((1, 1, 40, 40), 100 / 255)
-    torch.testing.assert_close(downsample(hr), torch.full((1, 1, 10, 10), 100 / 255))
-    torch.testing.assert_close(upsample(downsample(hr)), hr)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("scale", SCALES)
+def test_every_kind_gives_eight_bit_levels_of_the_image_alone(kind, scale):
+    """The right size, 8-bit levels, the input untouched, and no difference whether an image stands alone or in a batch."""
+    hr = (torch.rand(3, 2, 50, 61) * 255).round() / 255
+    before = hr.clone()
+    lr = downsample(hr, scale, kind)
+    assert lr.shape == (3, 2, 50 // scale, 61 // scale) and lr.dtype is torch.float32 and torch.equal(hr, before)
+    torch.testing.assert_close(lr * 255, (lr * 255).round(), atol=1e-3, rtol=0)
+    torch.testing.assert_close(lr[1:2], downsample(hr[1:2], scale, kind), atol=1.01 / 255, rtol=0)
+    assert ((lr[1:2] - downsample(hr[1:2], scale, kind)).abs() > 0.5 / 255).float().mean() < 0.01  # rounding at most
+    torch.testing.assert_close(lr, downsample(hr, scale, kind), atol=0, rtol=0)
 
 
-def test_what_lies_above_nyquist_is_gone():
-    x = torch.arange(128)
-    below, above = (0.5 + 0.4 * torch.sin(2 * torch.pi * f * x).expand(1, 1, 128, 128) for f in (0.02, 0.4))
-    assert downsample(below).std() == pytest.approx(below.std().item(), rel=0.06)
-    assert downsample(above)[..., 4:-4].std() < 0.01
+@pytest.mark.parametrize("kind", [k for k in KINDS if k != "speckle"])
+@pytest.mark.parametrize("scale", SCALES)
+def test_constant_stays_constant(kind, scale):
+    hr = torch.full((1, 1, 48, 72), 100 / 255)
+    lr = downsample(hr, scale, kind)
+    torch.testing.assert_close(lr, torch.full((1, 1, 48 // scale, 72 // scale), 100 / 255))
+    torch.testing.assert_close(upsample(lr, scale), hr)
+
+
+def wave(f: float, axis: int, n: int = 192) -> torch.Tensor:
+    """A cosine of f cycles a pixel along one axis, amplitude 0.4 about grey 0.5, (1, 1, n, n)."""
+    line = 0.5 + 0.4 * torch.cos(2 * torch.pi * f * torch.arange(n))
+    return (line[:, None] if axis == 0 else line[None]).expand(1, 1, n, n)
+
+
+def amplitude(lr: torch.Tensor) -> float:
+    """Of the wave that is left, the edges aside."""
+    inner = lr[..., 6:-6, 6:-6]
+    return (inner - inner.mean()).square().mean().sqrt().item() * math.sqrt(2)
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("kind", ["bicubic", "bicubic-matlab"])
+def test_antialiased_kinds_pass_what_lies_below_nyquist_and_stop_the_rest(kind, axis):
+    assert amplitude(downsample(wave(1 / 32, axis), 4, kind)) == pytest.approx(0.4, rel=0.06)
+    for f in (0.3, 0.4):  # well above 1/8, the cubic's own skirt aside
+        assert amplitude(downsample(wave(f, axis), 4, kind)) < 0.01
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("f", [1 / 48, 1 / 16, 3 / 16])
+def test_transfer_functions(f, axis):
+    """Each kind damps a wave as its formula says, in each direction."""
+    gauss = math.exp(-2 * (math.pi * f * 1.6) ** 2)
+    box = abs(math.sin(math.pi * f * 4) / (4 * math.sin(math.pi * f)))
+    spectrum = math.exp(-((f / (0.5 * 0.125)) ** 2) / 2)  # standard deviation: half the LR Nyquist frequency
+    middle_two = abs(math.cos(math.pi * f))  # across; what lies above the Nyquist frequency folds back
+    expected = {"gaussian": gauss, "area": box, "axial": spectrum if axis == 0 else middle_two, "nearest": 1.0}
+    for kind, gain in expected.items():
+        assert amplitude(downsample(wave(f, axis), 4, kind)) == pytest.approx(0.4 * gain, abs=0.012), kind
+
+
+def matlab_imresize(image: np.ndarray, scale: int) -> np.ndarray:
+    """imresize(uint8, 1/scale) pixel by pixel, from the description of its algorithm: an independent reference."""
+
+    def cubic(x):
+        x = abs(x)
+        return 1.5 * x**3 - 2.5 * x**2 + 1 if x <= 1 else -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2 if x <= 2 else 0.0
+
+    def line(values):
+        n, result = len(values), []
+        for k in range(1, n // scale + 1):  # counted from 1, as there
+            u = k * scale + 0.5 * (1 - scale)
+            left = math.floor(u - 4 * scale / 2)
+            taps = range(left, left + 4 * scale + 2)
+            weights = [cubic((u - t) / scale) for t in taps]
+            mirrored = [t if 1 <= t <= n else 1 - t if t < 1 else 2 * n + 1 - t for t in taps]
+            value = sum(w * float(values[t - 1]) for w, t in zip(weights, mirrored, strict=True)) / sum(weights)
+            result.append(min(max(math.floor(value + 0.5 + 1e-9), 0), 255))
+        return result
+
+    half = np.array([line(column) for column in image.T]).T
+    return np.array([line(row) for row in half])
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_matlab_to_the_grey_level(scale):
+    hr = np.random.default_rng(1).integers(0, 256, (48, 72), dtype=np.uint8)
+    ours = to_image(downsample(to_tensor(hr), scale, "bicubic-matlab")).astype(int)
+    reference = matlab_imresize(hr, scale)
+    assert (ours != reference).mean() < 0.003 and np.abs(ours - reference).max() <= 1  # exact ties aside
+
+
+def test_gaussian_agrees_with_scipy_where_the_pixels_fall_together():
+    hr = np.random.default_rng(2).random((60, 75))
+    reference = gaussian_filter(hr, 1.7, mode="reflect", truncate=4.2)[1::3, 1::3]
+    ours = downsample(torch.from_numpy(hr)[None, None], 3, "gaussian", 1.7)[0, 0].numpy()
+    assert np.abs(ours - reference).max() < 0.5 / 255 + 2e-4
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_area_agrees_with_opencv(scale):
+    hr = bscan(3, 240, 264)
+    ours = to_image(downsample(to_tensor(hr), scale, "area")).astype(int)
+    theirs = cv2.resize(hr, ours.shape[::-1], interpolation=cv2.INTER_AREA).astype(int)
+    assert np.abs(ours - theirs).max() <= 1 and (ours != theirs).mean() < 0.13  # ties
+
+
+def test_speckle_has_the_stated_looks_in_linear_intensity():
+    grey = 0.6
+    lr = downsample(torch.full((1, 1, 800, 800), grey), 4, "speckle", 20.0)
+    intensity, mean = from_display(lr), from_display(torch.tensor(grey))
+    assert (intensity.mean() / mean).item() == pytest.approx(1, abs=0.01)
+    assert (intensity.std() / intensity.mean()).item() == pytest.approx(20**-0.5, rel=0.03)
+
+
+def test_display_and_back():
+    grey = torch.linspace(0.02, 1, 50)
+    torch.testing.assert_close(to_display(from_display(grey)), grey, atol=1e-5, rtol=0)
+    assert to_display(torch.tensor([0.0, 1e9])).tolist() == pytest.approx([0, 1], abs=2e-3)
 
 
 def test_sizes_that_do_not_divide_are_cropped():

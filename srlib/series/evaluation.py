@@ -21,6 +21,7 @@ from ..degrade import crop_to_multiple, downsample, to_image, to_tensor, upsampl
 from ..features import judge
 from ..inference import load_generator, upscale
 from ..models import LinearFilter
+from ..reading import png_name
 from ..training import pick_device
 
 METHODS = ("nearest", "bicubic", "linear", "srresnet", "srgan", "noise")
@@ -30,8 +31,9 @@ MEASURES = ("psnr", "ssim", "high_power_db", "checkerboard", "consistency", "jud
 class Protocol:
     """One HR image, prepared once, against which any number of SR images are measured."""
 
-    def __init__(self, hr: np.ndarray, scale: int, border: int, lr: np.ndarray, network: torch.nn.Module, device):
-        self.hr, self.scale, self.border, self.lr = hr, scale, border, lr
+    def __init__(self, lr: np.ndarray, hr: np.ndarray, reduction: tuple, border: int, network: torch.nn.Module, device):
+        self.lr, self.hr, self.reduction, self.border = lr, hr, reduction, border
+        self.scale = reduction[0]
         self.network, self.device = network, device
         valid = valid_region(hr)
         self.regions = {"whole": None, "valid": None if valid.all() else valid}
@@ -49,7 +51,7 @@ class Protocol:
                 f"SR is {sr.shape[1]} x {sr.shape[0]} pixels and HR {self.hr.shape[1]} x {self.hr.shape[0]}; is the scale right?"
             )
         maps, rows = self._maps(sr), []
-        same = metrics.consistency(sr, self.lr, self.scale)
+        same = metrics.consistency(sr, self.lr, *self.reduction)
         for name, region in self.regions.items():
             if name == "valid" and region is None:
                 rows.append(dict(rows[0], region=name))
@@ -69,10 +71,10 @@ class Protocol:
         return rows
 
 
-def degrade_image(image: np.ndarray, scale: int) -> tuple[np.ndarray, np.ndarray]:
+def degrade_image(image: np.ndarray, scale: int, kind: str = "bicubic", amount: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
     """(lr, hr) as uint8, HR cropped to a multiple of the scale."""
     hr = crop_to_multiple(image, scale)
-    return to_image(downsample(to_tensor(hr), scale)), hr
+    return to_image(downsample(to_tensor(hr), scale, kind, amount)), hr
 
 
 def choose(rows: pd.DataFrame, limit: int) -> pd.DataFrame:
@@ -88,7 +90,7 @@ def choose(rows: pd.DataFrame, limit: int) -> pd.DataFrame:
 def fit_linear(paths, config: Config, crops: int = 256) -> LinearFilter:
     """The least-squares filter, fitted on `crops` training crops."""
     stream = batches(Crops(paths, config.crop, crops, config.channels, config.seed), 32)
-    return LinearFilter(config.scale).fit((downsample(hr, config.scale), hr) for hr in stream)
+    return LinearFilter(config.scale).fit((downsample(hr, *config.reduction), hr) for hr in stream)
 
 
 def texture(image: np.ndarray, name: str, scale: int) -> np.ndarray:
@@ -129,7 +131,7 @@ def evaluate_run(config: Config, root: Path, manifest: pd.DataFrame, folder: Pat
     linear = fit_linear([root / p for p in train.path], config)
     tuning = []
     for path in choose(part["val"], 6).path:
-        lr, hr = degrade_image(read_image(root / path, config.channels), scale)
+        lr, hr = degrade_image(read_image(root / path, config.channels), *config.reduction)
         tuning.append((path, upscale(lr, networks["srresnet"]), hr))
     strength = fit_noise(tuning, scale)
     network = judge().to(device)
@@ -148,10 +150,10 @@ def evaluate_run(config: Config, root: Path, manifest: pd.DataFrame, folder: Pat
     rows = []
     chosen = choose(part["test"], config.max_test_images)
     for item in tqdm(chosen.itertuples(), total=len(chosen), desc="evaluate", unit="image", mininterval=1.0, ncols=100, file=sys.stdout):
-        lr, hr = degrade_image(read_image(root / item.path, config.channels), scale)
-        protocol = Protocol(hr, scale, config.border, lr, network, device)
+        lr, hr = degrade_image(read_image(root / item.path, config.channels), *config.reduction)
+        protocol = Protocol(lr, hr, config.reduction, config.border, network, device)
         for method, sr in methods(lr, hr, item.path):
-            target = (folder / "evaluation" / "sr" / method / item.path).with_suffix(".png")
+            target = folder / "evaluation" / "sr" / method / png_name(item.path)
             target.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(sr).save(target, compress_level=1)
             facts = {"image": item.path, "patient": item.patient, "label": item.label, "method": method}
@@ -196,7 +198,7 @@ def evaluate_folders(
         try:
             lr, hr = degrade_image(read_image(found[0], channels), scale)
             sr = read_image(path, channels)
-            measured = Protocol(hr, scale, border, lr, network, "cpu").measure(sr)
+            measured = Protocol(lr, hr, (scale,), border, network, "cpu").measure(sr)
         except ValueError as error:  # UserError among them
             failed.append(f"{path}: {error}")
             continue
@@ -208,7 +210,7 @@ def evaluate_folders(
 
 def evaluated_images(folder: Path, root: Path, path: str, config: Config, methods=METHODS) -> dict[str, np.ndarray]:
     """The SR images that `evaluate_run` wrote for one test image, and 'hr'; uint8, all of HR's size."""
-    images = {m: read_image((folder / "evaluation" / "sr" / m / path).with_suffix(".png"), config.channels) for m in methods}
+    images = {m: read_image(folder / "evaluation" / "sr" / m / png_name(path), config.channels) for m in methods}
     return images | {"hr": crop_to_multiple(read_image(root / path, config.channels), config.scale)}
 
 
