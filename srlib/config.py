@@ -37,8 +37,8 @@ class Config:
     degradation: str = _setting(
         "bicubic",
         "data",
-        "how LR is made (srlib/degrade.py)",
-        ("bicubic", "bicubic-matlab", "gaussian", "axial", "speckle", "area", "nearest"),
+        "how LR is made (srlib/degrade.py); paired: it is read from lr/ beside hr/",
+        ("bicubic", "bicubic-matlab", "gaussian", "axial", "speckle", "area", "nearest", "paired"),
     )
     degradation_amount: float = _setting(
         0.0,
@@ -116,8 +116,8 @@ class Config:
 
     @property
     def reduction(self) -> tuple[int, str, float]:
-        """What `degrade.downsample` takes after the image: scale, kind, amount."""
-        return self.scale, self.degradation, self.degradation_amount
+        """What `degrade.downsample` takes after the image: scale, kind, amount; bicubic where LR is given and its making unknown."""
+        return self.scale, "bicubic" if self.degradation == "paired" else self.degradation, self.degradation_amount
 
 
 _SHORT = dict(  # what every training far shorter than the paper's needs

@@ -19,7 +19,8 @@ from scipy import ndimage
 from tqdm import tqdm
 
 from .config import Config, UserError
-from .reading import find_images, read_image, slices
+from .degrade import crop_to_multiple, downsample, to_image, to_tensor
+from .reading import EXTENSIONS, find_images, read_image, slices
 from .sources import data_home
 
 MIN_SIDE = 32
@@ -35,17 +36,18 @@ def build_manifest(
     test_share: float = 0.2,
     max_images: int = 0,
     seed: int = 0,
+    paired: int = 0,
 ) -> pd.DataFrame:
     """One row an image: path (relative to `root`), sha256, height, width, label, patient, split (train, val, test).
 
     The label is the folder's name. Images belong together where they share a patient (the pattern's group in the relative path, across
     classes and folders; without a match the file alone) or a SHA-256; such a group stands in one split. `max_images` takes whole
     patients at random before anything is read. `.attrs["skipped"]` lists files that cannot be used, with the reason;
-    `.attrs["unnamed"]` counts those without a match. Raises UserError where fewer than three groups are left.
+    `.attrs["unnamed"]` counts those without a match. With `paired`, a scale, the images are those of `root`/hr that fit one in `root`/lr. Raises UserError where fewer than three groups are left.
     """
     root = Path(root)
     patients, named = {}, 0
-    for path in find_images(root):
+    for path in find_images(root / "hr" if paired else root):
         relative = path.relative_to(root).as_posix()
         match = re.search(patient_pattern, relative)
         named += match is not None
@@ -59,6 +61,11 @@ def build_manifest(
     rows, skipped = [], []
     for relative, facts in zip(patients, inspect_files(root, list(patients)), strict=True):
         for slice_path, sha256, height, width, reason in facts:
+            if paired and not reason:
+                try:
+                    _given_pair(root / slice_path, channels, paired)
+                except UserError as error:
+                    reason = str(error)
             if reason:
                 skipped.append((slice_path, reason))
                 continue
@@ -200,48 +207,86 @@ def valid_region(hr: np.ndarray, level: int = 250, smallest: int = 200, margin: 
     return ndimage.distance_transform_edt(~fill) > margin
 
 
+def read_pair(path: Path, config: Config) -> tuple[np.ndarray, np.ndarray]:
+    """(lr, hr) of one HR image, uint8: HR cut to a multiple of the scale, LR made from it, or read where `degradation` is paired."""
+    if config.degradation == "paired":
+        return _given_pair(path, config.channels, config.scale)
+    hr = crop_to_multiple(read_image(path, config.channels), config.scale)
+    return to_image(downsample(to_tensor(hr), *config.reduction)), hr
+
+
+def _given_pair(path: Path, channels: int, scale: int) -> tuple[np.ndarray, np.ndarray]:
+    hr, partner = crop_to_multiple(read_image(path, channels), scale), lr_partner(path)
+    lr = read_image(partner, channels)
+    height, width = (n // scale for n in hr.shape[:2])
+    if lr.shape[:2] != (height, width):
+        raise UserError(f"{partner} is {lr.shape[1]} x {lr.shape[0]} pixels; at scale {scale} its HR image needs {width} x {height}")
+    return lr, hr
+
+
+def lr_partner(path: Path) -> Path:
+    """The LR image of HR image `.../hr/REST`: `.../lr/REST`, with any extension. Raises UserError where there is none."""
+    name, mark, page = path.name.partition("#")
+    for k in (k for k, part in enumerate(path.parts[:-1]) if part == "hr" and Path(*path.parts[:k], "lr").is_dir()):
+        folder = Path(*path.parts[:k], "lr", *path.parts[k + 1 : -1])
+        for choice in (name, *(Path(name).stem + extension for extension in EXTENSIONS)):
+            if (folder / choice).exists():
+                return folder / f"{choice}{mark}{page}"
+        break
+    raise UserError(f"{path}: there is no LR image of this name in the folder lr/ beside hr/")
+
+
 class Crops(torch.utils.data.Dataset):
     """HR crops for training: item k is a pure function of (seed, k). uint8 tensors (C, crop, crop).
 
     `paths` are read once and kept while they fit into `cache_bytes`. A crop with more than half fill is drawn again (up to 8
     times); the crop is flipped left to right at random. Every image must be at least as large as the crop.
+    With `paired`, a scale, an item is (lr, hr): the crop and what stands there in the LR image (`lr_partner`).
     """
 
-    def __init__(self, paths, crop: int, count: int, channels: int = 1, seed: int = 0, cache_bytes: int = 4 << 30):
+    def __init__(self, paths, crop: int, count: int, channels: int = 1, seed: int = 0, paired: int = 0, cache_bytes: int = 4 << 30):
         self.paths, self.crop, self.count, self.channels, self.seed = list(paths), crop, count, channels, seed
-        self.cache: dict[int, np.ndarray] = {}
+        self.paired = paired
+        self.cache: dict[int, list[np.ndarray]] = {}
         self.room = cache_bytes
 
     def __len__(self) -> int:
         return self.count
 
-    def image(self, index: int) -> np.ndarray:
+    def images(self, index: int) -> list[np.ndarray]:
+        """[hr] or, paired, [hr, lr] of one file."""
         if index in self.cache:
             return self.cache[index]
-        image = read_image(self.paths[index], self.channels)
-        if self.room >= image.nbytes:
-            self.cache[index] = image
-            self.room -= image.nbytes
-        return image
+        if self.paired:
+            images = list(_given_pair(self.paths[index], self.channels, self.paired))[::-1]
+        else:
+            images = [read_image(self.paths[index], self.channels)]
+        size = sum(image.nbytes for image in images)
+        if self.room >= size:
+            self.cache[index] = images
+            self.room -= size
+        return images
 
-    def __getitem__(self, k: int) -> torch.Tensor:
+    def __getitem__(self, k: int) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
         if not 0 <= k < self.count:
             raise IndexError(k)
         rng = np.random.default_rng([self.seed, k])
         for _ in range(8):
-            image = self.image(int(rng.integers(len(self.paths))))
-            top, left = (int(rng.integers(n - self.crop + 1)) for n in image.shape[:2])
-            patch = image[top : top + self.crop, left : left + self.crop]
-            if (patch >= 250).mean() < 0.5:
+            images, step = self.images(int(rng.integers(len(self.paths)))), self.paired or 1
+            top, left = (int(rng.integers(n - self.crop + 1)) // step * step for n in images[0].shape[:2])
+            if (images[0][top : top + self.crop, left : left + self.crop] >= 250).mean() < 0.5:
                 break
-        if rng.random() < 0.5:
-            patch = patch[:, ::-1]
-        return torch.from_numpy(np.ascontiguousarray(patch)).reshape(self.crop, self.crop, -1).permute(2, 0, 1)
+        flip, crops = rng.random() < 0.5, []
+        for image, factor in zip(images, (1, self.paired), strict=False):
+            patch = image[top // factor : (top + self.crop) // factor, left // factor : (left + self.crop) // factor]
+            patch = torch.from_numpy(np.ascontiguousarray(patch[:, ::-1] if flip else patch))
+            crops.append(patch.reshape(*patch.shape[:2], -1).permute(2, 0, 1))
+        return (crops[1], crops[0]) if self.paired else crops[0]
 
 
-def batches(crops: Crops, batch: int, first: int = 0, workers: int = 0) -> Iterator[torch.Tensor]:
-    """Batches (batch, C, crop, crop) in [0, 1], from batch number `first` on, in the order of k."""
+def batches(crops: Crops, batch: int, first: int = 0, workers: int = 0) -> Iterator:
+    """Batches (batch, C, crop, crop) in [0, 1], from batch number `first` on, in the order of k; of paired crops [lr, hr]."""
     indices = range(first * batch, len(crops) // batch * batch)
     loader = torch.utils.data.DataLoader(torch.utils.data.Subset(crops, indices), batch, num_workers=workers, persistent_workers=False)
     for images in loader:
-        yield images.float() / 255
+        yield [part.float() / 255 for part in images] if crops.paired else images.float() / 255

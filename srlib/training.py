@@ -17,8 +17,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from . import checkpoint, metrics
 from .config import Config, UserError
-from .data import Crops, batches, read_image, valid_region
-from .degrade import crop_to_multiple, downsample, to_image, to_tensor, upsample
+from .data import Crops, batches, read_pair, valid_region
+from .degrade import downsample, to_image, to_tensor, upsample
 from .features import feature_extractor
 from .loop import Best, run_steps
 from .losses import ContentLoss, adversarial_loss, discriminator_loss
@@ -61,10 +61,12 @@ class Validation:
         self.device, self.pairs = device, []
         paths = list(paths)
         for path in paths[:: max(1, -(-len(paths) // count))]:
-            hr = read_image(path, config.channels)
-            top, left = (max(0, (n - side) // 2) for n in hr.shape[:2])
-            hr = crop_to_multiple(hr[top : top + side, left : left + side], config.scale)
-            lr, region = downsample(to_tensor(hr), *config.reduction), valid_region(hr)
+            lr, hr = read_pair(path, config)
+            top, left = (max(0, (n - side) // 2) // config.scale for n in hr.shape[:2])
+            lr = to_tensor(lr[top : top + side // config.scale, left : left + side // config.scale])
+            top, left, height, width = (n * config.scale for n in (top, left, *lr.shape[-2:]))
+            hr = hr[top : top + height, left : left + width]
+            region = valid_region(hr)
             start = metrics.psnr(to_image(upsample(lr, config.scale)), hr, region=region)
             if np.isfinite(start):  # an empty valid region or a flat square says nothing
                 self.pairs.append((hr, lr, region, start))
@@ -80,14 +82,16 @@ class Validation:
         return float(np.mean(gains))
 
 
-def _pairs(paths, config: Config, device: torch.device, steps: int, seed: int):
-    """A function from the first step to the stream of (lr, hr) batches from there on, degraded on the device."""
-    crops = Crops(paths, config.crop, steps * config.batch, config.channels, seed)
+def training_pairs(paths, config: Config, device: torch.device, steps: int, seed: int):
+    """A function from the first step to the stream of (lr, hr) batches from there on; LR is made on the device, or read."""
+    paired = config.scale if config.degradation == "paired" else 0
+    crops = Crops(paths, config.crop, steps * config.batch, config.channels, seed, paired)
 
     def stream(first: int):
-        for hr in batches(crops, config.batch, first, config.workers):
+        for item in batches(crops, config.batch, first, config.workers):
+            given, hr = item if paired else (None, item)
             hr = hr.to(device, non_blocking=True, memory_format=FASTEST)
-            yield downsample(hr, *config.reduction), hr
+            yield downsample(hr, *config.reduction) if given is None else given.to(device, memory_format=FASTEST), hr
 
     return stream
 
@@ -141,7 +145,7 @@ def pretrain_generator(config: Config, train, val, folder, fingerprint: str = ""
         checkpoint.save_weights(folder / "srresnet.pt", model, name="srresnet", validation_gain_db=best.score)
 
     parts = {"generator": generator, "optimizer": optimizer, "scheduler": scheduler, "scaler": scaler, "best": best}
-    stream = _pairs(train, config, device, config.pretrain_steps, config.seed)
+    stream = training_pairs(train, config, device, config.pretrain_steps, config.seed)
     return run_steps("pretrain", config, folder, fingerprint, config.pretrain_steps, parts, stream, step, validate, done, show)
 
 
@@ -266,7 +270,7 @@ def train_srgan(config: Config, train, val, folder, fingerprint: str = "", show=
         "scaler": scaler,
         "weights": weights,
     }
-    stream = _pairs(train, config, device, config.gan_steps, config.seed + 1)
+    stream = training_pairs(train, config, device, config.gan_steps, config.seed + 1)
     if not config.content_weight:
         with torch.no_grad(), autocast():
             first = [generator_terms(0, generator(lr), hr) for lr, hr in itertools.islice(stream(0), CALIBRATION_BATCHES)]

@@ -8,10 +8,13 @@ import torch
 from PIL import Image
 
 from srlib import sources
-from srlib.config import UserError
-from srlib.data import Crops, batches, build_manifest, check_split, find_images, read_image, valid_region
+from srlib.config import UserError, load_config
+from srlib.data import Crops, batches, build_manifest, check_split, find_images, lr_partner, read_image, read_pair, valid_region
 from srlib.phantom import PATHOLOGIES, bscan
+from srlib.series.evaluation import evaluate_run
+from srlib.series.run_folder import open_run
 from srlib.sources import locate
+from srlib.training import pretrain_generator, train_srgan
 
 
 def test_phantoms_are_seeded_and_differ():
@@ -173,3 +176,61 @@ def test_real_scans_leak_in_the_published_folders_but_not_here(real_scans):
     published = table.assign(folder=table.path.str.split("/").str[0])
     assert (published.groupby("patient").folder.nunique() > 1).sum() == 22
     assert table.groupby("label").split.nunique().eq(3).all()
+
+
+@pytest.fixture
+def paired_folder(tmp_path):
+    """Ten eyes, HR 96 x 128 under hr/, LR of half the size under lr/ with other extensions; four files that have no use."""
+    for eye in range(10):
+        label = ("NORMAL", "CNV")[eye % 2]
+        for part in ("hr", "lr"):
+            (tmp_path / part / label).mkdir(parents=True, exist_ok=True)
+        hr = bscan(eye, 96, 128)
+        Image.fromarray(hr).save(tmp_path / "hr" / label / f"{label}-{eye}-1.png")
+        Image.fromarray(hr[::2, ::2]).save(tmp_path / "lr" / label / f"{label}-{eye}-1.tif")  # not what `downsample` would make
+    Image.fromarray(hr).save(tmp_path / "hr" / "alone.png")
+    Image.fromarray(hr).save(tmp_path / "hr" / "size.png")
+    Image.fromarray(hr[:40, :40]).save(tmp_path / "lr" / "size.png")
+    Image.fromarray(hr).save(tmp_path / "hr" / "cut.png")
+    (tmp_path / "lr" / "cut.png").write_bytes(b"nothing")
+    Image.fromarray(hr).save(tmp_path / "lr" / "over.png")
+    return tmp_path
+
+
+def test_paired_folders(paired_folder):
+    """LR comes from lr/, in step with the crop of HR; what has no fitting partner is listed."""
+    table = build_manifest(paired_folder, paired=2)
+    skipped = dict(table.attrs["skipped"])
+    assert len(table) == 10 and table.path.str.startswith("hr/").all() and set(table.label) == {"NORMAL", "CNV"}
+    assert "no LR image" in skipped["hr/alone.png"]
+    assert "40 x 40 pixels; at scale 2 its HR image needs 64 x 48" in skipped["hr/size.png"]
+    assert "is not an image" in skipped["hr/cut.png"]
+    paths = [paired_folder / p for p in table.path]
+    config = load_config("smoke", degradation="paired", scale=2)
+    lr, hr = read_pair(paths[0], config)
+    assert (lr == hr[::2, ::2]).all() and lr_partner(paths[0]).suffix == ".tif"
+    crops = Crops(paths, 32, 12, seed=1, paired=2)
+    for k in range(12):
+        lr, hr = crops[k]
+        shown = hr[:, ::2, ::2] if torch.equal(hr[:, ::2, ::2], lr) else hr[:, ::2, 1::2]  # flipped, the other column is kept
+        assert lr.shape == (1, 16, 16) and torch.equal(shown, lr)
+    lr, hr = next(batches(crops, 4))
+    assert lr.shape == (4, 1, 16, 16) and hr.shape == (4, 1, 32, 32) and hr.max() <= 1
+
+
+def test_pairs_train_and_are_evaluated(paired_folder, tmp_path):
+    """Through the run folder's door: the setting and the folders must agree; then both stages and the evaluation use the given LR."""
+    overrides = {"degradation": "paired", "scale": 2, "pretrain_steps": 4, "gan_steps": 2}
+    with pytest.raises(UserError, match=r"holds lr/ and hr/; take -p degradation paired"):
+        open_run("01", "smoke", str(tmp_path / "a"), str(paired_folder), {}).make_manifest()
+    with pytest.raises(UserError, match=r"needs the folders lr/ and hr/"):
+        open_run("01", "smoke", str(tmp_path / "b"), str(paired_folder / "hr"), overrides).make_manifest()
+    run = open_run("01", "smoke", str(tmp_path / "c"), str(paired_folder), overrides)
+    manifest = run.make_manifest()
+    files = [run.images(split) for split in ("train", "val")]
+    pretrain_generator(run.config, *files, run.folder)
+    train_srgan(run.config, *files, run.folder)
+    evaluate_run(run.config, run.root, manifest, run.folder)
+    first = manifest[manifest.split == "test"].path.iloc[0]
+    nearest = read_image(run.folder / "evaluation" / "sr" / "nearest" / first)
+    assert (nearest[::2, ::2] == read_image(lr_partner(run.root / first))).all()

@@ -41,7 +41,7 @@ def test_agrees_with_the_kernels_definition(scale):
 
 
 def test_the_settings_know_the_kinds():
-    assert FIELDS["degradation"].metadata["choices"] == tuple(KINDS)
+    assert FIELDS["degradation"].metadata["choices"] == (*KINDS, "paired")
 
 
 @pytest.mark.parametrize("kind", KINDS)

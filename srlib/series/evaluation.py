@@ -15,14 +15,14 @@ from scipy.ndimage import gaussian_filter
 from tqdm import tqdm
 
 from .. import metrics
-from ..config import Config, UserError
-from ..data import Crops, batches, find_images, read_image, valid_region
-from ..degrade import crop_to_multiple, downsample, to_image, to_tensor, upsample
+from ..config import Config, UserError, load_config
+from ..data import find_images, read_image, read_pair, valid_region
+from ..degrade import crop_to_multiple, to_image, to_tensor, upsample
 from ..features import judge
 from ..inference import load_generator, upscale
 from ..models import LinearFilter
 from ..reading import png_name
-from ..training import pick_device
+from ..training import pick_device, training_pairs
 
 METHODS = ("nearest", "bicubic", "linear", "srresnet", "srgan", "noise")
 MEASURES = ("psnr", "ssim", "high_power_db", "checkerboard", "consistency", "judge")
@@ -71,12 +71,6 @@ class Protocol:
         return rows
 
 
-def degrade_image(image: np.ndarray, scale: int, kind: str = "bicubic", amount: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
-    """(lr, hr) as uint8, HR cropped to a multiple of the scale."""
-    hr = crop_to_multiple(image, scale)
-    return to_image(downsample(to_tensor(hr), scale, kind, amount)), hr
-
-
 def choose(rows: pd.DataFrame, limit: int) -> pd.DataFrame:
     """At most `limit` images (0: all): one of each patient first, the classes in turn."""
     if not limit or len(rows) <= limit:
@@ -88,9 +82,8 @@ def choose(rows: pd.DataFrame, limit: int) -> pd.DataFrame:
 
 
 def fit_linear(paths, config: Config, crops: int = 256) -> LinearFilter:
-    """The least-squares filter, fitted on `crops` training crops."""
-    stream = batches(Crops(paths, config.crop, crops, config.channels, config.seed), 32)
-    return LinearFilter(config.scale).fit((downsample(hr, *config.reduction), hr) for hr in stream)
+    """The least-squares filter, fitted on the first `crops` training crops."""
+    return LinearFilter(config.scale).fit(training_pairs(paths, config, torch.device("cpu"), -(-crops // config.batch), config.seed)(0))
 
 
 def texture(image: np.ndarray, name: str, scale: int) -> np.ndarray:
@@ -131,7 +124,7 @@ def evaluate_run(config: Config, root: Path, manifest: pd.DataFrame, folder: Pat
     linear = fit_linear([root / p for p in train.path], config)
     tuning = []
     for path in choose(part["val"], 6).path:
-        lr, hr = degrade_image(read_image(root / path, config.channels), *config.reduction)
+        lr, hr = read_pair(root / path, config)
         tuning.append((path, upscale(lr, networks["srresnet"]), hr))
     strength = fit_noise(tuning, scale)
     network = judge().to(device)
@@ -150,7 +143,7 @@ def evaluate_run(config: Config, root: Path, manifest: pd.DataFrame, folder: Pat
     rows = []
     chosen = choose(part["test"], config.max_test_images)
     for item in tqdm(chosen.itertuples(), total=len(chosen), desc="evaluate", unit="image", mininterval=1.0, ncols=100, file=sys.stdout):
-        lr, hr = degrade_image(read_image(root / item.path, config.channels), *config.reduction)
+        lr, hr = read_pair(root / item.path, config)
         protocol = Protocol(lr, hr, config.reduction, config.border, network, device)
         for method, sr in methods(lr, hr, item.path):
             target = folder / "evaluation" / "sr" / method / png_name(item.path)
@@ -189,16 +182,17 @@ def evaluate_folders(
     hr_paths: dict[str, list[Path]] = {}
     for path in find_images(hr_dir):
         hr_paths.setdefault(path.stem, []).append(path)
-    network, rows, failed = judge(), [], []
+    config, rows, failed = load_config("quick", scale=scale, channels=channels), [], []
+    network = judge()
     for path in tqdm(find_images(sr_dir), desc="evaluate", unit="image", ncols=100):
         found = hr_paths.get(path.stem, [])
         if len(found) != 1:
             failed.append(f"{path}: {'no' if not found else len(found)} HR image named {path.stem} in {hr_dir}; one is needed")
             continue
         try:
-            lr, hr = degrade_image(read_image(found[0], channels), scale)
+            lr, hr = read_pair(found[0], config)
             sr = read_image(path, channels)
-            measured = Protocol(lr, hr, (scale,), border, network, "cpu").measure(sr)
+            measured = Protocol(lr, hr, config.reduction, border, network, "cpu").measure(sr)
         except ValueError as error:  # UserError among them
             failed.append(f"{path}: {error}")
             continue

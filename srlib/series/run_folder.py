@@ -208,7 +208,15 @@ class Run:
         if c.data == "phantom" and c.phantoms == 0:
             raise UserError("data='phantom' needs phantoms > 0 (quick has 40)")
         root = sources.make_phantoms(c) if c.data == "phantom" else sources.locate(c.data).absolute()
-        table = data.build_manifest(root, c.channels, c.patient_pattern, c.val_share, c.test_share, c.max_images, c.data_seed)
+        both, paired = (root / "lr").is_dir() and (root / "hr").is_dir(), c.degradation == "paired"
+        if both != paired:
+            raise UserError(
+                f"{root} holds lr/ and hr/; take -p degradation paired for these pairs, or --data {root / 'hr'} to make LR from HR"
+                if both
+                else f"degradation='paired' needs the folders lr/ and hr/ in {root}"
+            )
+        options = c.patient_pattern, c.val_share, c.test_share, c.max_images, c.data_seed, c.scale if paired else 0
+        table = data.build_manifest(root, c.channels, *options)
         data.check_split(table)
         text = table.to_csv(index=False)
         file = self.folder / "manifest.csv"
