@@ -1,196 +1,22 @@
-"""The manifest and its split by patient, the valid region, and the stream of training crops."""
+"""The valid region, pairs of LR and HR, and the stream of training crops. (The manifest is made in `manifest`, files are read in `reading`.)"""
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import json
-import os
-import re
-import sys
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import torch
 from scipy import ndimage
-from tqdm import tqdm
 
-from .config import Config, UserError
+from .config import Config
 from .degrade import crop_to_multiple, downsample, to_image, to_tensor
-from .reading import EXTENSIONS, find_images, read_image, slices
-from .sources import data_home
+from .manifest import build_manifest, check_split
+from .reading import find_images, read_given_pair, read_image
 
-MIN_SIDE = 32
-REMEMBER_FROM = 1000  # files
-
-
-# ------------------------------------------------------------------------------------------------ manifest and split
-def build_manifest(
-    root: str | Path,
-    channels: int = 1,
-    patient_pattern: str = Config.patient_pattern,
-    val_share: float = 0.1,
-    test_share: float = 0.2,
-    max_images: int = 0,
-    seed: int = 0,
-    paired: int = 0,
-) -> pd.DataFrame:
-    """One row an image: path (relative to `root`), sha256, height, width, label, patient, split (train, val, test).
-
-    The label is the folder's name. Images belong together where they share a patient (the pattern's group in the relative path, across
-    classes and folders; without a match the file alone) or a SHA-256; such a group stands in one split. `max_images` takes whole
-    patients at random before anything is read. `.attrs["skipped"]` lists files that cannot be used, with the reason;
-    `.attrs["unnamed"]` counts those without a match. With `paired`, a scale, the images are those of `root`/hr that fit one in `root`/lr. Raises UserError where fewer than three groups are left.
-    """
-    root = Path(root)
-    patients, named = {}, 0
-    for path in find_images(root / "hr" if paired else root):
-        relative = path.relative_to(root).as_posix()
-        match = re.search(patient_pattern, relative)
-        named += match is not None
-        patients[relative] = match.group(1) if match else relative
-    total = len(patients)
-    if max_images:
-        sizes = pd.Series(patients).value_counts()
-        order = np.random.default_rng(seed).permutation(sorted(sizes.index))
-        kept = set(order[np.cumsum(sizes[order]) <= max(max_images, sizes[order[0]])])
-        patients = {relative: patient for relative, patient in patients.items() if patient in kept}
-    rows, skipped = [], []
-    for relative, facts in zip(patients, inspect_files(root, list(patients)), strict=True):
-        for slice_path, sha256, height, width, reason in facts:
-            if paired and not reason:
-                try:
-                    _given_pair(root / slice_path, channels, paired)
-                except UserError as error:
-                    reason = str(error)
-            if reason:
-                skipped.append((slice_path, reason))
-                continue
-            label = Path(relative).parent.name or "image"
-            rows.append([slice_path, sha256, height, width, label, patients[relative]])
-    if not rows:
-        raise UserError(f"{root}: none of the {len(skipped)} image files can be used; the first: {' '.join(skipped[0])}")
-    table = pd.DataFrame(rows, columns=["path", "sha256", "height", "width", "label", "patient"])
-    group = _groups(table)
-    if group.nunique() < 3:
-        raise UserError(f"{root}: {group.nunique()} patient(s) cannot be split into train, val and test; at least 3 are needed")
-    table["split"] = group.map(_split(table, group, val_share, test_share, seed))
-    table.attrs.update(skipped=skipped, unnamed=total - named)
-    return table
+__all__ = ["Crops", "batches", "build_manifest", "check_split", "find_images", "read_image", "read_pair", "valid_region"]
 
 
-def inspect_files(root: Path, relatives: list[str]) -> Iterator[list[list]]:
-    """For each file, in order: a list of [path, sha256, height, width, reason], one for each slice; `reason` is '' for a usable one.
-
-    Files are decoded whole, in threads, one at a time each, so memory does not grow with their number. For folders of
-    REMEMBER_FROM files and more, what was found is kept in data/cache/ by path, size and time of change, and asked first; a run that
-    is stopped keeps what it had.
-    """
-    many = len(relatives) >= REMEMBER_FROM
-    memory = data_home() / "cache" / f"files-{hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:12]}.json"
-    known, fresh = {}, 0
-    with contextlib.suppress(OSError, ValueError):  # none yet, or torn
-        known = json.loads(memory.read_text()) if many else {}
-
-    def inspect(relative: str):
-        try:
-            facts = (root / relative).stat()
-            stamp = [facts.st_size, facts.st_mtime_ns]
-        except OSError as error:
-            return None, [[relative, "", 0, 0, f"cannot be opened ({error.strerror})"]]
-        found = known.get(relative)
-        return (stamp, found[1]) if found and found[0] == stamp else (stamp, _inspect(root, relative))
-
-    def keep():
-        with contextlib.suppress(OSError):  # a read-only place: then the next run looks again
-            memory.parent.mkdir(parents=True, exist_ok=True)
-            part = memory.with_suffix(f".{os.getpid()}.part")
-            part.write_text(json.dumps(known))
-            part.replace(memory)
-
-    pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
-    try:
-        found = tqdm(
-            pool.map(inspect, relatives), total=len(relatives), desc="files", unit="file", disable=not many, ncols=100, file=sys.stdout
-        )
-        for relative, (stamp, facts) in zip(relatives, found, strict=True):
-            if stamp and known.get(relative) != [stamp, facts]:
-                known[relative] = [stamp, facts]
-                fresh += 1
-            yield facts
-    finally:
-        pool.shutdown(cancel_futures=True)
-        if many and fresh:
-            keep()
-
-
-def _inspect(root: Path, relative: str) -> list[list]:
-    path, rows = root / relative, []
-    try:
-        relative.encode()
-    except UnicodeEncodeError:  # bytes that are no UTF-8: it could not be written into the manifest
-        return [[relative.encode(errors="backslashreplace").decode(), "", 0, 0, "its name is not valid Unicode; rename it"]]
-    try:
-        names = slices(path)
-    except UserError as error:
-        return [[relative, "", 0, 0, str(error).removeprefix(f"{path}: ")]]
-    for name in names:
-        at = Path(relative).with_name(name.name).as_posix()
-        try:
-            image = read_image(name)
-            content = image.tobytes() if len(names) > 1 else path.read_bytes()
-        except (UserError, OSError) as error:
-            rows.append([at, "", 0, 0, str(error).removeprefix(f"{path}: ")])
-            continue
-        height, width = image.shape
-        reason = f"{width} x {height} pixels is too small" if min(height, width) < MIN_SIDE else ""
-        if image.min() == image.max():
-            reason = reason or "every pixel has the same value"
-        rows.append([at, hashlib.sha256(content).hexdigest(), height, width, reason])
-    return rows
-
-
-def _groups(table: pd.DataFrame) -> pd.Series:
-    """For each row the smallest patient that it is linked to through shared patients and shared hashes."""
-    group = table["patient"].astype(str)
-    while True:
-        merged = group.groupby(table["sha256"]).transform("min")
-        merged = merged.groupby(table["patient"]).transform("min").groupby(group).transform("min")
-        if merged.equals(group):
-            return group
-        group = merged
-
-
-def _split(table, group, val_share, test_share, seed) -> dict[str, str]:
-    """Group to split, by class as far as the shares allow; each split gets at least one group."""
-    rng = np.random.default_rng([seed, 1])
-    label_of = table["label"].groupby(group).first()
-    result, owed = {}, np.zeros(3)
-    shares = np.array([1 - val_share - test_share, val_share, test_share])
-    for label in sorted(label_of.unique()):
-        for name in rng.permutation(sorted(label_of.index[label_of == label])):
-            owed += shares
-            pick = int(np.argmax(owed))
-            owed[pick] -= 1
-            result[name] = ("train", "val", "test")[pick]
-    for k, split in enumerate(("val", "test", "train")):
-        if split not in result.values():
-            result[sorted(result)[k]] = split
-    return result
-
-
-def check_split(manifest: pd.DataFrame) -> None:
-    """Raise UserError where a patient or a hash stands in two splits."""
-    for column in ("patient", "sha256"):
-        counts = manifest.groupby(column)["split"].nunique()
-        if (counts > 1).any():
-            raise UserError(f"{column} {counts.idxmax()} stands in more than one split; make the manifest again (notebook 01)")
-
-
-# ------------------------------------------------------------------------------------------------ valid region and crops
 def valid_region(hr: np.ndarray, level: int = 250, smallest: int = 200, margin: int = 8) -> np.ndarray:
     """True where the image is scan, False where it is fill. `hr`: uint8 (H, W) or (H, W, 3); returns bool (H, W).
 
@@ -210,30 +36,9 @@ def valid_region(hr: np.ndarray, level: int = 250, smallest: int = 200, margin: 
 def read_pair(path: Path, config: Config) -> tuple[np.ndarray, np.ndarray]:
     """(lr, hr) of one HR image, uint8: HR cut to a multiple of the scale, LR made from it, or read where `degradation` is paired."""
     if config.degradation == "paired":
-        return _given_pair(path, config.channels, config.scale)
+        return read_given_pair(path, config.channels, config.scale)
     hr = crop_to_multiple(read_image(path, config.channels), config.scale)
     return to_image(downsample(to_tensor(hr), *config.reduction)), hr
-
-
-def _given_pair(path: Path, channels: int, scale: int) -> tuple[np.ndarray, np.ndarray]:
-    hr, partner = crop_to_multiple(read_image(path, channels), scale), lr_partner(path)
-    lr = read_image(partner, channels)
-    height, width = (n // scale for n in hr.shape[:2])
-    if lr.shape[:2] != (height, width):
-        raise UserError(f"{partner} is {lr.shape[1]} x {lr.shape[0]} pixels; at scale {scale} its HR image needs {width} x {height}")
-    return lr, hr
-
-
-def lr_partner(path: Path) -> Path:
-    """The LR image of HR image `.../hr/REST`: `.../lr/REST`, with any extension. Raises UserError where there is none."""
-    name, mark, page = path.name.partition("#")
-    for k in (k for k, part in enumerate(path.parts[:-1]) if part == "hr" and Path(*path.parts[:k], "lr").is_dir()):
-        folder = Path(*path.parts[:k], "lr", *path.parts[k + 1 : -1])
-        for choice in (name, *(Path(name).stem + extension for extension in EXTENSIONS)):
-            if (folder / choice).exists():
-                return folder / f"{choice}{mark}{page}"
-        break
-    raise UserError(f"{path}: there is no LR image of this name in the folder lr/ beside hr/")
 
 
 class Crops(torch.utils.data.Dataset):
@@ -258,7 +63,7 @@ class Crops(torch.utils.data.Dataset):
         if index in self.cache:
             return self.cache[index]
         if self.paired:
-            images = list(_given_pair(self.paths[index], self.channels, self.paired))[::-1]
+            images = list(read_given_pair(self.paths[index], self.channels, self.paired))[::-1]
         else:
             images = [read_image(self.paths[index], self.channels)]
         size = sum(image.nbytes for image in images)

@@ -1,4 +1,4 @@
-"""Image files to arrays: what is found in a folder, and what is refused before or while it is decoded."""
+"""Image files to arrays: what is found in a folder, what is refused before or while it is decoded, and pairs that are given."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from .config import UserError
+from .degrade import crop_to_multiple
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP")  # by content; no format that starts another program
@@ -81,6 +82,28 @@ def png_name(path: str | Path) -> Path:
 def _page_of(path: Path) -> tuple[Path, int | None]:
     match = None if path.exists() else re.fullmatch(r"(.+)#(\d+)", path.name, re.DOTALL)
     return (path.with_name(match[1]), int(match[2])) if match else (path, None)
+
+
+def read_given_pair(path: Path, channels: int, scale: int) -> tuple[np.ndarray, np.ndarray]:
+    """(lr, hr), uint8, of an HR image with a partner (`lr_partner`); HR is cut to a multiple of the scale. UserError where they do not fit."""
+    hr, partner = crop_to_multiple(read_image(path, channels), scale), lr_partner(path)
+    lr = read_image(partner, channels)
+    height, width = (n // scale for n in hr.shape[:2])
+    if lr.shape[:2] != (height, width):
+        raise UserError(f"{partner} is {lr.shape[1]} x {lr.shape[0]} pixels; at scale {scale} its HR image needs {width} x {height}")
+    return lr, hr
+
+
+def lr_partner(path: Path) -> Path:
+    """The LR image of HR image `.../hr/REST`: `.../lr/REST`, with any extension. Raises UserError where there is none."""
+    name, mark, page = path.name.partition("#")
+    for k in (k for k, part in enumerate(path.parts[:-1]) if part == "hr" and Path(*path.parts[:k], "lr").is_dir()):
+        folder = Path(*path.parts[:k], "lr", *path.parts[k + 1 : -1])
+        for choice in (name, *(Path(name).stem + extension for extension in EXTENSIONS)):
+            if (folder / choice).exists():
+                return folder / f"{choice}{mark}{page}"
+        break
+    raise UserError(f"{path}: there is no LR image of this name in the folder lr/ beside hr/")
 
 
 @contextlib.contextmanager

@@ -9,8 +9,9 @@ from PIL import Image
 
 from srlib import sources
 from srlib.config import UserError, load_config
-from srlib.data import Crops, batches, build_manifest, check_split, find_images, lr_partner, read_image, read_pair, valid_region
+from srlib.data import Crops, batches, build_manifest, check_split, find_images, read_image, read_pair, valid_region
 from srlib.phantom import PATHOLOGIES, bscan
+from srlib.reading import lr_partner
 from srlib.series.evaluation import evaluate_run
 from srlib.series.run_folder import open_run
 from srlib.sources import locate

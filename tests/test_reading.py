@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from srlib import data
+from srlib import manifest
 from srlib.config import UserError
 from srlib.data import build_manifest
 from srlib.phantom import bscan
@@ -183,16 +183,16 @@ def test_unreadable_file(tmp_path, scan, monkeypatch):
 
 def test_files_are_inspected_once(tmp_path, scan, monkeypatch):
     """What is known of a file is kept while size and time stay; a changed file is looked at again; a torn memory is no harm."""
-    monkeypatch.setattr(data, "REMEMBER_FROM", 0)
-    monkeypatch.setattr(data, "data_home", lambda: tmp_path / "home")
+    monkeypatch.setattr(manifest, "REMEMBER_FROM", 0)
+    monkeypatch.setattr(manifest, "data_home", lambda: tmp_path / "home")
     root = tmp_path / "scans"
     root.mkdir()
     for k in range(4):
         Image.fromarray(bscan(k, 64, 80)).save(root / f"NORMAL-{k}-1.png")
     (root / "text.png").write_text("no")
     looked = []
-    original = data._inspect
-    monkeypatch.setattr(data, "_inspect", lambda root, relative: looked.append(relative) or original(root, relative))
+    original = manifest._inspect
+    monkeypatch.setattr(manifest, "_inspect", lambda root, relative: looked.append(relative) or original(root, relative))
     first = build_manifest(root)
     assert len(looked) == 5
     again = build_manifest(root)
