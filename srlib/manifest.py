@@ -14,6 +14,8 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from PIL import Image
+from scipy.ndimage import gaussian_filter
 from tqdm import tqdm
 
 from .config import Config, UserError
@@ -176,6 +178,29 @@ def _split(table, group, val_share, test_share, seed) -> dict[str, str]:
         if split not in result.values():
             result[sorted(result)[k]] = split
     return result
+
+
+def near_duplicates(root: str | Path, table: pd.DataFrame, least: float = 0.95, side: int = 48) -> pd.DataFrame:
+    """Pairs of images that look alike though their content differs: neighbouring slices, one eye on two days, a file saved anew.
+
+    Each image is reduced to `side` x `side` pixels, smooth brightness taken out (Gaussian, a sixth of the side), and pairs whose correlation is at
+    least `least` are listed, highest first: columns a, b (paths), correlation, patients (one, two), splits (one, two).
+    Takes time and memory with the square of the number of images; give a sample of some thousand at most.
+    """
+    views = []
+    for path in table.path:
+        small = Image.fromarray(read_image(Path(root) / path)).resize((side, side), Image.Resampling.BOX)
+        view = np.asarray(small, np.float32)
+        view = view - gaussian_filter(view, side / 6)
+        views.append((view - view.mean()).ravel() / (view.std() * side + 1e-9))
+    alike = np.triu(np.stack(views) @ np.stack(views).T, 1)
+    first, second = np.nonzero(alike >= least)
+    a, b = table.iloc[first].reset_index(), table.iloc[second].reset_index()
+    found = pd.DataFrame({"a": a.path, "b": b.path, "correlation": alike[first, second].round(3)})
+    for column, name in (("patient", "patients"), ("split", "splits")):
+        found[name] = np.where(a[column] == b[column], "one", "two")
+    different = (a.sha256 != b.sha256).to_numpy()
+    return found[different].sort_values("correlation", ascending=False, ignore_index=True)
 
 
 def check_split(manifest: pd.DataFrame) -> None:

@@ -10,6 +10,7 @@ from PIL import Image
 from srlib import sources
 from srlib.config import UserError, load_config
 from srlib.data import Crops, batches, build_manifest, check_split, find_images, read_image, read_pair, valid_region
+from srlib.manifest import near_duplicates
 from srlib.phantom import PATHOLOGIES, bscan
 from srlib.reading import lr_partner
 from srlib.series.evaluation import evaluate_run
@@ -63,6 +64,18 @@ def test_split_is_seeded(scan_folder):
     assert build_manifest(scan_folder, seed=3).equals(build_manifest(scan_folder, seed=3))
     splits = {tuple(build_manifest(scan_folder, seed=s).split) for s in range(6)}
     assert len(splits) > 1
+
+
+def test_near_duplicates(tmp_path):
+    """A scan saved anew as JPEG, and shifted by a pixel, is found; other eyes are not; a byte-identical copy is no news."""
+    for k in range(4):
+        Image.fromarray(bscan(k, 160, 192)).save(tmp_path / f"NORMAL-{k}-1.png")
+    Image.fromarray(bscan(2, 160, 192)).save(tmp_path / "NORMAL-7-1.jpeg", quality=60)
+    Image.fromarray(np.roll(bscan(3, 160, 192), 1, 1)).save(tmp_path / "NORMAL-3-2.png")
+    shutil.copy(tmp_path / "NORMAL-0-1.png", tmp_path / "NORMAL-8-1.png")
+    found = near_duplicates(tmp_path, build_manifest(tmp_path), 0.9)
+    pairs = {(r.a, r.b): r.patients for r in found.itertuples()}
+    assert pairs == {("NORMAL-2-1.png", "NORMAL-7-1.jpeg"): "two", ("NORMAL-3-1.png", "NORMAL-3-2.png"): "one"}
 
 
 def test_max_images_keeps_whole_patients(scan_folder):
