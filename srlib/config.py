@@ -98,6 +98,9 @@ class Config:
         "strides; 0: not",
         low=0,
     )
+    grid_weight: float = _setting(
+        0.0, "srgan", "factor of a loss on brightness that depends on the position within an LR pixel (a faint, regular grid)", low=0
+    )
     d_pause: float = _setting(
         0.0, "srgan", "D does not learn from a step where its loss is below this (chance: 1.39), against a D that wins; 0: off", low=0
     )
@@ -130,6 +133,7 @@ _SHORT = dict(  # what every training far shorter than the paper's needs
     d_noise=0.07,
     d_pause=1.0,
     loss_shift=16,
+    grid_weight=1000.0,
 )
 PROFILES: dict[str, dict] = {
     "paper": {},

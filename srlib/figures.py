@@ -220,9 +220,9 @@ def srgan_curves(history: pd.DataFrame) -> plt.Figure:
     axes[0].axhline(0.5, color="#999999", lw=0.8, ls=":")
     axes[0].set(xlabel="step", ylabel="mean probability of 'real'", ylim=(-0.02, 1.02), title="Discriminator")
     axes[0].legend(loc="center right")
-    terms = [t for t in ("content", "adversarial", "pixel") if history[f"{t}_share"].max() > 0]
+    terms = [t for t in ("content", "adversarial", "pixel", "grid") if history.get(f"{t}_share", pd.Series([0.0])).max() > 0]
     axes[1].stackplot(history.step, *(history[f"{t}_share"] for t in terms), labels=terms, alpha=0.85,
-                      colors=["#009E73", "#D55E00", "#0072B2"])  # fmt: skip
+                      colors=["#009E73", "#D55E00", "#0072B2", "#999999"])  # fmt: skip
     axes[1].set(xlabel="step", ylabel="share of the generator's loss", ylim=(0, 1), title="Loss terms")
     axes[1].legend(loc="lower left", frameon=True)
     _gain(axes[2], history, COLOURS["srgan"])

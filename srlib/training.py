@@ -21,7 +21,7 @@ from .data import Crops, batches, read_pair, valid_region
 from .degrade import downsample, to_image, to_tensor, upsample
 from .features import feature_extractor
 from .loop import Best, run_steps
-from .losses import ContentLoss, adversarial_loss, discriminator_loss
+from .losses import ContentLoss, adversarial_loss, discriminator_loss, grid_loss
 from .models import Discriminator, Generator
 
 CALIBRATION_BATCHES = 4
@@ -173,8 +173,9 @@ def train_srgan(config: Config, train, val, folder, fingerprint: str = "", show=
     """The adversarial stage (sections 2.1 and 2.2), from `folder/srresnet.pt`: D and G in turn, one step each.
 
     `folder/srgan/` gets checkpoint.pt and history.csv, `folder/srgan.pt` the averaged weights (EMA; the last ones where
-    `ema` is 0), never chosen by PSNR. Returns the history: step, seconds, loss, content, adversarial, pixel (each weighted, as they
-    enter the loss), their shares, d_loss, d_hr and d_sr (D's mean probability for HR and SR), gain_db of the averaged weights.
+    `ema` is 0), never chosen by PSNR. Returns the history: step, seconds, loss; content, adversarial, pixel and, with `grid_weight`, grid
+    (each weighted, as they enter the loss), and the share of each; d_loss, d_hr and d_sr (D's mean probability for HR and SR),
+    gain_db of the averaged weights.
     """
     folder = Path(folder)
     device = pick_device(config.device)
@@ -233,6 +234,8 @@ def train_srgan(config: Config, train, val, folder, fingerprint: str = "", show=
             scaler.scale(d_loss).backward()
             scaler.step(d_optimizer)
         terms = {key: getattr(weights, key) * value for key, value in generator_terms(k, sr, hr).items()}
+        if config.grid_weight:
+            terms["grid"] = config.grid_weight * grid_loss(sr.float() - upsample(lr, config.scale), config.scale)
         loss = sum(terms.values())
         g_optimizer.zero_grad(set_to_none=True)
         scaler.scale(loss).backward()

@@ -8,7 +8,7 @@ import torch
 from srlib import features
 from srlib.config import UserError, load_config
 from srlib.features import feature_extractor, judge
-from srlib.losses import ContentLoss, adversarial_loss, discriminator_loss
+from srlib.losses import ContentLoss, adversarial_loss, discriminator_loss, grid_loss
 
 
 @pytest.fixture(scope="module")
@@ -125,3 +125,17 @@ def test_real_vgg(vgg_file):
     deep, shallow = (feature_extractor(f"vgg19:{layer}", vgg_file) for layer in ("relu5_4", "relu2_2"))
     assert 0.8 < (deep(hr) == 0).float().mean() < 0.99
     assert ContentLoss(shallow)(blurred, hr) > 2 * ContentLoss(deep)(blurred, hr) > 0
+
+
+@pytest.mark.parametrize("scale", [2, 3, 4])
+def test_grid_loss_measures_the_grid_alone(scale):
+    """The variance of a pattern that repeats with the LR pixel; nothing for a constant or for detail of another period."""
+    side = 16 * scale
+    pattern = torch.randn(scale, scale)
+    grid = pattern.repeat(16, 16)[None, None].repeat(2, 1, 1, 1)
+    assert grid_loss(grid, scale).item() == pytest.approx(pattern.var(correction=0).item(), rel=1e-4)
+    assert grid_loss(torch.full((2, 3, side, side), 0.7), scale).item() < 1e-10
+    wave = torch.sin(2 * torch.pi * torch.arange(side) / (8 * scale)).expand(2, 1, side, side)
+    assert grid_loss(wave, scale).item() < 1e-8
+    grid.requires_grad_()
+    assert torch.autograd.grad(grid_loss(grid, scale), grid)[0].abs().sum() > 0
