@@ -41,7 +41,8 @@ def build_manifest(
     The label is the folder's name. Images belong together where they share a patient (the pattern's group in the relative path, across
     classes and folders; without a match the file alone) or a SHA-256; such a group stands in one split. `max_images` takes whole
     patients at random before anything is read. `.attrs["skipped"]` lists files that cannot be used, with the reason;
-    `.attrs["unnamed"]` counts those without a match. With `paired`, a scale, the images are those of `root`/hr that fit one in `root`/lr. Raises UserError where fewer than three groups are left.
+    `.attrs["unnamed"]` counts those without a match. With `paired`, a scale, the images are those of `root`/hr that fit
+    one in `root`/lr. Raises UserError where fewer than three groups are left.
     """
     root = Path(root)
     patients, named = {}, 0
@@ -183,8 +184,8 @@ def _split(table, group, val_share, test_share, seed) -> dict[str, str]:
 def near_duplicates(root: str | Path, table: pd.DataFrame, least: float = 0.95, side: int = 48) -> pd.DataFrame:
     """Pairs of images that look alike though their content differs: neighbouring slices, one eye on two days, a file saved anew.
 
-    Each image is reduced to `side` x `side` pixels, smooth brightness taken out (Gaussian, a sixth of the side), and pairs whose correlation is at
-    least `least` are listed, highest first: columns a, b (paths), correlation, patients (one, two), splits (one, two).
+    Each image is reduced to `side` x `side` pixels, smooth brightness taken out (Gaussian, a sixth of the side), and pairs
+    whose correlation is at least `least` are listed, highest first: columns a, b (paths), correlation, patients (one, two), splits (one, two).
     Takes time and memory with the square of the number of images; give a sample of some thousand at most.
     """
     views = []
