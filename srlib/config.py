@@ -68,7 +68,12 @@ class Config:
     pretrain_steps: int = _setting(1_000_000, "pretrain", "MSE updates", low=1)
     pretrain_lr: float = _setting(1e-4, "pretrain", "Adam's learning rate", low=0)
     pretrain_schedule: str = _setting("constant", "pretrain", "learning rate over time", ("constant", "one-cycle"))
-    pretrain_clip: float = _setting(0.0, "pretrain", "longest gradient of a step, its norm; longer ones are cut to it; 0: off", low=0)
+    pretrain_loss: str = _setting(
+        "mse",
+        "pretrain",
+        "mse of the batch; psnr: minus the mean PSNR of its crops, so that a fill's edge does not outweigh tissue",
+        ("mse", "psnr"),
+    )
     precision: str = _setting(
         "auto", "pretrain", "autocast: auto takes bf16 or fp16 where the hardware has it", ("auto", "fp32", "bf16", "fp16")
     )
@@ -128,7 +133,7 @@ _SHORT = dict(  # what every training far shorter than the paper's needs
     global_skip=True,
     batch_norm=False,
     smooth=True,
-    pretrain_clip=0.1,  # usual norms are .01 to .05; without it a rate or width that is too large ends in 1e11
+    pretrain_loss="psnr",
     content_weight=0.0,
     d_noise=0.07,
     d_pause=1.0,

@@ -39,3 +39,9 @@ def grid_loss(detail: torch.Tensor, scale: int) -> torch.Tensor:
     positions. 0 without a grid. Give SR less bicubic, whose other detail averages out over a batch."""
     means = F.pixel_unshuffle(detail.flatten(0, 1)[:, None], scale).mean((0, 2, 3))
     return means.var(correction=0)
+
+
+def psnr_loss(sr: torch.Tensor, hr: torch.Tensor, floor: float = 2.5e-6) -> torch.Tensor:
+    """Minus the mean PSNR (dB) of a batch (N, C, H, W) in [0, 1]: 10 log10 of each image's MSE, then the mean. `floor` is added to
+    the MSE (56 dB), so that an image without error, such as a crop of fill, has no endless gradient."""
+    return 10 * (F.mse_loss(sr, hr, reduction="none").mean((1, 2, 3)) + floor).log10().mean()

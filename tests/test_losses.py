@@ -8,7 +8,7 @@ import torch
 from srlib import features
 from srlib.config import UserError, load_config
 from srlib.features import feature_extractor, judge
-from srlib.losses import ContentLoss, adversarial_loss, discriminator_loss, grid_loss
+from srlib.losses import ContentLoss, adversarial_loss, discriminator_loss, grid_loss, psnr_loss
 
 
 @pytest.fixture(scope="module")
@@ -139,3 +139,18 @@ def test_grid_loss_measures_the_grid_alone(scale):
     assert grid_loss(wave, scale).item() < 1e-8
     grid.requires_grad_()
     assert torch.autograd.grad(grid_loss(grid, scale), grid)[0].abs().sum() > 0
+
+
+def test_psnr_loss_is_minus_the_mean_psnr():
+    """Against scikit-image, image by image; an image without error has a finite value and no gradient."""
+    from skimage.metrics import peak_signal_noise_ratio
+
+    generator = torch.Generator().manual_seed(0)
+    hr = torch.rand(3, 1, 20, 24, generator=generator)
+    sr = hr + torch.tensor([0.01, 0.1, 0.3])[:, None, None, None] * torch.randn(hr.shape, generator=generator)
+    expected = [peak_signal_noise_ratio(b.numpy(), a.numpy(), data_range=1) for a, b in zip(sr, hr, strict=True)]
+    assert psnr_loss(sr, hr, floor=0).item() == pytest.approx(-sum(expected) / 3, abs=1e-3)
+    same = hr.clone().requires_grad_()
+    value = psnr_loss(same, hr)
+    assert value.item() == pytest.approx(-56, abs=0.1)
+    assert (torch.autograd.grad(value, same)[0] == 0).all()
