@@ -119,6 +119,9 @@ class Config:
     # machine
     device: str = _setting("auto", "machine", "auto takes cuda, mps or cpu", ("auto", "cuda", "mps", "cpu"))
     workers: int = _setting(0, "machine", "processes that read crops (0: the training process itself)", low=0)
+    decoded_cache: bool = _setting(
+        False, "machine", "keep training scans decoded in one mapped file in data/cache, for sets larger than memory"
+    )
     checkpoint_every: int = _setting(1000, "machine", "steps between checkpoints", low=1)
     validate_every: int = _setting(1000, "pretrain", "steps between validations", low=1)
 

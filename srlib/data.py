@@ -10,6 +10,7 @@ import torch
 from scipy import ndimage
 
 from .config import Config
+from .decoded import Decoded
 from .degrade import crop_to_multiple, downsample, to_image, to_tensor
 from .manifest import build_manifest, check_split
 from .reading import find_images, read_given_pair, read_image
@@ -44,28 +45,37 @@ def read_pair(path: Path, config: Config) -> tuple[np.ndarray, np.ndarray]:
 class Crops(torch.utils.data.Dataset):
     """HR crops for training: item k is a pure function of (seed, k). uint8 tensors (C, crop, crop).
 
-    `paths` are read once and kept while they fit into `cache_bytes`. A crop with more than half fill is drawn again (up to 8
+    `paths` are read once and kept while they fit into `cache_bytes` or, with `decoded`, a folder, mapped from one file in it
+    (`decoded.Decoded`). A crop with more than half fill is drawn again (up to 8
     times); the crop is flipped left to right at random. Every image must be at least as large as the crop.
     With `paired`, a scale, an item is (lr, hr): the crop and what stands there in the LR image (`lr_partner`).
     """
 
-    def __init__(self, paths, crop: int, count: int, channels: int = 1, seed: int = 0, paired: int = 0, cache_bytes: int = 4 << 30):
+    def __init__(
+        self, paths, crop: int, count: int, channels: int = 1, seed: int = 0, paired: int = 0, decoded="", cache_bytes: int = 4 << 30
+    ):
         self.paths, self.crop, self.count, self.channels, self.seed = list(paths), crop, count, channels, seed
         self.paired = paired
         self.cache: dict[int, list[np.ndarray]] = {}
         self.room = cache_bytes
+        self.decoded = Decoded(self.paths, self.read, decoded, f"{channels} {paired}") if decoded else None
 
     def __len__(self) -> int:
         return self.count
 
-    def images(self, index: int) -> list[np.ndarray]:
+    def read(self, path: Path) -> list[np.ndarray]:
         """[hr] or, paired, [hr, lr] of one file."""
+        if self.paired:
+            return list(read_given_pair(path, self.channels, self.paired))[::-1]
+        return [read_image(path, self.channels)]
+
+    def images(self, index: int) -> list[np.ndarray]:
+        """What `read` gives for one of the paths, from memory or the mapped file where it is there."""
+        if self.decoded is not None:
+            return self.decoded[index]
         if index in self.cache:
             return self.cache[index]
-        if self.paired:
-            images = list(read_given_pair(self.paths[index], self.channels, self.paired))[::-1]
-        else:
-            images = [read_image(self.paths[index], self.channels)]
+        images = self.read(self.paths[index])
         size = sum(image.nbytes for image in images)
         if self.room >= size:
             self.cache[index] = images
@@ -84,7 +94,7 @@ class Crops(torch.utils.data.Dataset):
         flip, crops = rng.random() < 0.5, []
         for image, factor in zip(images, (1, self.paired), strict=False):
             patch = image[top // factor : (top + self.crop) // factor, left // factor : (left + self.crop) // factor]
-            patch = torch.from_numpy(np.ascontiguousarray(patch[:, ::-1] if flip else patch))
+            patch = torch.from_numpy(np.array(patch[:, ::-1] if flip else patch, order="C"))
             crops.append(patch.reshape(*patch.shape[:2], -1).permute(2, 0, 1))
         return (crops[1], crops[0]) if self.paired else crops[0]
 

@@ -86,7 +86,8 @@ class Validation:
 def training_pairs(paths, config: Config, device: torch.device, steps: int, seed: int):
     """A function from the first step to the stream of (lr, hr) batches from there on; LR is made on the device, or read."""
     paired = config.scale if config.degradation == "paired" else 0
-    crops = Crops(paths, config.crop, steps * config.batch, config.channels, seed, paired)
+    decoded = data_home() / "cache" if config.decoded_cache else ""
+    crops = Crops(paths, config.crop, steps * config.batch, config.channels, seed, paired, decoded)
 
     def stream(first: int):
         for item in batches(crops, config.batch, first, config.workers):

@@ -1,6 +1,10 @@
 """Reading, the manifest and its split, the valid region, crops: what leaks and what breaks."""
 
+import os
 import shutil
+import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -15,7 +19,7 @@ from srlib.phantom import PATHOLOGIES, bscan
 from srlib.reading import lr_partner
 from srlib.series.evaluation import evaluate_run
 from srlib.series.run_folder import open_run
-from srlib.sources import locate
+from srlib.sources import REPOSITORY, locate
 from srlib.training import pretrain_generator, train_srgan
 
 
@@ -181,6 +185,47 @@ def test_crops_avoid_fill(tmp_path):
     Image.fromarray(image).save(tmp_path / "a.png")
     crops = Crops([tmp_path / "a.png"], 32, 60)
     assert np.mean([(crops[k].numpy() >= 250).mean() > 0.5 for k in range(60)]) < 0.05
+
+
+def test_decoded_crops_are_the_same_and_read_once(scan_folder, tmp_path):
+    paths = find_images(scan_folder)
+    plain, mapped = Crops(paths, 32, 24, seed=5), Crops(paths, 32, 24, seed=5, decoded=tmp_path)
+    assert all(torch.equal(plain[k], mapped[k]) for k in range(24))
+    again = Crops(paths, 32, 24, seed=5, decoded=tmp_path)
+    assert again.decoded.file == mapped.decoded.file and len(list(tmp_path.iterdir())) == 2
+    assert all(torch.equal(a, b) for a, b in zip(batches(plain, 8), batches(again, 8, workers=2), strict=True))
+    assert Crops(paths, 32, 24, channels=3, decoded=tmp_path)[0].shape == (3, 32, 32)  # another file
+    os.utime(paths[0], (1, 1))  # a changed image too
+    assert Crops(paths, 32, 24, decoded=tmp_path).decoded.file != mapped.decoded.file
+
+
+def test_a_decoding_that_was_killed_is_made_again_and_damage_is_found(scan_folder, tmp_path):
+    paths = find_images(scan_folder)
+    script = f"""
+import os, signal, sys
+sys.path.insert(0, {str(REPOSITORY)!r})
+from srlib.data import Crops, find_images
+paths, count, read = find_images({str(scan_folder)!r}), [], Crops.read
+def dying(self, path):
+    count.append(path)
+    if len(count) == 4:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return read(self, path)
+Crops.read = dying
+Crops(paths, 32, 4, decoded={str(tmp_path)!r})
+"""
+    assert subprocess.run([sys.executable, "-c", script], capture_output=True).returncode == -signal.SIGKILL
+    assert [p.suffix for p in tmp_path.iterdir()] == [".part"]
+    whole = Crops(paths, 32, 4, decoded=tmp_path)
+    assert torch.equal(whole[0], Crops(paths, 32, 4)[0])
+    with open(whole.decoded.file, "r+b") as file:
+        file.seek(100)
+        file.write(bytes([file.read(1)[0] ^ 1]))
+    with pytest.raises(UserError, match="delete it"):
+        Crops(paths, 32, 4, decoded=tmp_path).images(0)
+    whole.decoded.file.write_bytes(b"short")
+    with pytest.raises(UserError, match="not what its index says"):
+        Crops(paths, 32, 4, decoded=tmp_path)
 
 
 def test_real_scans_leak_in_the_published_folders_but_not_here(real_scans):
