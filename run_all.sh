@@ -10,6 +10,7 @@ Usage:
   ./run_all.sh lab              make the environment and open JupyterLab
   ./run_all.sh upscale IN OUT --weights FILE    super-resolve an image or a folder
   ./run_all.sh evaluate SR_DIR HR_DIR           measure SR images under the series' protocol
+  ./run_all.sh calibrate [DIR]                  how like real scans are the phantoms? statistics side by side
   ./run_all.sh train-encoder                    train the two small feature networks again
 
 Options for running the notebooks:
@@ -101,7 +102,7 @@ case "${1:-}" in
     cd "$here/notebooks"
     exec "$python" -m jupyterlab "$@"
     ;;
-  upscale | evaluate | train-encoder)
+  upscale | evaluate | calibrate | train-encoder)
     cd "$start"
     exec "$python" -m srlib "$@"
     ;;

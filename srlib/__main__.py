@@ -53,6 +53,12 @@ def _parser() -> argparse.ArgumentParser:
     ev.add_argument("--out", metavar="CSV", help="write a row for each image and region")
     ev.set_defaults(command=_evaluate)
 
+    like = commands.add_parser("calibrate", help="how like real scans are the phantoms? statistics side by side")
+    like.add_argument(
+        "folder", nargs="?", default="", metavar="DIR", help="real scans to measure too: one of each patient, NORMAL ones where it has any"
+    )
+    like.set_defaults(command=_calibrate)
+
     encoder = commands.add_parser("train-encoder", help="train oct-encoder and judge again (about six minutes)")
     encoder.add_argument("--out", default="", help="folder for the two .pt files (default: data/weights)")
     encoder.set_defaults(command=_train_encoder)
@@ -117,6 +123,19 @@ def _evaluate(args) -> int:
     print(table.groupby("region", sort=False)[list(MEASURES)].mean().round(4).to_string())
     print(f"{table.image.nunique()} image(s) measured, {len(failed)} not")
     return 1 if failed else 0
+
+
+def _calibrate(args) -> None:
+    from .calibration import compare
+    from .data import build_manifest, read_image
+
+    images = []
+    if args.folder:
+        manifest = build_manifest(args.folder)
+        normal = manifest[manifest.label == "NORMAL"]
+        chosen = (normal if len(normal) else manifest).drop_duplicates("patient").head(100)
+        images = [read_image(f"{args.folder}/{path}") for path in chosen.path]
+    print(compare(images, f"{args.folder} ({len(images)})").round(3).to_string())
 
 
 def _train_encoder(args) -> None:

@@ -52,6 +52,8 @@ class Config:
     phantoms: int = _setting(0, "data", "number of synthetic eyes (two B-scans each), spread over four classes", low=0)
     phantom_height: int = _setting(496, "data", "rows of a phantom", low=64)
     phantom_width: int = _setting(512, "data", "columns of a phantom", low=64)
+    phantom_rotation: float = _setting(0.0, "data", "largest rotation of a phantom, degrees; its corners become white fill", low=0, high=45)
+    phantom_jpeg: int = _setting(75, "data", "JPEG quality that phantoms have passed through; 0: none", low=0, high=100)
     val_share: float = _setting(0.1, "data", "share of the patients used for validation", low=0.01, high=0.45)
     test_share: float = _setting(0.2, "data", "share of the patients used for the test", low=0.01, high=0.45)
     max_images: int = _setting(0, "data", "take at most this many images (0: all), whole patients at random", low=0)

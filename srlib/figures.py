@@ -106,6 +106,30 @@ def grid(images, titles, columns: int = 4, width: float = 2.9) -> plt.Figure:
     return fig
 
 
+def anatomy(phantom) -> plt.Figure:
+    """A drawn phantom (`phantom.draw`) with its truth: the surfaces, each named where it begins, and the lesions in colour."""
+    fig, ax = plt.subplots(figsize=(10, 5.2))
+    height, width = phantom.image.shape
+    rows = np.stack(list(phantom.surfaces.values()))
+    top, bottom = max(0, int(rows.min()) - 40), min(height, int(rows.max()) + 70)
+    _draw(ax, phantom.image[top:bottom], extent=(0, width, bottom, top), aspect="auto")
+    shown = [name for name, row in phantom.surfaces.items() if name not in ("fluid", "below RPE")]
+    colours = plt.get_cmap("turbo")(np.linspace(0.05, 0.95, len(shown)))
+    places = np.linspace(top + 14, bottom - 10, len(shown))
+    for name, colour, place in zip(shown, colours, places, strict=True):
+        row = phantom.surfaces[name]
+        ax.plot(np.arange(width), row, color=colour, lw=1.1)
+        ax.annotate(name, (width - 1, row[-1]), (width + 22, place), fontsize=9, va="center", annotation_clip=False)
+        ax.plot([width - 1, width + 20], [row[-1], place], color=colour, lw=1.1, clip_on=False)
+    for kind, colour in zip(phantom.lesions, ("#56B4E9", "#E69F00", "#CC79A7", "#F0E442"), strict=False):
+        ax.contourf(np.arange(width), np.arange(height), phantom.lesions[kind], levels=[0.5, 1], colors=[colour], alpha=0.45)
+        ax.plot([], [], color=colour, lw=6, label=kind)
+    ax.set(xlim=(0, width), ylim=(bottom, top))
+    if phantom.lesions:
+        ax.legend(loc="lower left", frameon=True)
+    return fig
+
+
 def histograms(values: dict[str, np.ndarray]) -> plt.Figure:
     """Grey-level histograms (counts of 256 levels), one line each, as shares on a logarithmic axis."""
     fig, ax = plt.subplots(figsize=(7, 3.2))

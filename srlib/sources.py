@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
-from . import phantom
+from . import degrade, phantom
 from .config import UserError
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -46,23 +48,29 @@ def locate(data: str) -> Path:
 
 def make_phantoms(config) -> Path:
     """Write the phantoms of `config` once, as files named like Kermany's, and return their folder (data/phantoms/<hash>)."""
-    key = ("phantoms", "phantom_height", "phantom_width", "data_seed")
-    source = hashlib.sha256(Path(phantom.__file__).read_bytes()).hexdigest()
+    key = ("phantoms", "phantom_height", "phantom_width", "phantom_rotation", "phantom_jpeg", "data_seed")
+    source = hashlib.sha256(Path(phantom.__file__).read_bytes() + Path(degrade.__file__).read_bytes()).hexdigest()
     text = repr([(k, getattr(config, k)) for k in key] + [source])
     folder = data_home() / "phantoms" / hashlib.sha256(text.encode()).hexdigest()[:12]
     if (folder / "complete").exists():
         return folder
-    for eye in range(config.phantoms):
+
+    def draw(eye: int) -> None:
         pathology = phantom.PATHOLOGIES[eye % len(phantom.PATHOLOGIES)]
-        label = pathology.upper()
+        label, seed = pathology.upper(), 1000 * config.data_seed + eye
         for number, position in ((1, 0.0), (2, 0.6)):
-            path = folder / label / f"{label}-{900000 + 1000 * config.data_seed + eye}-{number}.png"
-            if not path.exists():
-                path.parent.mkdir(parents=True, exist_ok=True)
-                image = phantom.bscan(1000 * config.data_seed + eye, config.phantom_height, config.phantom_width, pathology, position)
-                part = path.with_suffix(f".{os.getpid()}.part")
-                Image.fromarray(image).save(part, "PNG")
-                part.replace(path)
+            path = folder / label / f"{label}-{900000 + seed}-{number}.png"
+            if path.exists():
+                continue
+            turn = config.phantom_rotation * np.random.default_rng([seed, number]).uniform(-1, 1)
+            image = phantom.bscan(seed, config.phantom_height, config.phantom_width, pathology, position, turn, config.phantom_jpeg)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            part = path.with_suffix(f".{os.getpid()}.part")
+            Image.fromarray(image).save(part, "PNG")
+            part.replace(path)
+
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(draw, range(config.phantoms)))
     (folder / "complete").write_text(text + "\n")
     return folder
 

@@ -106,11 +106,11 @@ def _schedule(optimizer, kind: str, total: int):
 
 
 def pretrain_generator(config: Config, train, val, folder, fingerprint: str = "", show=lambda history: None) -> pd.DataFrame:
-    """MSE pretraining (section 3.2): train on crops of the image files `train`, validate on `val`, write into `folder`.
+    """MSE pretraining (section 3.2), or PSNR (`pretrain_loss`): train on crops of the image files `train`, validate on `val`, write into `folder`.
 
     `folder/pretrain/` gets checkpoint.pt and history.csv, `folder/srresnet.pt` the weights with the best validation PSNR.
     A checkpoint with the same `fingerprint` is continued. `show(history)` is called after each validation. Returns the history:
-    step, seconds, loss (MSE on [-1, 1]), gain_db (over bicubic, validation).
+    step, seconds, loss (MSE on [-1, 1], whatever is minimised), gain_db (over bicubic, validation).
     """
     folder = Path(folder)
     device = pick_device(config.device)

@@ -110,7 +110,7 @@ def test_the_judge_takes_other_speckle_for_nearer_than_blur(monkeypatch):
     from srlib.features import judge
 
     hr, draw = bscan(11, 256, 256), phantom._speckle
-    monkeypatch.setattr(phantom, "_speckle", lambda scan, reflectivity: draw(np.random.default_rng(99), reflectivity))
+    monkeypatch.setattr(phantom, "_speckle", lambda seed, scan, *drawn: draw(seed, np.random.default_rng(99), *drawn))
     other, network = bscan(11, 256, 256), judge()
     blurred = to_image(upsample(downsample(to_tensor(hr))))
     with torch.inference_mode():
