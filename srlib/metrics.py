@@ -109,11 +109,12 @@ def checkerboard(sr_power: np.ndarray, hr_power: np.ndarray, scale: int = 4) -> 
 def consistency(sr: np.ndarray, lr: np.ndarray, scale: int = 4, kind: str = "bicubic", amount: float = 0.0) -> float:
     """PSNR in dB between LR and SR brought down again (`degrade.downsample`): does SR still say what LR said?
 
-    With kind "speckle" SR is brought down without new speckle, which no method could foresee: then LR's own noise bounds it.
+    80 where they are equal or nearly so. With kind "speckle" SR is brought down without new speckle, which no method could
+    foresee: then LR's own noise bounds it.
     """
     again = downsample(to_tensor(sr), scale, "bicubic" if kind == "speckle" else kind, amount)
     mse = torch.mean((again - to_tensor(lr)) ** 2).item()
-    return float("inf") if mse == 0 else float(-10 * np.log10(mse))
+    return float(-10 * np.log10(max(mse, 1e-8)))
 
 
 def feature_distance(sr_maps, hr_maps, region: np.ndarray | None = None, window: int = 16) -> float:
