@@ -55,7 +55,7 @@ def _parser() -> argparse.ArgumentParser:
 
     like = commands.add_parser("calibrate", help="how like real scans are the phantoms? statistics side by side")
     like.add_argument(
-        "folder", nargs="?", default="", metavar="DIR", help="real scans to measure too: one of each patient, NORMAL ones where it has any"
+        "folder", nargs="?", default="", metavar="DIR", help="scans to measure too: one of each patient, at most 100, NORMAL ones if any"
     )
     like.set_defaults(command=_calibrate)
 
@@ -126,16 +126,10 @@ def _evaluate(args) -> int:
 
 
 def _calibrate(args) -> None:
-    from .calibration import compare
-    from .data import build_manifest, read_image
+    from .calibration import compare, one_of_each
 
-    images = []
-    if args.folder:
-        manifest = build_manifest(args.folder)
-        normal = manifest[manifest.label == "NORMAL"]
-        chosen = (normal if len(normal) else manifest).drop_duplicates("patient").head(100)
-        images = [read_image(f"{args.folder}/{path}") for path in chosen.path]
-    print(compare(images, f"{args.folder} ({len(images)})").round(3).to_string())
+    images = one_of_each(args.folder) if args.folder else []
+    print(compare(images, f"{args.folder} ({len(images)} scans)").round(3).to_string())
 
 
 def _train_encoder(args) -> None:

@@ -6,22 +6,27 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Iterable
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from scipy.ndimage import gaussian_filter
 
 from . import metrics
+from .config import Config, UserError
 from .data import valid_region
 from .degrade import crop_to_multiple, downsample, to_image, to_tensor, upsample
 from .models import LinearFilter
 from .phantom import bscan
+from .reading import find_images, read_image, slices
 
 BANDS = ((0.02, 0.1), (0.1, 0.25), (0.25, 0.5))  # cycles a pixel
 QUANTILES = (5, 25, 50, 75, 95)
 
-# `measure` of 94 real NORMAL scans of 496 x 512 pixels, each of another patient (Kermany et al. 2018), and how near phantoms must be
+# `measure` of 94 real NORMAL scans of 496 x 512 pixels (other sizes are of other instruments' settings), each of another patient
+# (Kermany et al. 2018), and how near phantoms must be
 REAL_NORMAL = {
     "bicubic x2 PSNR (dB)": (33.43, 0.5),
     "bicubic x4 PSNR (dB)": (28.76, 0.5),
@@ -45,7 +50,7 @@ REAL_NORMAL = {
 
 def background(image: np.ndarray, level: float = 50.0, margin: int = 24) -> np.ndarray:
     """Bool (H, W), True in the vitreous: what lies at least `margin` rows above the first row of its column that exceeds `level`
-    once smoothed (Gaussian, 5 pixels), and 8 pixels from the border and from fill."""
+    once smoothed (Gaussian, 5 pixels), 16 pixels from fill and 8 from the border."""
     smooth = gaussian_filter(np.where(valid_region(image), image, 0).astype(float), 5)
     above = np.cumsum(smooth > level, 0) == 0
     above = np.roll(above, -margin, 0)
@@ -62,7 +67,8 @@ def autocorrelation(image: np.ndarray, region: np.ndarray, axis: int, lag: int) 
     x = np.where(region, x - gaussian_filter(np.where(region, x, 0), 8) / weight, 0)
     a, b = (np.moveaxis(v, axis, 0) for v in (x, region))
     both = b[lag:] & b[:-lag]
-    return float((a[lag:] * a[:-lag])[both].mean() / x[region].var())
+    variance = x[region].var()
+    return float((a[lag:] * a[:-lag])[both].mean() / variance) if variance else float("nan")
 
 
 def slopes(image: np.ndarray, region: np.ndarray | None = None) -> list[float]:
@@ -101,8 +107,10 @@ def measure_one(image: np.ndarray) -> dict[str, float]:
 def measure(images: Iterable[np.ndarray]) -> pd.Series:
     """Means over scans: bicubic PSNR and SSIM (valid region), grey quantiles and autocorrelation of the background, slopes of
     the radial spectrum, and the gain of a linear filter (`LinearFilter`) over bicubic at x4, fitted on every other scan and
-    measured on those between. Give at least four scans, each of another patient."""
-    images = list(images)
+    measured on those between. Give one scan of each patient. Raises UserError for fewer than four of 96 x 96 pixels or more."""
+    images = [image for image in images if min(image.shape) >= 96]
+    if len(images) < 4:
+        raise UserError(f"the statistics need four scans of four patients, of 96 x 96 pixels or more; there are {len(images)}")
     means = pd.DataFrame([measure_one(image) for image in images]).mean()
     pairs = [(downsample(to_tensor(hr)), to_tensor(hr)) for hr in (crop_to_multiple(image, 4) for image in images)]
     linear, gains = LinearFilter(4).fit(pairs[::2]), []
@@ -112,8 +120,27 @@ def measure(images: Iterable[np.ndarray]) -> pd.Series:
         gains.append(
             metrics.psnr(to_image(linear(lr)), target, region=region) - metrics.psnr(to_image(upsample(lr)), target, region=region)
         )
-    means["linear filter x4 gain (dB)"] = np.mean(gains)
+    means["linear filter x4 gain (dB)"] = np.nanmean(gains)
     return means
+
+
+def one_of_each(folder: str | Path, count: int = 100) -> list[np.ndarray]:
+    """The first readable scan, in grey, of each patient under `folder` (by the usual file names), at most `count`; NORMAL ones where
+    a folder is called so. Of a volume the middle slice. Files that cannot be read are printed with the reason."""
+    paths = find_images(folder)
+    paths = [path for path in paths if path.parent.name == "NORMAL"] or paths
+    images: dict[str, np.ndarray] = {}
+    for path in paths:
+        name = path.relative_to(folder).as_posix()
+        match = re.search(Config.patient_pattern, name)
+        patient = match[1] if match else name
+        if patient not in images and len(images) < count:
+            try:
+                pages = slices(path)
+                images[patient] = read_image(pages[len(pages) // 2])
+            except UserError as error:
+                print(f"left out: {error}")
+    return list(images.values())
 
 
 def compare(images: Iterable[np.ndarray] = (), name: str = "images") -> pd.DataFrame:

@@ -67,7 +67,7 @@ class Config:
     smooth: bool = _setting(False, "pretrain", "average 2 x 2 after each PixelShuffle (against checkerboard)")
     crop: int = _setting(96, "pretrain", "side of the HR crops, pixels", low=16)
     batch: int = _setting(16, "pretrain", "crops in a step", low=2)
-    pretrain_steps: int = _setting(1_000_000, "pretrain", "MSE updates", low=1)
+    pretrain_steps: int = _setting(1_000_000, "pretrain", "updates of the generator alone", low=1)
     pretrain_lr: float = _setting(1e-4, "pretrain", "Adam's learning rate", low=0)
     pretrain_schedule: str = _setting("constant", "pretrain", "learning rate over time", ("constant", "one-cycle"))
     pretrain_loss: str = _setting(
@@ -76,6 +76,7 @@ class Config:
         "mse of the batch; psnr: minus the mean PSNR of its crops, so that a fill's edge does not outweigh tissue",
         ("mse", "psnr"),
     )
+    pretrain_clip: float = _setting(0.0, "pretrain", "longest gradient of a step, its norm; longer ones are cut to it; 0: off", low=0)
     precision: str = _setting(
         "auto", "pretrain", "autocast: auto takes bf16 or fp16 where the hardware has it", ("auto", "fp32", "bf16", "fp16")
     )
@@ -139,6 +140,7 @@ _SHORT = dict(  # what every training far shorter than the paper's needs
     batch_norm=False,
     smooth=True,
     pretrain_loss="psnr",
+    pretrain_clip=30.0,  # usual norms are 1 to 10; without it a rate that is too large does not come back
     content_weight=0.0,
     d_noise=0.07,
     d_pause=1.0,

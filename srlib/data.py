@@ -13,7 +13,7 @@ from .config import Config
 from .decoded import Decoded
 from .degrade import crop_to_multiple, downsample, to_image, to_tensor
 from .manifest import build_manifest, check_split
-from .reading import find_images, read_given_pair, read_image
+from .reading import find_images, lr_partner, page_of, read_given_pair, read_image
 
 __all__ = ["Crops", "batches", "build_manifest", "check_split", "find_images", "read_image", "read_pair", "valid_region"]
 
@@ -58,10 +58,16 @@ class Crops(torch.utils.data.Dataset):
         self.paired = paired
         self.cache: dict[int, list[np.ndarray]] = {}
         self.room = cache_bytes
-        self.decoded = Decoded(self.paths, self.read, decoded, f"{channels} {paired}") if decoded else None
+        self.decoded = (
+            Decoded(self.paths, [self.files(p) for p in self.paths], self.read, decoded, f"{channels} {paired}") if decoded else None
+        )
 
     def __len__(self) -> int:
         return self.count
+
+    def files(self, path: Path) -> list[Path]:
+        """The file that a path (an image, or a slice of a volume) is read from and, paired, that of its LR partner."""
+        return [page_of(p)[0] for p in ([path, lr_partner(path)] if self.paired else [path])]
 
     def read(self, path: Path) -> list[np.ndarray]:
         """[hr] or, paired, [hr, lr] of one file."""

@@ -12,35 +12,69 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+from filelock import FileLock
 from tqdm import tqdm
 
 from .config import UserError
 
 
+def _sync(file) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
 class Decoded:
     """What `read` gives for each of `paths` (a list of uint8 arrays), written once into `folder` and mapped from then on.
 
-    The file's name is made from the paths, their sizes and times of change, and `kind` (what `read` depends on), so that other
-    data or settings get another file. The index is written last: without it, a build that was stopped counts for nothing and
-    is made again. Each image's checksum is compared when it is first read. Raises UserError where the disk refuses or a
-    checksum is wrong. Memory does not grow with the number of images; worker processes share the mapping.
+    The file's name is made from `files`, for each path the image files that it is read from, their sizes and times of change,
+    and `kind` (what else `read` depends on): other data or settings get another file. The index is written last: without it, a
+    build that was stopped counts for nothing and is made again, by one process at a time. Each image's checksum is compared
+    when it is first read. Raises UserError for a missing file, a disk that refuses and a wrong checksum. Pixels take no
+    memory of the process; workers share the mapping.
     """
 
-    def __init__(self, paths: Sequence[Path], read: Callable[[Path], list[np.ndarray]], folder: str | Path, kind: str = ""):
-        stamps = []
-        for path in paths:
-            file = path if path.exists() else path.with_name(path.name.rpartition("#")[0])  # a slice of a volume
-            stamps.append([str(path.absolute()), file.stat().st_size, file.stat().st_mtime_ns])
-        key = hashlib.sha256(json.dumps([kind, stamps]).encode(errors="surrogatepass")).hexdigest()[:16]
+    def __init__(
+        self, paths: Sequence[Path], files: Sequence[list[Path]], read: Callable[[Path], list[np.ndarray]], folder, kind: str = ""
+    ):
+        try:
+            stamps = [[[str(f.absolute()), f.stat().st_size, f.stat().st_mtime_ns] for f in group] for group in files]
+        except OSError as error:
+            raise UserError(f"{error.filename}: {error.strerror}; run notebook 01 again to look at the folder anew") from None
+        key = hashlib.sha256(json.dumps([kind, stamps]).encode()).hexdigest()[:16]
         self.file = Path(folder) / f"decoded-{key}.bin"
         listing = self.file.with_suffix(".json")
-        if not listing.exists():
-            self._build(paths, read, listing)
+        try:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(self.file.with_suffix(".lock")):
+                if not listing.exists():
+                    self._build(paths, read, listing)
+        except OSError as error:
+            raise UserError(f"{self.file}: cannot be written ({error.strerror}); free the disk or set decoded_cache to false") from None
         self.index, self.seen = json.loads(listing.read_text()), set()
         size = self.index[-1][-1][0] + math.prod(self.index[-1][-1][1])
         if not self.file.exists() or self.file.stat().st_size != size:
             raise UserError(f"{self.file} is not what its index says; delete {listing} to have it made again")
         self.data = np.memmap(self.file, np.uint8, "r")
+
+    def _build(self, paths, read, listing: Path) -> None:
+        part, index, position = self.file.with_suffix(".part"), [], 0
+        try:
+            with open(part, "wb") as out:
+                for path in tqdm(paths, desc="decode", unit="file", mininterval=1.0, ncols=100, file=sys.stdout):
+                    entry = []
+                    for image in read(path):
+                        payload = np.ascontiguousarray(image).tobytes()
+                        entry.append([position, list(image.shape), zlib.crc32(payload)])
+                        position += out.write(payload)
+                    index.append(entry)
+                _sync(out)
+            part.replace(self.file)
+            with open(part, "w") as out:
+                json.dump(index, out)
+                _sync(out)
+            part.replace(listing)
+        finally:
+            part.unlink(missing_ok=True)
 
     def __getstate__(self):  # a worker process maps the file itself
         return vars(self) | {"data": None}

@@ -22,8 +22,8 @@ from .config import UserError
 WEIGHTS = Path(__file__).resolve().parent.parent / "data" / "weights"
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SHA256 = {
-    "oct-encoder": "07588e778290182a69048965f4a21b379f81628d55a8dc34adb49a3148eb0dfb",
-    "judge": "c0dfe25e21b3199ad44a5d27d2beda821f2e946fc5d995f48c74f3d817fa5d91",
+    "oct-encoder": "474d311886214c12e2ef9d65cdc827736193d52d04216f5b21e16c889dadbf02",
+    "judge": "b8bebe4b255db4f01e31fa3d1aab4f560ade5946144ecca21f885e3e3feb7147",
 }
 VGG_HELP = (
     "set feature_weights to a file or folder with torchvision's vgg19-dcbb9e9d.pth (a full state dict or the convolutions alone), "

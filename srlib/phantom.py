@@ -46,11 +46,12 @@ PAINT = {name: layer[2:] for name, layer in LAYERS.items()} | {"fluid": (22, 8.0
 CHOROID_DEPTH, CHOROID_GREY, CHOROID_LOOKS = (0, 40, 110, 190, 330, 560), (118, 86, 64, 50, 33, 17), 19.0  # um under the CC
 EDGE = 0.5  # softness of a surface, pixels
 TISSUE_GRAIN, NOISE_GRAIN, TAIL = (1.2, 1.0), (0.82, 0.63), 0.2  # Gaussian widths (axial, lateral), share of white noise
-NOISE, NOISE_LOOKS = 9.35e-4, 13.2  # mean of the noise in linear intensity, gamma shape; deeper than the choroid it is smoother
-DEEP_LOOKS = 9.6
-DARK = 0.592  # share of the noise's mean that the instrument subtracts
-# from scan to scan: the logarithm of the frames averaged, that of the noise, the share subtracted
+NOISE, NOISE_LOOKS = 9.5e-4, 13.2  # mean of the noise in linear intensity, gamma shape
+DEEP_LOOKS, DEEP_DARK = 9.6, 0.14  # 45 pixels into the choroid: so many times the looks, and more of the mean subtracted
+DARK = 0.6  # share of the noise's mean that the instrument subtracts
+# from eye to eye: the logarithm of the frames averaged, that of the noise, the share subtracted
 QUALITY, NOISE_SPREAD, DARK_SPREAD = 0.55, 0.2, 0.045
+R3 = np.array([0.8191725133961645, 0.6710436067037893, 0.5497004779019703])  # low-discrepancy steps (Roberts 2018)
 
 
 class Phantom(NamedTuple):
@@ -91,7 +92,7 @@ def draw(seed: int, height: int = 496, width: int = 512, pathology: str = "norma
     if pathology not in PATHOLOGIES:
         raise ValueError(f"pathology must be one of {PATHOLOGIES}, not {pathology!r}")
     eye = np.random.default_rng([seed, PATHOLOGIES.index(pathology)])
-    scan = np.random.default_rng([seed, PATHOLOGIES.index(pathology), round(1000 * position_mm)])
+    scan = np.random.default_rng([seed, PATHOLOGIES.index(pathology), 1 + round(1000 * abs(position_mm))])
     surfaces, cysts = _geometry(eye, scan, height, width, pathology, position_mm)
     rows = np.arange(height, dtype=np.float32)[:, None]
     masks = {}
@@ -129,7 +130,8 @@ def _geometry(eye, scan, height, width, pathology, position_mm) -> tuple[dict[st
         usual = spread * np.exp(eye.normal(0, 0.18 if name in BANDS else 0.1))
         thick[name] = np.maximum((around + (fovea - around) * pit) * usual * (1 + _wave(scan, width, 60, 0.03)), 2)
     base = (0.56 + eye.uniform(-0.1, 0.1)) * height * AXIAL_UM  # depth of Bruch's membrane, um
-    base = base + eye.normal(0, 40) * x - eye.normal(6, 9) * x**2 + _wave(eye, width, 90, 5)
+    near = np.clip(x, -3.5, 3.5)  # wider scans go straight on
+    base = base + eye.normal(0, 40) * near - eye.normal(6, 9) * near**2 + _wave(eye, width, 90, 5)
     columns, lift, fluid, swelling, cysts = np.arange(width), np.zeros(width), np.zeros(width), np.zeros(width), []
     if pathology == "drusen":
         for _ in range(eye.integers(5, 14)):
@@ -231,10 +233,10 @@ def _light(eye, scan, grey, surfaces, rows) -> np.ndarray:
 def _speckle(seed, scan, reflectivity, looks, surfaces, rows) -> np.ndarray:
     """Draw speckle, add the noise floor, subtract most of its mean, take the logarithm: uint8 (height, width).
 
-    Scans differ in the frames averaged and in their noise. These numbers follow a quasi-random sequence over the seeds, so that
-    a few neighbouring seeds have the spread of many.
+    Eyes differ in the frames averaged and in their noise. These numbers follow a quasi-random sequence over the seeds, so that a
+    few seeds, neighbouring or every fourth (a class), have the spread of many.
     """
-    spread = ndtri((seed * np.array([0.6180340, 0.7548777, 0.5698403]) + 0.5) % 1 * 0.98 + 0.01)
+    spread = ndtri((seed % 1_000_003 * R3 + 0.5) % 1 * 0.98 + 0.01)
     frames, noise, dark = np.exp(QUALITY * spread[0]), NOISE * np.exp(NOISE_SPREAD * spread[1]), DARK + DARK_SPREAD * spread[2]
 
     def gamma(grain, looks) -> np.ndarray:
@@ -246,6 +248,6 @@ def _speckle(seed, scan, reflectivity, looks, surfaces, rows) -> np.ndarray:
     looks = np.maximum(looks * frames, 1.6)
     tissue = gamma(TISSUE_GRAIN, looks) * np.exp(0.5 / looks)  # so that the mean of the logarithm, the grey level, stays
     deep = np.clip((rows - surfaces["choroid"]) / 45, 0, 1)
-    floor = gamma(NOISE_GRAIN, frames * (NOISE_LOOKS + (DEEP_LOOKS - 1) * NOISE_LOOKS * deep))
-    intensity = signal * tissue + noise * (floor - dark - 0.14 * deep)
+    floor = gamma(NOISE_GRAIN, frames * NOISE_LOOKS * (1 + (DEEP_LOOKS - 1) * deep))
+    intensity = signal * tissue + noise * (floor - dark - DEEP_DARK * deep)
     return np.round(255 * to_display(torch.from_numpy(intensity)).numpy()).astype(np.uint8)

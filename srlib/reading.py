@@ -26,13 +26,13 @@ def find_images(root: str | Path) -> list[Path]:
     """
     root = Path(root)
     if not root.is_dir():
-        raise UserError(f"{root} is not a folder; give a folder of images (PNG, JPEG, TIFF) with --data")
+        raise UserError(f"{root} is not a folder; give a folder of images (PNG, JPEG, TIFF)")
     found = []
     for folder, subfolders, files in os.walk(root):
         subfolders[:] = sorted(s for s in subfolders if not s.startswith((".", "__MACOSX")))
         found += [Path(folder, f) for f in files if f.lower().endswith(EXTENSIONS) and not f.startswith(".")]
     if not found:
-        raise UserError(f"{root} holds no image ({', '.join(EXTENSIONS)}); give another folder with --data")
+        raise UserError(f"{root} holds no image ({', '.join(EXTENSIONS)}); give another folder")
     return sorted(found)
 
 
@@ -51,7 +51,7 @@ def read_image(path: str | Path, channels: int = 1) -> np.ndarray:
     copying; 16-bit values are divided by 257 and rounded; transparent pixels become white (the fill of OCT exports); EXIF
     rotation is applied. Raises UserError, naming the file, for one that cannot be read whole.
     """
-    path, page = _page_of(Path(path))
+    path, page = page_of(Path(path))
     with _opened(path) as image:
         pages = image.n_frames if image.format == "TIFF" else 1
         if page is None and pages > 1:
@@ -79,7 +79,8 @@ def png_name(path: str | Path) -> Path:
     return path.with_name(f"{slice_[1]}{slice_[2]}.png") if slice_ else path.with_suffix(".png")
 
 
-def _page_of(path: Path) -> tuple[Path, int | None]:
+def page_of(path: Path) -> tuple[Path, int | None]:
+    """(file, k) of a slice `FILE#k`, (path, None) of any other path."""
     match = None if path.exists() else re.fullmatch(r"(.+)#(\d+)", path.name, re.DOTALL)
     return (path.with_name(match[1]), int(match[2])) if match else (path, None)
 

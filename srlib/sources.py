@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -49,7 +50,9 @@ def locate(data: str) -> Path:
 def make_phantoms(config) -> Path:
     """Write the phantoms of `config` once, as files named like Kermany's, and return their folder (data/phantoms/<hash>)."""
     key = ("phantoms", "phantom_height", "phantom_width", "phantom_rotation", "phantom_jpeg", "data_seed")
-    source = hashlib.sha256(Path(phantom.__file__).read_bytes() + Path(degrade.__file__).read_bytes()).hexdigest()
+    source = hashlib.sha256(
+        b"".join(Path(module.__file__).read_bytes() for module in (phantom, degrade, sys.modules[__name__]))
+    ).hexdigest()
     text = repr([(k, getattr(config, k)) for k in key] + [source])
     folder = data_home() / "phantoms" / hashlib.sha256(text.encode()).hexdigest()[:12]
     if (folder / "complete").exists():
@@ -62,16 +65,19 @@ def make_phantoms(config) -> Path:
             path = folder / label / f"{label}-{900000 + seed}-{number}.png"
             if path.exists():
                 continue
-            turn = config.phantom_rotation * np.random.default_rng([seed, number]).uniform(-1, 1)
+            turn = config.phantom_rotation * np.random.default_rng([seed, 9, number]).uniform(-1, 1)
             image = phantom.bscan(seed, config.phantom_height, config.phantom_width, pathology, position, turn, config.phantom_jpeg)
             path.parent.mkdir(parents=True, exist_ok=True)
             part = path.with_suffix(f".{os.getpid()}.part")
             Image.fromarray(image).save(part, "PNG")
             part.replace(path)
 
-    with ThreadPoolExecutor() as pool:
-        list(pool.map(draw, range(config.phantoms)))
-    (folder / "complete").write_text(text + "\n")
+    try:
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+            list(pool.map(draw, range(config.phantoms)))
+        (folder / "complete").write_text(text + "\n")
+    except OSError as error:
+        raise UserError(f"{folder}: phantoms cannot be written ({error.strerror}); free the disk or make the folder writable") from None
     return folder
 
 

@@ -1,4 +1,4 @@
-"""The two training stages of Ledig et al. 2017: MSE pretraining of the generator, then the adversarial game.
+"""The two training stages of Ledig et al. 2017: pretraining of the generator on the MSE (or the PSNR), then the adversarial game.
 
 What a step computes stands here; how steps are repeated, saved, stopped and continued stands in `loop`.
 """
@@ -87,7 +87,7 @@ def training_pairs(paths, config: Config, device: torch.device, steps: int, seed
     """A function from the first step to the stream of (lr, hr) batches from there on; LR is made on the device, or read."""
     paired = config.scale if config.degradation == "paired" else 0
     decoded = data_home() / "cache" if config.decoded_cache else ""
-    crops = Crops(paths, config.crop, steps * config.batch, config.channels, seed, paired, decoded)
+    crops = Crops(paths, config.crop, steps * config.batch, config.channels, seed, paired, decoded, (4 << 30) // max(1, config.workers))
 
     def stream(first: int):
         for item in batches(crops, config.batch, first, config.workers):
@@ -128,6 +128,9 @@ def pretrain_generator(config: Config, train, val, folder, fingerprint: str = ""
         mse = F.mse_loss(2 * sr - 1, 2 * hr - 1)
         optimizer.zero_grad(set_to_none=True)
         scaler.scale(psnr_loss(sr, hr) if config.pretrain_loss == "psnr" else mse).backward()
+        if config.pretrain_clip:
+            scaler.unscale_(optimizer)
+            torch.nn.utils.clip_grad_norm_(generator.parameters(), config.pretrain_clip)
         scaler.step(optimizer)
         scaler.update()
         scheduler.step()

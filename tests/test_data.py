@@ -187,20 +187,33 @@ def test_crops_avoid_fill(tmp_path):
     assert np.mean([(crops[k].numpy() >= 250).mean() > 0.5 for k in range(60)]) < 0.05
 
 
-def test_decoded_crops_are_the_same_and_read_once(scan_folder, tmp_path):
-    paths = find_images(scan_folder)
-    plain, mapped = Crops(paths, 32, 24, seed=5), Crops(paths, 32, 24, seed=5, decoded=tmp_path)
+def test_decoded_crops_are_the_same_and_read_once(scan_folder, tmp_path, monkeypatch):
+    paths, cache = find_images(scan_folder), tmp_path / "cache"
+    plain, mapped = Crops(paths, 32, 24, seed=5), Crops(paths, 32, 24, seed=5, decoded=cache)
     assert all(torch.equal(plain[k], mapped[k]) for k in range(24))
-    again = Crops(paths, 32, 24, seed=5, decoded=tmp_path)
-    assert again.decoded.file == mapped.decoded.file and len(list(tmp_path.iterdir())) == 2
+    with monkeypatch.context() as m:
+        m.setattr(Crops, "read", None)  # not called again
+        again = Crops(paths, 32, 24, seed=5, decoded=cache)
+    assert again.decoded.file == mapped.decoded.file
     assert all(torch.equal(a, b) for a, b in zip(batches(plain, 8), batches(again, 8, workers=2), strict=True))
-    assert Crops(paths, 32, 24, channels=3, decoded=tmp_path)[0].shape == (3, 32, 32)  # another file
+    assert Crops(paths, 32, 24, channels=3, decoded=cache)[0].shape == (3, 32, 32)  # another file
     os.utime(paths[0], (1, 1))  # a changed image too
-    assert Crops(paths, 32, 24, decoded=tmp_path).decoded.file != mapped.decoded.file
+    assert Crops(paths, 32, 24, decoded=cache).decoded.file != mapped.decoded.file
+    with pytest.raises(UserError, match=r"gone\.png: No such file"):
+        Crops([scan_folder / "gone.png"], 32, 24, decoded=cache)
+
+
+def test_decoded_pairs_notice_a_changed_lr(paired_folder, tmp_path):
+    paths = find_images(paired_folder / "hr")
+    paths = [path for path in paths if path.stem.split("-")[1] in ("1", "2", "3")]
+    first = Crops(paths, 32, 8, paired=2, decoded=tmp_path / "cache")
+    assert all(torch.equal(a, b) for k in range(8) for a, b in zip(first[k], Crops(paths, 32, 8, paired=2)[k], strict=True))
+    os.utime(lr_partner(paths[0]), (1, 1))
+    assert Crops(paths, 32, 8, paired=2, decoded=tmp_path / "cache").decoded.file != first.decoded.file
 
 
 def test_a_decoding_that_was_killed_is_made_again_and_damage_is_found(scan_folder, tmp_path):
-    paths = find_images(scan_folder)
+    paths, cache = find_images(scan_folder), tmp_path / "cache"
     script = f"""
 import os, signal, sys
 sys.path.insert(0, {str(REPOSITORY)!r})
@@ -212,20 +225,20 @@ def dying(self, path):
         os.kill(os.getpid(), signal.SIGKILL)
     return read(self, path)
 Crops.read = dying
-Crops(paths, 32, 4, decoded={str(tmp_path)!r})
+Crops(paths, 32, 4, decoded={str(cache)!r})
 """
     assert subprocess.run([sys.executable, "-c", script], capture_output=True).returncode == -signal.SIGKILL
-    assert [p.suffix for p in tmp_path.iterdir()] == [".part"]
-    whole = Crops(paths, 32, 4, decoded=tmp_path)
-    assert torch.equal(whole[0], Crops(paths, 32, 4)[0])
-    with open(whole.decoded.file, "r+b") as file:
-        file.seek(100)
-        file.write(bytes([file.read(1)[0] ^ 1]))
+    assert list(cache.glob("*.part")) and not list(cache.glob("*.json"))
+    whole = Crops(paths, 32, 4, decoded=cache)
+    assert torch.equal(whole[0], Crops(paths, 32, 4)[0]) and not list(cache.glob("*.part"))
+    content = bytearray(whole.decoded.file.read_bytes())
+    content[100] ^= 1
+    whole.decoded.file.write_bytes(content)
     with pytest.raises(UserError, match="delete it"):
-        Crops(paths, 32, 4, decoded=tmp_path).images(0)
+        Crops(paths, 32, 4, decoded=cache).images(0)
     whole.decoded.file.write_bytes(b"short")
     with pytest.raises(UserError, match="not what its index says"):
-        Crops(paths, 32, 4, decoded=tmp_path)
+        Crops(paths, 32, 4, decoded=cache)
 
 
 def test_real_scans_leak_in_the_published_folders_but_not_here(real_scans):

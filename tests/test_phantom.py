@@ -2,10 +2,15 @@
 
 import numpy as np
 import pytest
+from PIL import Image
+from scipy.ndimage import binary_dilation
 
-from srlib.calibration import REAL_NORMAL, autocorrelation, background, compare, measure, slopes
-from srlib.phantom import AXIAL_UM, SURFACES, bscan, draw
-from srlib.reading import read_image
+from srlib import sources
+from srlib.calibration import REAL_NORMAL, autocorrelation, background, compare, measure, one_of_each, slopes
+from srlib.config import UserError, load_config
+from srlib.data import valid_region
+from srlib.phantom import AXIAL_UM, PATHOLOGIES, SURFACES, bscan, draw
+from srlib.reading import find_images, read_image
 
 
 @pytest.fixture(scope="module")
@@ -37,11 +42,39 @@ def test_surfaces_are_in_order_and_smooth(normal):
 def test_lesions_are_where_the_truth_says(pathology, kinds):
     for seed in range(4):
         phantom = draw(seed, pathology=pathology)
+        image, surfaces, rows = phantom.image.astype(float), phantom.surfaces, np.arange(496)[:, None]
         assert kinds <= set(phantom.lesions)
-        for kind in ("cyst", "subretinal fluid"):
-            if kind in phantom.lesions:
-                assert phantom.image[phantom.lesions[kind]].mean() < 50  # dark, as fluid is
+        for kind, mask in phantom.lesions.items():
+            beside = binary_dilation(mask, iterations=8) & ~binary_dilation(mask, iterations=3)
+            if kind in ("cyst", "subretinal fluid"):  # dark, as fluid is
+                assert image[mask].mean() < 50 and image[mask].mean() < image[beside].mean() - 10
+            elif kind == "foci":
+                assert image[mask].mean() > image[beside].mean() + 30
+            else:  # under the RPE, on Bruch's membrane
+                assert ((rows >= surfaces["below RPE"]) & (rows < surfaces["CC"]))[mask].all()
+                assert 60 < image[mask].mean() < 130
     assert not draw(1).lesions
+
+
+def test_noise_does_not_tell_the_classes_apart():
+    """Over the eyes of a default set (class c has the seeds c, c + 4, ...), each class spans the spread of the background."""
+    for k, pathology in enumerate(PATHOLOGIES):
+        levels = [bscan(seed, 496, 64, pathology)[:60].mean() for seed in range(k, 40, 4)]
+        assert np.ptp(levels) > 6 and 22 < np.mean(levels) < 33, (pathology, levels)
+
+
+def test_rotation_and_jpeg_are_settings(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "data_home", lambda: tmp_path)
+    size = dict(phantoms=4, phantom_height=160, phantom_width=192)
+    plain, turned = (sources.make_phantoms(load_config("smoke", **size, **more)) for more in ({}, {"phantom_rotation": 12.0}))
+    raw = sources.make_phantoms(load_config("smoke", **size, phantom_jpeg=0))
+    assert len({plain, turned, raw}) == 3 and len(find_images(turned)) == 8
+    fill = [1 - valid_region(read_image(path)).mean() for path in find_images(turned)]
+    assert max(fill) > 0.05 and len(set(fill)) > 4
+    assert all(valid_region(read_image(path)).all() for path in find_images(plain))
+    assert (read_image(raw / "NORMAL/NORMAL-900000-1.png") == draw(0, 160, 192).image).all()
+    before = (raw / "complete").stat().st_mtime_ns
+    assert sources.make_phantoms(load_config("smoke", **size, phantom_jpeg=0)) == raw and (raw / "complete").stat().st_mtime_ns == before
 
 
 def test_background_statistics_of_known_images():
@@ -64,6 +97,20 @@ def test_slopes_of_a_power_law():
         field = np.fft.ifft2(np.fft.fft2(rng.standard_normal((512, 512))) * f**-1.5).real
         found.append(slopes(128 + 30 * field / field.std()))
     assert np.mean(found, 0) == pytest.approx([-3, -3, -3], abs=0.15)
+
+
+def test_statistics_of_a_folder(tmp_path):
+    for eye in range(5):
+        for number in (1, 2):
+            name = f"{'NORMAL' if eye else 'CNV'}/NORMAL-{eye}-{number}.png"
+            (tmp_path / name).parent.mkdir(exist_ok=True)
+            Image.fromarray(bscan(eye, 160, 192)).save(tmp_path / name)
+    images = one_of_each(tmp_path)
+    assert len(images) == 4 and (images[0] == bscan(1, 160, 192)).all()
+    assert measure(images).notna().all()
+    with pytest.raises(UserError, match="four patients"):
+        measure(images[:3])
+    assert all(bscan(1, *size).shape == size for size in ((64, 64), (1024, 300), (200, 1536)))
 
 
 def test_phantoms_have_the_statistics_of_real_scans():

@@ -52,6 +52,27 @@ def test_pretraining_learns_and_repeats(paths, tmp_path):
     assert best["score"] == history.gain_db.max()
 
 
+def test_settings_of_the_machine_do_not_change_the_result(paths, tmp_path, monkeypatch):
+    """Scans decoded into a mapped file, read by worker processes: the same weights."""
+    monkeypatch.setattr(training, "data_home", lambda: tmp_path)
+    for name, settings in {"plain": {}, "other": {"decoded_cache": True, "workers": 2}}.items():
+        training.pretrain_generator(load_config("smoke", **TINY, **settings), *paths, tmp_path / name)
+    assert list((tmp_path / "cache").glob("decoded-*.bin"))
+    assert same(weights(tmp_path / "plain/srresnet.pt"), weights(tmp_path / "other/srresnet.pt"))
+
+
+def test_clipping_bounds_the_gradient(paths, tmp_path):
+    """Cut far below Adam's epsilon, gradients move nothing; uncut they do."""
+    moved = {}
+    for clip in (0.0, 1e-14):
+        torch.manual_seed(0)
+        config = load_config("smoke", **TINY, pretrain_clip=clip)
+        start = training.make_generator(config).state_dict()
+        training.pretrain_generator(config, *paths, tmp_path / str(clip))
+        moved[clip] = max((weights(tmp_path / str(clip) / "srresnet.pt")[k] - v).abs().max().item() for k, v in start.items())
+    assert moved[1e-14] < 1e-6 < 1e-4 < moved[0.0]
+
+
 def interrupt_at(step, monkeypatch, number=signal.SIGINT):
     """Send this process a signal while the training makes its `step`-th batch."""
     calls, original = [], training.downsample
@@ -194,7 +215,7 @@ def test_srgan_needs_matching_weights(paths, tmp_path):
 
 
 def test_not_a_number_stops_and_keeps_the_last_state(paths, tmp_path, monkeypatch):
-    config = load_config("smoke", **TINY)
+    config = load_config("smoke", **TINY, pretrain_loss="mse")
     original = training.F.mse_loss
     calls = []
 
