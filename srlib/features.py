@@ -22,8 +22,8 @@ from .config import UserError
 WEIGHTS = Path(__file__).resolve().parent.parent / "data" / "weights"
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SHA256 = {
-    "oct-encoder": "474d311886214c12e2ef9d65cdc827736193d52d04216f5b21e16c889dadbf02",
-    "judge": "b8bebe4b255db4f01e31fa3d1aab4f560ade5946144ecca21f885e3e3feb7147",
+    "oct-encoder": "fb26b80ddd4100bc9364864d14b087de6d8b7dcbb8adcf52ee269976d134d3e3",
+    "judge": "51de9e9242de6231911a1c9488fe6a23929c2e3d27ffcd8ea059663e9d05a541",
 }
 VGG_HELP = (
     "set feature_weights to a file or folder with torchvision's vgg19-dcbb9e9d.pth (a full state dict or the convolutions alone), "

@@ -37,18 +37,18 @@ LAYERS = {
     "EZ": (11.3, 10.7, 154, 2.0),
     "OS": (11.6, 11.0, 86, 2.0),
     "IZ": (8.2, 7.8, 155, 2.0),
-    "RPE": (20, 19, 231, 2.0),
+    "RPE": (20, 19, 235, 2.0),
     "CC": (16, 16, 130, 16.0),
 }
 BANDS = ("EZ", "OS", "IZ", "RPE")  # bright, and of a more uneven look from eye to eye
 SURFACES = (*list(LAYERS)[:-2], "fluid", "RPE", "below RPE", "CC", "choroid")  # what begins at each, from the ILM down
 PAINT = {name: layer[2:] for name, layer in LAYERS.items()} | {"fluid": (22, 8.0), "below RPE": (92, 4.0)}  # grey, looks
 CHOROID_DEPTH, CHOROID_GREY, CHOROID_LOOKS = (0, 40, 110, 190, 330, 560), (118, 86, 64, 50, 33, 17), 19.0  # um under the CC
-EDGE = 0.5  # softness of a surface, pixels
-TISSUE_GRAIN, NOISE_GRAIN, TAIL = (1.2, 1.0), (0.82, 0.63), 0.2  # Gaussian widths (axial, lateral), share of white noise
-NOISE, NOISE_LOOKS = 9.5e-4, 13.2  # mean of the noise in linear intensity, gamma shape
+EDGE = 0.57  # softness of a surface, pixels
+TISSUE_GRAIN, NOISE_GRAIN, TAIL = (1.2, 1.03), (0.82, 0.63), 0.19  # Gaussian widths (axial, lateral), share of white noise
+NOISE, NOISE_LOOKS = 9.3e-4, 14.3  # mean of the noise in linear intensity, gamma shape
 DEEP_LOOKS, DEEP_DARK = 9.6, 0.14  # 45 pixels into the choroid: so many times the looks, and more of the mean subtracted
-DARK = 0.6  # share of the noise's mean that the instrument subtracts
+DARK = 0.612  # share of the noise's mean that the instrument subtracts
 # from eye to eye: the logarithm of the frames averaged, that of the noise, the share subtracted
 QUALITY, NOISE_SPREAD, DARK_SPREAD = 0.55, 0.2, 0.045
 R3 = np.array([0.8191725133961645, 0.6710436067037893, 0.5497004779019703])  # low-discrepancy steps (Roberts 2018)
@@ -167,7 +167,7 @@ def _geometry(eye, scan, height, width, pathology, position_mm) -> tuple[dict[st
 def _paint(eye, scan, surfaces, rows) -> tuple[np.ndarray, np.ndarray]:
     """Grey level of layers and choroid without speckle, 0 to 255, and the looks of the speckle, (height, width)."""
     shape = (len(rows), len(surfaces["RPE"]))
-    gain, texture = 1 + eye.normal(0, 0.06), 1 + 0.034 * _field(scan, shape, 1.6, 5)
+    gain, texture = 1 + eye.normal(0, 0.06), 1 + 0.05 * _field(scan, shape, 1.6, 5)
     grey, looks = np.zeros(shape, np.float32), np.full(shape, CHOROID_LOOKS, np.float32)
     for name, top in surfaces.items():
         if name == "choroid":
@@ -189,7 +189,7 @@ def _choroid(eye, rows, top) -> np.ndarray:
     deeper = np.clip((below - 60) / 60, 0, 1)
     vessels = expit(3 * (small * (1 - deeper) + large * deeper - 0.3))
     end = eye.uniform(230, 340) + _wave(eye, shape[1], 60, 25)
-    grey = np.interp(below, CHOROID_DEPTH, CHOROID_GREY) + 7 * lobules * np.clip(1 - below / 160, 0, 1)
+    grey = np.interp(below, CHOROID_DEPTH, CHOROID_GREY) + 9.5 * lobules * np.clip(1 - below / 160, 0, 1)
     return np.maximum(grey - 27 * vessels * np.clip((below - 20) / 60, 0, 1) * np.clip((end - below) / 60, 0, 1), 0)
 
 
