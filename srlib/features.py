@@ -22,8 +22,8 @@ from .config import UserError
 WEIGHTS = Path(__file__).resolve().parent.parent / "data" / "weights"
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SHA256 = {
-    "oct-encoder": "fb26b80ddd4100bc9364864d14b087de6d8b7dcbb8adcf52ee269976d134d3e3",
-    "judge": "51de9e9242de6231911a1c9488fe6a23929c2e3d27ffcd8ea059663e9d05a541",
+    "oct-encoder": "74e331affd6f60aa32bf742064591455f1aaa8f232a8a6a721f78b31f4a49ae9",
+    "judge": "03a64856a91b123cdd6d29440e563b57c450fd302445917874e06b16c3cffc5a",
 }
 VGG_HELP = (
     "set feature_weights to a file or folder with torchvision's vgg19-dcbb9e9d.pth (a full state dict or the convolutions alone), "
