@@ -82,28 +82,6 @@ class Decoded:
     def __setstate__(self, state):
         vars(self).update(state, data=np.memmap(state["file"], np.uint8, "r"))
 
-    def _build(self, paths, read, listing: Path) -> None:
-        part, index, position = self.file.with_suffix(f".{os.getpid()}.part"), [], 0
-        try:
-            self.file.parent.mkdir(parents=True, exist_ok=True)
-            with open(part, "wb") as out:
-                for path in tqdm(paths, desc="decode", unit="file", mininterval=1.0, ncols=100, file=sys.stdout):
-                    entry = []
-                    for image in read(path):
-                        payload = np.ascontiguousarray(image).tobytes()
-                        entry.append([position, list(image.shape), zlib.crc32(payload)])
-                        position += out.write(payload)
-                    index.append(entry)
-                out.flush()
-                os.fsync(out.fileno())
-            part.replace(self.file)
-            part.write_text(json.dumps(index))
-            part.replace(listing)
-        except OSError as error:
-            raise UserError(f"{self.file}: cannot be written ({error.strerror}); free the disk or set decoded_cache to false") from None
-        finally:
-            part.unlink(missing_ok=True)
-
     def __len__(self) -> int:
         return len(self.index)
 

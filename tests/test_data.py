@@ -204,8 +204,7 @@ def test_decoded_crops_are_the_same_and_read_once(scan_folder, tmp_path, monkeyp
 
 
 def test_decoded_pairs_notice_a_changed_lr(paired_folder, tmp_path):
-    paths = find_images(paired_folder / "hr")
-    paths = [path for path in paths if path.stem.split("-")[1] in ("1", "2", "3")]
+    paths = [path for path in find_images(paired_folder / "hr") if "-" in path.stem]
     first = Crops(paths, 32, 8, paired=2, decoded=tmp_path / "cache")
     assert all(torch.equal(a, b) for k in range(8) for a, b in zip(first[k], Crops(paths, 32, 8, paired=2)[k], strict=True))
     os.utime(lr_partner(paths[0]), (1, 1))
