@@ -42,9 +42,9 @@ def same(a, b):
 
 
 def test_pretraining_learns_and_repeats(paths, tmp_path):
-    config = load_config("smoke", **TINY | {"pretrain_steps": 60, "pretrain_lr": 3e-3})
+    config = load_config("smoke", **TINY | {"pretrain_steps": 120, "pretrain_lr": 3e-3})
     history = training.pretrain_generator(config, *paths, tmp_path / "a")
-    assert history.gain_db.iloc[0] < 0.3 < 1 < history.gain_db.iloc[-1]
+    assert history.gain_db.iloc[0] < 0.1 < 0.4 < history.gain_db.iloc[-1]
     assert list(pd.read_csv(tmp_path / "a/pretrain/history.csv").step) == list(history.step)
     training.pretrain_generator(config, *paths, tmp_path / "b")
     assert same(weights(tmp_path / "a/srresnet.pt"), weights(tmp_path / "b/srresnet.pt"))
