@@ -3,8 +3,9 @@
 An extractor takes (N, 1 or 3, H, W) in [0, 1] and returns feature maps. The copy of grey to three channels and ImageNet's
 normalisation happen here and nowhere else.
 
-The two encoders are classifiers of the four phantom classes, trained by `python -m srlib train-encoder`. `oct-encoder` (VGG-style)
-serves the content loss where VGG-19 cannot be had; `judge` (residual, another seed and activation) only measures: no loss uses it.
+The two encoders are classifiers of the four phantom classes, trained by `python -m srlib train-encoder` (the released files on
+an earlier version of the phantoms: data/README.md says why). `oct-encoder` (VGG-style) serves the content loss where VGG-19 cannot be
+had; `judge` (residual, another seed and activation) only measures: no loss uses it.
 """
 
 from __future__ import annotations
