@@ -25,7 +25,7 @@ from .reading import find_images, read_image, slices
 BANDS = ((0.02, 0.1), (0.1, 0.25), (0.25, 0.5))  # cycles a pixel
 QUANTILES = (5, 25, 50, 75, 95)
 
-# `measure` of 94 real NORMAL scans of 496 x 512 pixels (other sizes are of other instruments' settings), each of another patient
+# `measure` of 94 real NORMAL scans of 496 x 512 pixels (one size, as the phantoms have it), each of another patient
 # (Kermany et al. 2018), and how near phantoms must be
 REAL_NORMAL = {
     "bicubic x2 PSNR (dB)": (33.43, 0.5),
