@@ -95,10 +95,10 @@ def draw(seed: int, height: int = 496, width: int = 512, pathology: str = "norma
     scan = np.random.default_rng([seed, PATHOLOGIES.index(pathology), 1 + round(1000 * abs(position_mm))])
     surfaces, cysts = _geometry(eye, scan, height, width, pathology, position_mm)
     rows = np.arange(height, dtype=np.float32)[:, None]
-    masks = {}
-    lifted = (rows >= surfaces["below RPE"]) & (rows < surfaces["CC"]) & (surfaces["CC"] - surfaces["below RPE"] > 5 / AXIAL_UM)
-    masks[pathology if pathology in ("drusen", "cnv") else "lifted"] = lifted
-    masks["subretinal fluid"] = (rows >= surfaces["fluid"]) & (rows < surfaces["RPE"])
+    masks = {"subretinal fluid": (rows >= surfaces["fluid"]) & (rows < surfaces["RPE"])}
+    if pathology in ("drusen", "cnv"):
+        lifted = surfaces["CC"] - surfaces["below RPE"] > 5 / AXIAL_UM
+        masks[pathology] = (rows >= surfaces["below RPE"]) & (rows < surfaces["CC"]) & lifted
     grey, looks = _paint(eye, scan, surfaces, rows)
     if pathology in ("dme", "cnv"):
         masks["cyst"], masks["foci"] = _lesions(eye, grey, surfaces, cysts, rows)
