@@ -1,7 +1,7 @@
 """Atomic checkpoints with a checksum, and the small files that carry a finished generator.
 
-A checkpoint is written to a temporary file, synced and renamed; the one before is kept as `<name>.prev.pt`. The file ends with
-the SHA-256 of what is before it, so that a torn or foreign file is recognised. Loading never runs pickled code.
+Every file is written under a temporary name, synced and renamed; of a checkpoint the one before is kept as `<name>.prev.pt`. It
+ends with the SHA-256 of what is before it, so that a torn or foreign file is recognised. Loading never runs pickled code.
 """
 
 from __future__ import annotations
@@ -27,15 +27,20 @@ def save(path: str | Path, state: dict) -> None:
     buffer = io.BytesIO()
     torch.save(state, buffer)
     payload = buffer.getvalue()
+    write(path, payload + MAGIC + hashlib.sha256(payload).digest(), keep=previous(path))
+
+
+def write(path: Path, content: bytes, keep: Path | None = None) -> None:
+    """`content` into `path`, whole or not at all; an older file there is renamed to `keep` where that is given. Raises UserError."""
     part = path.with_name(path.name + ".part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(part, "wb") as file:
-            file.write(payload + MAGIC + hashlib.sha256(payload).digest())
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        if path.exists():
-            path.replace(previous(path))
+        if keep and path.exists():
+            path.replace(keep)
         part.replace(path)
     except OSError as error:
         part.unlink(missing_ok=True)
@@ -68,11 +73,10 @@ def load(path: str | Path) -> dict | None:
 
 def save_weights(path: str | Path, model: torch.nn.Module, **facts) -> None:
     """Write a network's weights with its `settings`, so that the file alone rebuilds it. Plain `torch.load` reads it."""
-    path = Path(path)
-    part = path.with_name(path.name + ".part")
+    buffer = io.BytesIO()
     state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
-    torch.save(dict(settings=model.settings, weights=state, **facts), part)
-    part.replace(path)
+    torch.save(dict(settings=model.settings, weights=state, **facts), buffer)
+    write(Path(path), buffer.getvalue())
 
 
 def load_weights(path: str | Path) -> dict:

@@ -73,8 +73,8 @@ class Config:
     pretrain_loss: str = _setting(
         "mse",
         "pretrain",
-        "mse of the batch; psnr: minus the mean PSNR of its crops, so that a fill's edge does not outweigh tissue",
-        ("mse", "psnr"),
+        "mse or l1 of the batch; psnr: minus the mean PSNR of its crops, so that a fill's edge does not outweigh tissue",
+        ("mse", "l1", "psnr"),
     )
     pretrain_clip: float = _setting(0.0, "pretrain", "longest gradient of a step, its norm; longer ones are cut to it; 0: off", low=0)
     precision: str = _setting(
@@ -85,6 +85,12 @@ class Config:
     feature_weights: str = _setting("", "srgan", "state dict for a VGG (a file, or a folder to search); '': torchvision's IMAGENET1K_V1")
     content_weight: float = _setting(
         (1 / 12.75) ** 2, "srgan", "factor of the content loss; 0: calibrated from adversarial_share on the first batches", low=0
+    )
+    adversarial_loss: str = _setting(
+        "standard",
+        "srgan",
+        "standard: D judges each image alone; relativistic: whether HR looks more real than the mean SR (Jolicoeur-Martineau 2018)",
+        ("standard", "relativistic"),
     )
     adversarial_weight: float = _setting(1e-3, "srgan", "factor of the adversarial loss", low=0)
     adversarial_share: float = _setting(
@@ -125,6 +131,7 @@ class Config:
     decoded_cache: bool = _setting(
         False, "machine", "keep training scans decoded in one mapped file in data/cache, for sets larger than memory"
     )
+    max_hours: float = _setting(0.0, "machine", "stop a training, saved, when the session is so many hours old; 0: no limit", low=0)
     checkpoint_every: int = _setting(1000, "machine", "steps between checkpoints", low=1)
     validate_every: int = _setting(1000, "pretrain", "steps between validations", low=1)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import textwrap
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -11,6 +12,7 @@ import pandas as pd
 from matplotlib.patches import Rectangle
 from scipy.ndimage import gaussian_gradient_magnitude
 
+from . import health
 from .metrics import spectrum
 
 COLOURS = {
@@ -237,8 +239,9 @@ def _gain(ax, history, colour):
 
 
 def srgan_curves(history: pd.DataFrame) -> plt.Figure:
-    """The game: D's probabilities, the shares of the loss terms, and the validation gain."""
-    fig, axes = plt.subplots(1, 3, figsize=(12, 3.1))
+    """The game and its health: D's probabilities, shares of the loss terms, gradients, gain, LR consistency, warnings in words."""
+    fig, axes = plt.subplots(2, 3, figsize=(12, 6.0))
+    axes, last = axes.ravel(), axes[1, 2]
     axes[0].plot(history.step, history.d_hr, label="D(HR)", color=COLOURS["hr"])
     axes[0].plot(history.step, history.d_sr, label="D(SR)", color=COLOURS["srgan"])
     axes[0].axhline(0.5, color="#999999", lw=0.8, ls=":")
@@ -250,6 +253,18 @@ def srgan_curves(history: pd.DataFrame) -> plt.Figure:
     axes[1].set(xlabel="step", ylabel="share of the generator's loss", ylim=(0, 1), title="Loss terms")
     axes[1].legend(loc="lower left", frameon=True)
     _gain(axes[2], history, COLOURS["srgan"])
+    axes[3].plot(history.step, history.g_norm, label="generator", color=COLOURS["srgan"])
+    axes[3].plot(history.step, history.d_norm, label="discriminator", color=COLOURS["hr"])
+    axes[3].set(xlabel="step", ylabel="norm", yscale="log", title="Gradients")
+    axes[3].legend()
+    axes[4].plot(history.step, history.consistency_db, color=COLOURS["srgan"])
+    axes[4].axhline(health.LEFT_LR, color="#999999", lw=0.8, ls=":")
+    axes[4].set(xlabel="step", ylabel="PSNR, SR brought down against LR (dB)", title="LR consistency")
+    said = "\n\n".join(health.warnings(history).values()) or "Nothing to warn of."
+    said += f"\n\nThe discriminator learnt from {history.d_learnt.iloc[-1]:.0%} of the last steps."
+    last.axis("off")
+    last.set_title("Health at the last step", loc="left")
+    last.text(0, 0.97, textwrap.fill(said, 44, replace_whitespace=False), va="top", fontsize=9.5, transform=last.transAxes)
     return fig
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import random
 import signal
 import sys
 import threading
@@ -34,6 +36,27 @@ class Best:
         vars(self).update(state)
 
 
+class RandomState:
+    """The state of Python's, NumPy's, torch's and CUDA's global generators, as a part of the checkpoint. The steps of the series draw
+    from generators of their own; whoever adds a loss with dropout or random crops of its own resumes exactly too."""
+
+    def state_dict(self):
+        kind, keys, *rest = np.random.get_state()
+        return {
+            "python": random.getstate(),
+            "numpy": [kind, keys.tolist(), *rest],
+            "torch": torch.get_rng_state(),
+            "cuda": torch.cuda.get_rng_state_all(),
+        }
+
+    def load_state_dict(self, state):
+        random.setstate(state["python"])
+        np.random.set_state(state["numpy"])
+        torch.set_rng_state(state["torch"])
+        if len(state["cuda"]) == torch.cuda.device_count():  # elsewhere there are other devices to seed
+            torch.cuda.set_rng_state_all(state["cuda"])
+
+
 class Stop:
     """Within it, SIGINT and SIGTERM only set `asked`, which the loop reads between steps (in the main thread; elsewhere nothing)."""
 
@@ -52,58 +75,95 @@ class Stop:
             signal.signal(number, handler)
 
 
+class Means:
+    """Running means of the logged numbers, on the device: a step does not wait for them. Remembers the first step that was not finite."""
+
+    def __init__(self, sums: dict | None = None, count: int = 0):
+        self.sums, self.count, self.bad = dict(sums or {}), count, {}
+
+    def add(self, step: int, values: dict[str, torch.Tensor]) -> None:
+        self.count += 1
+        for key, value in values.items():
+            value = value.detach().float()
+            self.sums[key] = self.sums.get(key, 0) + value
+            when = torch.where(value.isfinite(), torch.inf, float(step))
+            self.bad[key] = torch.minimum(self.bad[key], when) if key in self.bad else when
+
+    def take(self) -> dict[str, float]:
+        """{name: mean}; raises FloatingPointError(name, step) for the first number that was not finite."""
+        first = min(((float(step), key) for key, step in self.bad.items()), default=(np.inf, ""), key=lambda item: item[0])
+        if first[0] < np.inf:
+            raise FloatingPointError(first[1], int(first[0]))
+        return {key: float(value) / self.count for key, value in self.sums.items()}
+
+
 def run_steps(name, config: Config, folder: Path, fingerprint: str, total: int, parts, stream, step, validate, done, show) -> pd.DataFrame:
     """Run the steps from the checkpoint in `folder`/`name` on to `total`, and return the history, a row for each validation.
 
     `parts`: name to object with state_dict and load_state_dict, all that a checkpoint needs. `stream(first)` gives the batches from
     step `first` on; `step(k, *batch)` returns a dict of 0-d tensors, which are averaged from validation to validation; `validate()`
-    returns a dict of numbers; `done()` writes what the stage releases; `show(history)` draws.
+    returns a dict of numbers; `done()` writes what the stage releases; `show(history)` draws. The history's `session` counts the
+    starts of the stage: a row of session 2 was computed after the first continuation.
 
-    An interrupt lets the step end, saves, and raises KeyboardInterrupt; called again, the steps go on. Raises UserError for a
-    checkpoint with another fingerprint, and where a logged number is not finite (the checkpoint before it is kept).
+    An interrupt, or the end of `max_hours`, lets the step end, saves, and raises KeyboardInterrupt or UserError; called again, the
+    steps go on. Raises UserError for a checkpoint with another fingerprint, and where a logged number is not finite (the
+    checkpoint before it is kept).
     """
     file = folder / name / "checkpoint.pt"
+    parts = parts | {"random": RandomState()}
     state = checkpoint.load(file) or {"step": 0, "history": [], "sums": {}, "count": 0, "seconds": 0.0}
-    first, rows, sums, count = state["step"], state["history"], state["sums"], state["count"]
+    first, rows, means, session = state["step"], state["history"], Means(state["sums"], state["count"]), state.get("session", 0) + 1
     if first:
         if state["fingerprint"] != fingerprint:
             raise UserError(f"{file} belongs to other settings; choose another run_dir, or delete {file.parent} to train again")
+        if parts.keys() != state["parts"].keys():
+            raise UserError(f"{file} is of another version of srlib; choose another run_dir, or delete {file.parent} to train again")
         for key, part in parts.items():
             part.load_state_dict(state["parts"][key])
         print(f"{name}: " + (f"continuing at step {first} of {total}" if first < total else f"finished earlier, {total} steps"))
     started = time.monotonic() - state["seconds"]
+    begin = float(os.environ.get("SRLIB_STARTED", time.time()))  # a runner tells its notebooks when it began
+    deadline = begin + 3600 * config.max_hours if config.max_hours else np.inf
+
+    def write_history() -> None:
+        checkpoint.write(file.with_name("history.csv"), pd.DataFrame(rows).to_csv(index=False).encode())
 
     def checked() -> dict:
-        means = {key: float(value) / count for key, value in sums.items()}
-        for key, value in means.items():
-            if not np.isfinite(value):
-                raise UserError(
-                    f"{name}: {key} is not a number at step {k + 1}; {file} holds the last good state, a lower learning rate may help"
-                )
-        return means
+        try:
+            return means.take()
+        except FloatingPointError as error:
+            key, when = error.args
+            raise UserError(
+                f"{name}: {key} is not a number at step {when}; {file} holds the last good state, a lower learning rate may help"
+            ) from None
 
     with Stop() as stop, tqdm(total=total, initial=first, desc=name, unit="step", mininterval=1.0, ncols=100, file=sys.stdout) as bar:
         batches = stream(first)
         for k in range(first, total):
-            for key, value in step(k, *next(batches)).items():
-                sums[key] = sums.get(key, 0) + value.detach()
-            count += 1
+            means.add(k + 1, step(k, *next(batches)))
             last = k + 1 == total
             seconds = time.monotonic() - started
             if (k + 1) % config.validate_every == 0 or last:
-                rows.append({"step": k + 1, "seconds": round(seconds, 1), **checked(), **validate()})
-                sums, count = {}, 0
+                rows.append({"step": k + 1, "session": session, "seconds": round(seconds, 1), **checked(), **validate()})
+                means = Means()
                 bar.set_postfix_str(" ".join(f"{key} {rows[-1][key]:.4g}" for key in ("loss", "gain_db")), refresh=False)
                 show(pd.DataFrame(rows))
             bar.update()
-            if (k + 1) % config.checkpoint_every == 0 or last or stop.asked:
+            late = time.time() > deadline
+            if (k + 1) % config.checkpoint_every == 0 or last or stop.asked or late:
                 checked()
-                state = {"fingerprint": fingerprint, "step": k + 1, "history": rows, "sums": sums, "count": count, "seconds": seconds}
-                checkpoint.save(file, state | {"parts": {key: part.state_dict() for key, part in parts.items()}})
-                pd.DataFrame(rows).to_csv(file.with_name("history.csv"), index=False)
-            if stop.asked and not last:
+                state = {"fingerprint": fingerprint, "step": k + 1, "history": rows, "sums": means.sums, "count": means.count}
+                state |= {"seconds": seconds, "session": session, "parts": {key: part.state_dict() for key, part in parts.items()}}
+                checkpoint.save(file, state)
+                write_history()
+            if (stop.asked or late) and not last:
                 bar.close()
+                if late:
+                    raise UserError(
+                        f"{name}: max_hours={config.max_hours:g} are over, saved at step {k + 1}; run the same again to continue"
+                    )
                 print(f"{name}: stopped and saved at step {k + 1}; run the same again to continue")
                 raise KeyboardInterrupt
+    write_history()  # once more: an earlier session may have ended between the last checkpoint and its history
     done()
     return pd.DataFrame(rows)

@@ -24,13 +24,21 @@ class ContentLoss(nn.Module):
         return F.mse_loss(self.extractor(sr).float(), target.float())
 
 
-def adversarial_loss(sr_logits: torch.Tensor) -> torch.Tensor:
-    """-log D(G(lr)) (equation 6), mean over the batch; `sr_logits` are D's outputs before the sigmoid."""
-    return F.softplus(-sr_logits).mean()
+def adversarial_loss(sr_logits: torch.Tensor, hr_logits: torch.Tensor | None = None) -> torch.Tensor:
+    """-log D(G(lr)) (equation 6), mean over the batch; `sr_logits` are D's outputs before the sigmoid.
+
+    With `hr_logits` the relativistic average loss (Jolicoeur-Martineau 2018, as in ESRGAN): D's loss with the roles exchanged, halved
+    so that both forms are log 2 where D cannot tell.
+    """
+    if hr_logits is None:
+        return F.softplus(-sr_logits).mean()
+    return discriminator_loss(sr_logits, hr_logits, relativistic=True) / 2
 
 
-def discriminator_loss(hr_logits: torch.Tensor, sr_logits: torch.Tensor) -> torch.Tensor:
-    """-log D(hr) - log(1 - D(G(lr))) (equation 2), mean over the batch."""
+def discriminator_loss(hr_logits: torch.Tensor, sr_logits: torch.Tensor, relativistic: bool = False) -> torch.Tensor:
+    """-log D(hr) - log(1 - D(G(lr))) (equation 2), mean over the batch; `relativistic`: each logit less the mean of the other side's."""
+    if relativistic:
+        hr_logits, sr_logits = hr_logits - sr_logits.mean(), sr_logits - hr_logits.mean()
     return F.softplus(-hr_logits).mean() + F.softplus(sr_logits).mean()
 
 

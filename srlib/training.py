@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,9 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from tqdm import tqdm
 
-from . import checkpoint, metrics
+from . import checkpoint, health, metrics
 from .config import Config, UserError
 from .data import Crops, batches, read_pair, valid_region
 from .degrade import downsample, to_image, to_tensor, upsample
@@ -56,10 +58,10 @@ def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
 
 
 class Validation:
-    """PSNR gain over bicubic on centre crops of validation scans, valid region, in eval mode and float32."""
+    """PSNR gain over bicubic and LR consistency on centre crops of validation scans, in eval mode and float32."""
 
     def __init__(self, paths, config: Config, device: torch.device, count: int = 12, side: int = 256):
-        self.device, self.pairs = device, []
+        self.device, self.reduction, self.pairs = device, config.reduction, []
         paths = list(paths)
         for path in paths[:: max(1, -(-len(paths) // count))]:
             lr, hr = read_pair(path, config)
@@ -75,12 +77,15 @@ class Validation:
             raise UserError("no validation image has a valid region to measure; give other images or a larger val_share")
 
     @torch.inference_mode()
-    def __call__(self, generator: torch.nn.Module) -> float:
-        was_training = generator.training
+    def __call__(self, generator: torch.nn.Module) -> dict[str, float]:
+        """{gain_db (valid region), consistency_db}, means over the crops."""
+        was_training, found = generator.training, []
         generator.eval()
-        gains = [metrics.psnr(to_image(generator(lr.to(self.device))), hr, region=r) - start for hr, lr, r, start in self.pairs]
+        for hr, lr, region, start in self.pairs:
+            sr = to_image(generator(lr.to(self.device)))
+            found.append((metrics.psnr(sr, hr, region=region) - start, metrics.consistency(sr, to_image(lr), *self.reduction)))
         generator.train(was_training)
-        return float(np.mean(gains))
+        return dict(zip(("gain_db", "consistency_db"), np.mean(found, 0).tolist(), strict=True))
 
 
 def training_pairs(paths, config: Config, device: torch.device, steps: int, seed: int):
@@ -105,18 +110,42 @@ def _schedule(optimizer, kind: str, total: int):
     return torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
 
 
+def _adam(model: torch.nn.Module, rate: float, device: torch.device) -> torch.optim.Adam:
+    return torch.optim.Adam(model.parameters(), rate, betas=(0.9, 0.999), fused=device.type != "mps")
+
+
+def _gradient_norm(model: torch.nn.Module, longest: float = 0.0) -> torch.Tensor:
+    """The norm of the gradient, before it is cut to `longest` (0: not cut)."""
+    parameters = [p for p in model.parameters() if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
+    if longest:
+        torch.nn.utils.clip_grads_with_norm_(parameters, longest, norm)
+    return norm
+
+
+def _update(loss: torch.Tensor, model: torch.nn.Module, optimizer, scaler, longest: float = 0.0) -> torch.Tensor:
+    """One step of `optimizer` down the gradient of `loss`; returns the gradient's norm, before it was cut to `longest`."""
+    optimizer.zero_grad(set_to_none=True)
+    scaler.scale(loss).backward()
+    scaler.unscale_(optimizer)
+    norm = _gradient_norm(model, longest)
+    scaler.step(optimizer)
+    return norm.nan_to_num(0, 0, 0) if scaler.is_enabled() else norm  # the scaler leaves out steps that overflow, and halves its scale
+
+
 def pretrain_generator(config: Config, train, val, folder, fingerprint: str = "", show=lambda history: None) -> pd.DataFrame:
-    """MSE pretraining (section 3.2), or PSNR (`pretrain_loss`): train on crops of the image files `train`, validate on `val`, write into `folder`.
+    """MSE pretraining (section 3.2), or another `pretrain_loss`: train on crops of the image files `train`, validate on `val`, write into `folder`.
 
     `folder/pretrain/` gets checkpoint.pt and history.csv, `folder/srresnet.pt` the weights with the best validation PSNR.
     A checkpoint with the same `fingerprint` is continued. `show(history)` is called after each validation. Returns the history:
-    step, seconds, loss (MSE on [-1, 1], whatever is minimised), gain_db (over bicubic, validation).
+    step, session, seconds, loss (MSE on [-1, 1], whatever is minimised), g_norm (of the gradient, before it is cut), gain_db (over
+    bicubic, validation), consistency_db.
     """
     folder = Path(folder)
     device = pick_device(config.device)
     torch.manual_seed(config.seed)
     generator = make_generator(config).to(device, memory_format=FASTEST).train()
-    optimizer = torch.optim.Adam(generator.parameters(), config.pretrain_lr, betas=(0.9, 0.999))
+    optimizer = _adam(generator, config.pretrain_lr, device)
     scheduler = _schedule(optimizer, config.pretrain_schedule, config.pretrain_steps)
     dtype = autocast_dtype(config.precision, device)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype is torch.float16)
@@ -126,20 +155,16 @@ def pretrain_generator(config: Config, train, val, folder, fingerprint: str = ""
         with torch.autocast(device.type, dtype, enabled=dtype is not None):
             sr = generator(lr)
         mse = F.mse_loss(2 * sr - 1, 2 * hr - 1)
-        optimizer.zero_grad(set_to_none=True)
-        scaler.scale(psnr_loss(sr, hr) if config.pretrain_loss == "psnr" else mse).backward()
-        if config.pretrain_clip:
-            scaler.unscale_(optimizer)
-            torch.nn.utils.clip_grad_norm_(generator.parameters(), config.pretrain_clip)
-        scaler.step(optimizer)
+        loss = {"mse": lambda: mse, "l1": lambda: F.l1_loss(2 * sr - 1, 2 * hr - 1), "psnr": lambda: psnr_loss(sr, hr)}
+        norm = _update(loss[config.pretrain_loss](), generator, optimizer, scaler, config.pretrain_clip)
         scaler.update()
         scheduler.step()
-        return {"loss": mse}
+        return {"loss": mse, "g_norm": norm}
 
     def validate():
-        gain = validation(generator)
-        best.offer(gain, generator)
-        return {"gain_db": gain}
+        found = validation(generator)
+        best.offer(found["gain_db"], generator)
+        return found
 
     def done():
         model = make_generator(config)
@@ -175,9 +200,10 @@ def train_srgan(config: Config, train, val, folder, fingerprint: str = "", show=
     """The adversarial stage (sections 2.1 and 2.2), from `folder/srresnet.pt`: D and G in turn, one step each.
 
     `folder/srgan/` gets checkpoint.pt and history.csv, `folder/srgan.pt` the averaged weights (EMA; the last ones where
-    `ema` is 0), never chosen by PSNR. Returns the history: step, seconds, loss; content, adversarial, pixel and, with `grid_weight`, grid
-    (each weighted, as they enter the loss), and the share of each; d_loss, d_hr and d_sr (D's mean probability for HR and SR),
-    gain_db of the averaged weights.
+    `ema` is 0), never chosen by PSNR. Returns the history: step, session, seconds, loss; content, adversarial, pixel and, with
+    `grid_weight`, grid (each weighted, as they enter the loss), and the share of each; d_loss, d_hr and d_sr (D's mean probability for
+    HR and SR), d_learnt (the share of steps in which D was updated), the gradients' norms g_norm and d_norm (0 where D paused);
+    gain_db and consistency_db of the averaged weights. What `health.warnings` says of it is printed, each warning once.
     """
     folder = Path(folder)
     device = pick_device(config.device)
@@ -191,8 +217,8 @@ def train_srgan(config: Config, train, val, folder, fingerprint: str = "", show=
     discriminator = Discriminator(config.channels, config.crop, config.d_width).to(device, memory_format=FASTEST).train()
     content_loss = ContentLoss(feature_extractor(config.content_features, config.feature_weights)).to(device, memory_format=FASTEST)
     averaged = AveragedModel(generator, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=False)
-    g_optimizer = torch.optim.Adam(generator.parameters(), config.gan_lr, betas=(0.9, 0.999))
-    d_optimizer = torch.optim.Adam(discriminator.parameters(), config.gan_lr, betas=(0.9, 0.999))
+    g_optimizer, d_optimizer = (_adam(model, config.gan_lr, device) for model in (generator, discriminator))
+    relativistic = config.adversarial_loss == "relativistic"
     drop = max(1, round(config.gan_lr_drop * config.gan_steps))
     schedulers = [torch.optim.lr_scheduler.MultiStepLR(o, [drop], 0.1) for o in (g_optimizer, d_optimizer)]
     dtype = autocast_dtype(config.precision, device)
@@ -221,33 +247,39 @@ def train_srgan(config: Config, train, val, folder, fingerprint: str = "", show=
         """The generator's three losses, not weighted."""
         discriminator.requires_grad_(False)
         with autocast():
-            adversarial = adversarial_loss(discriminator(view(sr, k, 2)))
+            with torch.no_grad():
+                real = discriminator(view(hr, k, 0)) if relativistic else None
+            adversarial = adversarial_loss(discriminator(view(sr, k, 2)), real)
             content = content_loss(rolled(sr, k), rolled(hr, k))
         return dict(content=content, adversarial=adversarial, pixel=F.mse_loss(2 * sr - 1, 2 * hr - 1))
 
+    def calibrate():
+        with torch.no_grad(), autocast():
+            first = [generator_terms(0, generator(lr), hr) for lr, hr in itertools.islice(stream(0), CALIBRATION_BATCHES)]
+        weights.calibrate(config, **{key: float(np.mean([t[key].item() for t in first])) for key in first[0]})
+
     def step(k, lr, hr):
+        if k == 0 and not config.content_weight:
+            calibrate()
         with autocast():
             sr = generator(lr)
             discriminator.requires_grad_(True)
             d_hr, d_sr = discriminator(view(hr, k, 0)), discriminator(view(sr.detach(), k, 1))
-            d_loss = discriminator_loss(d_hr, d_sr)
-        d_optimizer.zero_grad(set_to_none=True)
-        if not config.d_pause or d_loss.item() >= config.d_pause:
-            scaler.scale(d_loss).backward()
-            scaler.step(d_optimizer)
+            d_loss = discriminator_loss(d_hr, d_sr, relativistic)
+        learns = not config.d_pause or d_loss.item() >= config.d_pause
+        d_norm = _update(d_loss, discriminator, d_optimizer, scaler) if learns else torch.zeros((), device=device)
         terms = {key: getattr(weights, key) * value for key, value in generator_terms(k, sr, hr).items()}
         if config.grid_weight:
             terms["grid"] = config.grid_weight * grid_loss(sr.float() - upsample(lr, config.scale), config.scale)
         loss = sum(terms.values())
-        g_optimizer.zero_grad(set_to_none=True)
-        scaler.scale(loss).backward()
-        scaler.step(g_optimizer)
+        g_norm = _update(loss, generator, g_optimizer, scaler)
         averaged.update_parameters(generator)
         scaler.update()
         for scheduler in schedulers:
             scheduler.step()
         shares = {f"{key}_share": value / loss for key, value in terms.items()}
-        return dict(loss=loss, d_loss=d_loss, d_hr=d_hr.sigmoid().mean(), d_sr=d_sr.sigmoid().mean(), **terms, **shares)
+        d = dict(d_loss=d_loss, d_hr=d_hr.sigmoid().mean(), d_sr=d_sr.sigmoid().mean(), d_learnt=torch.tensor(float(learns)), d_norm=d_norm)
+        return dict(loss=loss, g_norm=g_norm, **d, **terms, **shares)
 
     def released():
         if config.ema:
@@ -258,7 +290,16 @@ def train_srgan(config: Config, train, val, folder, fingerprint: str = "", show=
         return generator
 
     def validate():
-        return {"gain_db": validation(released())}
+        return validation(released())
+
+    told = set()
+
+    def watched(history):
+        for kind, sentence in health.warnings(history).items():
+            if kind not in told:
+                tqdm.write(f"srgan: warning at step {history.step.iloc[-1]}: {sentence}", file=sys.stdout)
+                told.add(kind)
+        show(history)
 
     def done():
         model = copy.deepcopy(released()).eval()
@@ -276,8 +317,4 @@ def train_srgan(config: Config, train, val, folder, fingerprint: str = "", show=
         "weights": weights,
     }
     stream = training_pairs(train, config, device, config.gan_steps, config.seed + 1)
-    if not config.content_weight:
-        with torch.no_grad(), autocast():
-            first = [generator_terms(0, generator(lr), hr) for lr, hr in itertools.islice(stream(0), CALIBRATION_BATCHES)]
-        weights.calibrate(config, **{key: float(np.mean([t[key].item() for t in first])) for key in first[0]})
-    return run_steps("srgan", config, folder, fingerprint, config.gan_steps, parts, stream, step, validate, done, show)
+    return run_steps("srgan", config, folder, fingerprint, config.gan_steps, parts, stream, step, validate, done, watched)

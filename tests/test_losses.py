@@ -57,7 +57,9 @@ def test_input_is_normalised_for_imagenet(random_vgg):
 def test_vgg_layers_are_where_their_names_say(random_vgg, layer, depth, shape):
     net = feature_extractor(f"vgg19:{layer}", random_vgg)
     assert len(net.body) == depth
-    assert net(torch.rand(1, 1, 32, 32)).shape[1] == shape
+    maps = net(torch.rand(1, 1, 32, 32))
+    assert maps.shape[1] == shape
+    assert (maps.min() < 0) == layer.startswith("conv")  # before the activation, as in ESRGAN; the paper's is after it
     assert isinstance(net.body[-1], torch.nn.ReLU if layer.startswith("relu") else torch.nn.Conv2d)
 
 
@@ -102,6 +104,22 @@ def test_adversarial_losses_by_hand():
     assert adversarial_loss(logits).item() == pytest.approx(-(math.log(0.5) + math.log(sigmoid)) / 2, rel=1e-5)
     expected = -(math.log(0.5) + math.log(sigmoid)) / 2 - (math.log(0.5) + math.log(1 - sigmoid)) / 2
     assert discriminator_loss(logits, logits).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_relativistic_losses_by_hand():
+    """Each logit less the mean of the other side's; the generator's has the roles exchanged, and both move HR's logits too."""
+    hr, sr = torch.tensor([[2.0], [0.0]], requires_grad=True), torch.tensor([[-1.0], [-3.0]], requires_grad=True)
+
+    def log1p(*values):
+        return sum(math.log1p(math.exp(v)) for v in values) / len(values)
+
+    assert discriminator_loss(hr, sr, relativistic=True).item() == pytest.approx(log1p(-4, -2) + log1p(-2, -4))
+    loss = adversarial_loss(sr, hr)
+    assert loss.item() == pytest.approx((log1p(2, 4) + log1p(4, 2)) / 2)
+    loss.backward()
+    assert (sr.grad < 0).all() and (hr.grad > 0).all()
+    chance = torch.zeros(3, 1)
+    assert adversarial_loss(chance, chance).item() == pytest.approx(adversarial_loss(chance).item())
 
 
 def test_the_generator_is_pushed_towards_real():

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 
-from srlib import checkpoint, features, training
+from srlib import checkpoint, features, health, training
 from srlib.config import UserError, load_config
 from srlib.data import build_manifest
 from srlib.inference import load_generator
@@ -100,8 +100,9 @@ def test_stopped_and_continued_equals_uninterrupted(paths, tmp_path, monkeypatch
         assert not (tmp_path / "cut" / weights_file).exists()
         resumed = stage(config, *paths, tmp_path / "cut")
         assert same(weights(tmp_path / "whole" / weights_file), weights(tmp_path / "cut" / weights_file))
-        columns = [c for c in whole if c != "seconds"]
+        columns = [c for c in whole if c not in ("seconds", "session")]
         assert resumed[columns].equals(whole[columns])
+        assert list(resumed.session) == [1, *[2] * (len(resumed) - 1)]
 
 
 def test_a_finished_stage_is_not_repeated(paths, tmp_path, capsys):
@@ -150,6 +151,113 @@ def test_calibration_gives_the_stated_share(paths, tmp_path):
     assert shares.sum() + history.grid_share[0] == pytest.approx(1)
     assert 0 < history.grid_share[0] < 0.1
     assert checkpoint.load(tmp_path / "srgan/checkpoint.pt")["parts"]["weights"]["content"] > 0
+
+
+def first_step(monkeypatch, stage, config, paths, folder):
+    """The losses that the first step went down, the generator's last, and the history."""
+    losses, update = [], training._update
+
+    def spy(loss, *args):
+        losses.append(loss.item())
+        return update(loss, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "_update", spy)
+        history = stage(config, *paths, folder)
+    return losses, history
+
+
+@pytest.mark.parametrize("kind", ["mse", "l1", "psnr"])
+def test_pretrain_loss_is_what_its_name_says(paths, tmp_path, monkeypatch, kind):
+    """At the start SR is bicubic, so that the first loss can be computed without the generator; the history has the MSE of all."""
+    config = load_config("smoke", **TINY | {"pretrain_steps": 1}, pretrain_loss=kind)
+    lr, hr = next(training.training_pairs(paths[0], config, torch.device("cpu"), 1, config.seed)(0))
+    gap = training.upsample(lr, config.scale) - hr
+    expected = {
+        "mse": (2 * gap).pow(2).mean(),
+        "l1": (2 * gap).abs().mean(),
+        "psnr": (10 * (gap.pow(2).mean((1, 2, 3)) + 2.5e-6).log10()).mean(),
+    }
+    losses, history = first_step(monkeypatch, training.pretrain_generator, config, paths, tmp_path)
+    assert losses[0] == pytest.approx(expected[kind].item(), rel=1e-4)
+    assert history.loss[0] == pytest.approx(expected["mse"].item(), rel=1e-4)
+
+
+def test_a_relativistic_game_is_another_one(paths, tmp_path, monkeypatch):
+    """The first D loss is the relativistic one of the same logits, and D sees HR once more for the generator."""
+    training.pretrain_generator(load_config("smoke", **TINY), *paths, tmp_path)
+    found = {}
+    for kind in ("standard", "relativistic"):
+        logits, forward = [], training.Discriminator.forward
+
+        def spy(self, image, logits=logits, forward=forward):
+            logits.append(forward(self, image))
+            return logits[-1]
+
+        config = load_config("smoke", **TINY | {"gan_steps": 1, "content_weight": 1.0, "pixel_share": 0.0}, adversarial_loss=kind)
+        with monkeypatch.context() as patch:
+            patch.setattr(training.Discriminator, "forward", spy)
+            losses, _ = first_step(monkeypatch, training.train_srgan, config, paths, tmp_path)
+        shutil.rmtree(tmp_path / "srgan")
+        found[kind] = losses[0], [x.detach() for x in logits]
+    (plain, two), (relative, three) = found["standard"], found["relativistic"]
+    assert len(two) == 3 and len(three) == 4
+    assert all(torch.equal(a, b) for a, b in zip(two[:2], three[:2], strict=True))
+    a, b = two[0] - two[1].mean(), two[1] - two[0].mean()
+    assert relative == pytest.approx((training.F.softplus(-a).mean() + training.F.softplus(b).mean()).item(), rel=1e-4)
+    assert plain != pytest.approx(relative, rel=1e-4)
+
+
+def test_batch_norm_rests_in_validation_and_release(paths, tmp_path):
+    """Validation changes no running mean and leaves the generator training; what is released answers for one image alone."""
+    config = load_config("smoke", **TINY, batch_norm=True, global_skip=False)
+    generator = training.make_generator(config).train()
+    generator(torch.rand(4, 1, 8, 8))  # other statistics than at the start
+    before = {k: v.clone() for k, v in generator.state_dict().items()}
+    validation = training.Validation(paths[1], config, torch.device("cpu"))
+    assert validation(generator) == validation(generator)
+    assert same(before, generator.state_dict()) and generator.training
+    training.pretrain_generator(config, *paths, tmp_path)
+    training.train_srgan(config, *paths, tmp_path)
+    for name in ("srresnet", "srgan"):
+        network = load_generator(tmp_path / f"{name}.pt")
+        one, other = torch.rand(2, 1, 1, 16, 16)
+        torch.testing.assert_close(network(torch.cat([one, other]))[:1], network(one))
+
+
+def test_health_in_words():
+    """Each sickness of the game is named at once, a sound game is left in peace."""
+    sound = pd.DataFrame(
+        {
+            "step": [10, 20, 30, 40],
+            "d_hr": [0.5, 0.6, 0.6, 0.65],
+            "d_sr": [0.5, 0.45, 0.4, 0.4],
+            "gain_db": 0.9,
+            "consistency_db": 43.0,
+            "adversarial_share": 0.2,
+        }
+    )
+    assert health.warnings(sound) == {}
+    for kind, change, words in (
+        ("won", {"d_hr": 0.99, "d_sr": 0.01}, "D(HR) 0.99, D(SR) 0.01"),
+        ("blind", {"d_hr": 0.5, "d_sr": 0.495}, "cannot tell"),
+        ("collapse", {"gain_db": -6.0}, "collapsing (-6.0 dB"),
+        ("collapse", {"adversarial_share": 0.99}, "99% of its loss"),
+        ("inconsistent", {"consistency_db": 33.0}, "33.0 dB from LR"),
+    ):
+        found = health.warnings(sound.assign(**change))
+        assert list(found) == [kind] and words in found[kind]
+    won_once = sound.assign(d_hr=[0.5, 0.6, 0.6, 0.99], d_sr=[0.5, 0.4, 0.4, 0.01])
+    assert health.warnings(won_once) == {} and health.warnings(sound[:1]) == {}
+
+
+def test_warnings_are_said_once_while_training(paths, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(health, "LEFT_LR", 90.0)
+    config = load_config("smoke", **TINY)
+    training.pretrain_generator(config, *paths, tmp_path)
+    history = training.train_srgan(config, *paths, tmp_path)
+    assert capsys.readouterr().out.count("srgan: warning at step 2: SR brought down again") == 1
+    assert len(history) == 3 and (history[["g_norm", "d_norm", "d_learnt"]] > 0).all().all()
 
 
 def test_a_winning_discriminator_pauses(paths, tmp_path):
@@ -224,7 +332,7 @@ def test_not_a_number_stops_and_keeps_the_last_state(paths, tmp_path, monkeypatc
         return original(*args) * (float("nan") if len(calls) == 5 else 1)
 
     monkeypatch.setattr(training.F, "mse_loss", poisoned)
-    with pytest.raises(UserError, match="not a number at step 6"):
+    with pytest.raises(UserError, match="loss is not a number at step 5"):
         training.pretrain_generator(config, *paths, tmp_path)
     state = checkpoint.load(tmp_path / "pretrain/checkpoint.pt")
     assert state["step"] == 4 and all(v.isfinite().all() for v in state["parts"]["generator"].values())

@@ -44,14 +44,14 @@ def run_series(
     folder = run_path(profile, run_dir).resolve()
     parameters = {"profile": profile, "run_dir": str(folder), "data": data, "overrides": overrides or {}}
     with Run(folder, None).lock():
-        os.environ["SRLIB_LOCKED"] = str(folder)
+        os.environ |= {"SRLIB_LOCKED": str(folder), "SRLIB_STARTED": str(time.time())}
         try:
             run = open_run(numbers[0], **parameters)
             print(f"run folder: {folder}", flush=True)
             for number in numbers:
                 _run_notebook(run, number, parameters, asked=bool(start or only))
         finally:
-            del os.environ["SRLIB_LOCKED"]
+            del os.environ["SRLIB_LOCKED"], os.environ["SRLIB_STARTED"]
         from .report import build_report
 
         return build_report(folder)

@@ -1,0 +1,37 @@
+"""The health of the adversarial game, read from its history and said in words."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+WON = 0.9  # D(HR) - D(SR), twice in a row
+BLIND = 0.02  # the same, in all of at least four rows
+LEFT_LR = 38.0  # dB of LR consistency; bicubic and a sound SRGAN have 40 and more on OCT
+COLLAPSE = -4.0  # dB of PSNR against bicubic
+
+
+def warnings(history: pd.DataFrame) -> dict[str, str]:
+    """{kind: sentence} of what is wrong at the end of `train_srgan`'s history; empty while the game is sound.
+
+    Kinds: `won` (D tells all SR from HR, so that its gradient vanishes), `blind` (D cannot tell at all), `inconsistent` (SR brought
+    down again is not LR), `collapse` (SR is far from HR, or all of the generator's loss is adversarial).
+    """
+    last, gap, found = history.iloc[-1], history.d_hr - history.d_sr, {}
+    if len(gap) > 1 and gap.iloc[-2:].min() > WON:
+        found["won"] = (
+            f"the discriminator has won (D(HR) {last.d_hr:.2f}, D(SR) {last.d_sr:.2f}) and teaches nothing; "
+            "a larger d_noise or d_pause, or a smaller adversarial_share, keeps the game open"
+        )
+    if len(gap) > 3 and gap.abs().max() < BLIND:
+        found["blind"] = "the discriminator cannot tell SR from HR; less d_noise or a larger gan_lr lets it learn"
+    if last.gain_db < COLLAPSE or last.adversarial_share > 0.95:
+        found["collapse"] = (
+            f"the generator is collapsing ({last.gain_db:+.1f} dB against bicubic, {last.adversarial_share:.0%} of its loss adversarial); "
+            "a smaller adversarial_share, a pixel_share or a lower gan_lr steadies it"
+        )
+    elif last.consistency_db < LEFT_LR:
+        found["inconsistent"] = (
+            f"SR brought down again is {last.consistency_db:.1f} dB from LR (sound: over {LEFT_LR:.0f}): it invents structure; "
+            "a smaller adversarial_share or a pixel_share holds it"
+        )
+    return found
