@@ -12,6 +12,7 @@ Usage:
   ./run_all.sh evaluate SR_DIR HR_DIR           measure SR images under the series' protocol
   ./run_all.sh calibrate [DIR]                  how like real scans are the phantoms? statistics side by side
   ./run_all.sh train-encoder                    train the two small feature networks again
+  ./run_all.sh bench                            how fast this machine trains, reads and upscales
 
 Options for running the notebooks:
   --profile quick|smoke|kaggle|paper   a complete set of settings (default: quick)
@@ -102,7 +103,7 @@ case "${1:-}" in
     cd "$here/notebooks"
     exec "$python" -m jupyterlab "$@"
     ;;
-  upscale | evaluate | calibrate | train-encoder)
+  upscale | evaluate | calibrate | train-encoder | bench)
     cd "$start"
     exec "$python" -m srlib "$@"
     ;;

@@ -63,6 +63,10 @@ def _parser() -> argparse.ArgumentParser:
     encoder.add_argument("--out", default="", help="folder for the two .pt files (default: data/weights)")
     encoder.set_defaults(command=_train_encoder)
 
+    bench = commands.add_parser("bench", help="how fast this machine trains, reads and upscales, beside a plain SRGAN step")
+    bench.add_argument("--device", default="auto", choices=("auto", "cuda", "mps", "cpu"))
+    bench.set_defaults(command=_bench)
+
     pictures = commands.add_parser("pictures", help="put a phantom run's figures into the notebooks and the README")
     pictures.add_argument("run_dir", metavar="RUN")
     pictures.set_defaults(command=_pictures)
@@ -139,6 +143,12 @@ def _train_encoder(args) -> None:
     for name, facts in train_encoders(args.out or WEIGHTS).items():
         print(name, facts)
     print("set SHA256 in srlib/features.py to these values to use the files")
+
+
+def _bench(args) -> None:
+    from .series.bench import bench
+
+    print(bench(args.device))
 
 
 def _pictures(args) -> None:

@@ -88,21 +88,32 @@ class Crops(torch.utils.data.Dataset):
             self.room -= size
         return images
 
-    def __getitem__(self, k: int) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+    def place(self, k: int) -> tuple[int, int, int, bool]:
+        """Where crop k lies: index of the image, top, left, and whether it is flipped."""
         if not 0 <= k < self.count:
             raise IndexError(k)
-        rng = np.random.default_rng([self.seed, k])
+        rng, step = np.random.default_rng([self.seed, k]), self.paired or 1
         for _ in range(8):
-            images, step = self.images(int(rng.integers(len(self.paths)))), self.paired or 1
-            top, left = (int(rng.integers(n - self.crop + 1)) // step * step for n in images[0].shape[:2])
-            if (images[0][top : top + self.crop, left : left + self.crop] >= 250).mean() < 0.5:
+            index = int(rng.integers(len(self.paths)))
+            hr = self.images(index)[0]
+            top, left = (int(rng.integers(n - self.crop + 1)) // step * step for n in hr.shape[:2])
+            if (hr[top : top + self.crop, left : left + self.crop] >= 250).mean() < 0.5:
                 break
-        flip, crops = rng.random() < 0.5, []
+        return index, top, left, rng.random() < 0.5
+
+    def cut(self, images: list[np.ndarray] | list[torch.Tensor], top: int, left: int, flip: bool):
+        """The crop at a place of the images (H, W) or (H, W, 3), on the device of tensors."""
+        crops = []
         for image, factor in zip(images, (1, self.paired), strict=False):
             patch = image[top // factor : (top + self.crop) // factor, left // factor : (left + self.crop) // factor]
-            patch = torch.from_numpy(np.array(patch[:, ::-1] if flip else patch, order="C"))
+            patch = torch.from_numpy(np.array(patch)) if isinstance(patch, np.ndarray) else patch
+            patch = patch.flip(1) if flip else patch
             crops.append(patch.reshape(*patch.shape[:2], -1).permute(2, 0, 1))
-        return (crops[1], crops[0]) if self.paired else crops[0]
+        return tuple(crops[::-1]) if self.paired else crops[0]
+
+    def __getitem__(self, k: int) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+        index, *where = self.place(k)
+        return self.cut(self.images(index), *where)
 
 
 def batches(crops: Crops, batch: int, first: int = 0, workers: int = 0) -> Iterator:
@@ -111,3 +122,23 @@ def batches(crops: Crops, batch: int, first: int = 0, workers: int = 0) -> Itera
     loader = torch.utils.data.DataLoader(torch.utils.data.Subset(crops, indices), batch, num_workers=workers, persistent_workers=False)
     for images in loader:
         yield [part.float() / 255 for part in images] if crops.paired else images.float() / 255
+
+
+def held_batches(crops: Crops, batch: int, first: int, device: torch.device, room: int) -> Iterator:
+    """The same batches as `batches`, cut on the device from uint8 scans that stay there while they fit into `room` bytes."""
+    held: dict[int, list[torch.Tensor]] = {}
+    for start in range(first * batch, len(crops) // batch * batch, batch):
+        patches = []
+        for k in range(start, start + batch):
+            index, *where = crops.place(k)
+            images = held.get(index)
+            if images is None:
+                images = [torch.from_numpy(np.array(image)).to(device) for image in crops.images(index)]
+                size = sum(image.nbytes for image in images)
+                if size <= room:
+                    held[index], room = images, room - size
+            patches.append(crops.cut(images, *where))
+        if crops.paired:
+            yield [torch.stack(part).float() / 255 for part in zip(*patches, strict=True)]
+        else:
+            yield torch.stack(patches).float() / 255

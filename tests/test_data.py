@@ -13,7 +13,7 @@ from PIL import Image
 
 from srlib import sources
 from srlib.config import UserError, load_config
-from srlib.data import Crops, batches, build_manifest, check_split, find_images, read_image, read_pair, valid_region
+from srlib.data import Crops, batches, build_manifest, check_split, find_images, held_batches, read_image, read_pair, valid_region
 from srlib.manifest import near_duplicates
 from srlib.phantom import PATHOLOGIES, bscan
 from srlib.reading import lr_partner
@@ -177,6 +177,17 @@ def test_crops_depend_on_seed_and_number_alone(scan_folder):
     first, later = list(batches(a, 8)), list(batches(b, 8, first=3))
     assert len(first) == 5 and torch.equal(first[3], later[0]) and first[0].max() <= 1
     assert len({c.numpy().tobytes() for c in first[0]}) == 8  # not one position for the whole batch
+
+
+@pytest.mark.parametrize("room", [0, 60_000, 1 << 30])
+def test_crops_held_on_the_device_are_the_same(scan_folder, paired_folder, room):
+    """What a GPU trains on, tried on the CPU: none, some and all scans held; grey, colour and paired."""
+    paths = find_images(scan_folder)
+    pairs = [path for path in find_images(paired_folder / "hr") if "-" in path.stem]
+    for files, options in ((paths, {}), (paths, {"channels": 3}), (pairs, {"paired": 2})):
+        crops = Crops(files, 32, 24, seed=3, **options)
+        for a, b in zip(batches(crops, 4, 2), held_batches(crops, 4, 2, torch.device("cpu"), room), strict=True):
+            assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
 def test_crops_avoid_fill(tmp_path):

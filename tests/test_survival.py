@@ -16,7 +16,7 @@ import torch
 from jupyter_client.manager import start_new_kernel
 from test_training import TINY, same, weights
 
-from srlib import loop, training
+from srlib import loop, steps, training
 from srlib.config import UserError, load_config
 from srlib.data import build_manifest
 
@@ -25,7 +25,7 @@ import json, os, sys, time
 folder, images, settings = sys.argv[1], *map(json.loads, sys.argv[2:])
 import torch
 torch.set_num_threads(1)
-from srlib import loop, training
+from srlib import loop, steps, training
 from srlib.config import load_config
 log, add, sync = open(folder + "/steps.log", "a", 1), loop.Means.add, os.fsync
 def slow(file):  # a write long enough to be hit
@@ -195,7 +195,7 @@ def test_the_global_generators_go_on(tmp_path):
 
 def test_files_appear_whole_or_not_at_all(tmp_path, monkeypatch):
     """Released weights and histories too: where the system refuses, the earlier file stays and nothing else is left."""
-    model = training.make_generator(load_config("smoke", **TINY))
+    model = steps.make_generator(load_config("smoke", **TINY))
     path = tmp_path / "srgan.pt"
     training.checkpoint.save_weights(path, model, name="first")
     before = path.read_bytes()

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 
-from srlib import checkpoint, features, health, training
+from srlib import checkpoint, features, health, steps, training
 from srlib.config import UserError, load_config
 from srlib.data import build_manifest
 from srlib.inference import load_generator
@@ -67,7 +67,7 @@ def test_clipping_bounds_the_gradient(paths, tmp_path):
     for clip in (0.0, 1e-14):
         torch.manual_seed(0)
         config = load_config("smoke", **TINY, pretrain_clip=clip)
-        start = training.make_generator(config).state_dict()
+        start = steps.make_generator(config).state_dict()
         training.pretrain_generator(config, *paths, tmp_path / str(clip))
         moved[clip] = max((weights(tmp_path / str(clip) / "srresnet.pt")[k] - v).abs().max().item() for k, v in start.items())
     assert moved[1e-14] < 1e-6 < 1e-4 < moved[0.0]
@@ -92,7 +92,7 @@ def test_stopped_and_continued_equals_uninterrupted(paths, tmp_path, monkeypatch
     for stage, weights_file in ((training.pretrain_generator, "srresnet.pt"), (training.train_srgan, "srgan.pt")):
         whole = stage(config, *paths, tmp_path / "whole")
         with monkeypatch.context() as patch:
-            before = training.CALIBRATION_BATCHES if stage is training.train_srgan else 0
+            before = steps.CALIBRATION_BATCHES if stage is training.train_srgan else 0
             interrupt_at(before + 3, patch, number)
             with pytest.raises(KeyboardInterrupt):
                 stage(config, *paths, tmp_path / "cut")
@@ -155,14 +155,14 @@ def test_calibration_gives_the_stated_share(paths, tmp_path):
 
 def first_step(monkeypatch, stage, config, paths, folder):
     """The losses that the first step went down, the generator's last, and the history."""
-    losses, update = [], training._update
+    losses, update = [], steps._update
 
     def spy(loss, *args):
         losses.append(loss.item())
         return update(loss, *args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(training, "_update", spy)
+        patch.setattr(steps, "_update", spy)
         history = stage(config, *paths, folder)
     return losses, history
 
@@ -188,7 +188,7 @@ def test_a_relativistic_game_is_another_one(paths, tmp_path, monkeypatch):
     training.pretrain_generator(load_config("smoke", **TINY), *paths, tmp_path)
     found = {}
     for kind in ("standard", "relativistic"):
-        logits, forward = [], training.Discriminator.forward
+        logits, forward = [], steps.Discriminator.forward
 
         def spy(self, image, logits=logits, forward=forward):
             logits.append(forward(self, image))
@@ -196,7 +196,7 @@ def test_a_relativistic_game_is_another_one(paths, tmp_path, monkeypatch):
 
         config = load_config("smoke", **TINY | {"gan_steps": 1, "content_weight": 1.0, "pixel_share": 0.0}, adversarial_loss=kind)
         with monkeypatch.context() as patch:
-            patch.setattr(training.Discriminator, "forward", spy)
+            patch.setattr(steps.Discriminator, "forward", spy)
             losses, _ = first_step(monkeypatch, training.train_srgan, config, paths, tmp_path)
         shutil.rmtree(tmp_path / "srgan")
         found[kind] = losses[0], [x.detach() for x in logits]
@@ -204,14 +204,14 @@ def test_a_relativistic_game_is_another_one(paths, tmp_path, monkeypatch):
     assert len(two) == 3 and len(three) == 4
     assert all(torch.equal(a, b) for a, b in zip(two[:2], three[:2], strict=True))
     a, b = two[0] - two[1].mean(), two[1] - two[0].mean()
-    assert relative == pytest.approx((training.F.softplus(-a).mean() + training.F.softplus(b).mean()).item(), rel=1e-4)
+    assert relative == pytest.approx((steps.F.softplus(-a).mean() + steps.F.softplus(b).mean()).item(), rel=1e-4)
     assert plain != pytest.approx(relative, rel=1e-4)
 
 
 def test_batch_norm_rests_in_validation_and_release(paths, tmp_path):
     """Validation changes no running mean and leaves the generator training; what is released answers for one image alone."""
     config = load_config("smoke", **TINY, batch_norm=True, global_skip=False)
-    generator = training.make_generator(config).train()
+    generator = steps.make_generator(config).train()
     generator(torch.rand(4, 1, 8, 8))  # other statistics than at the start
     before = {k: v.clone() for k, v in generator.state_dict().items()}
     validation = training.Validation(paths[1], config, torch.device("cpu"))
@@ -278,20 +278,20 @@ def test_losses_see_both_images_moved_alike(paths, tmp_path, monkeypatch):
     seen = {}
 
     def run(shift):
-        class Spy(training.ContentLoss):
+        class Spy(steps.ContentLoss):
             def forward(self, sr, hr):
                 seen.setdefault(shift, []).append((sr.detach(), hr.detach()))
                 return super().forward(sr, hr)
 
-        monkeypatch.setattr(training, "ContentLoss", Spy)
+        monkeypatch.setattr(steps, "ContentLoss", Spy)
         training.train_srgan(load_config("smoke", **TINY | {"loss_shift": shift, "gan_steps": 4}), *paths, tmp_path)
         shutil.rmtree(tmp_path / "srgan")
 
-    original = training.ContentLoss
+    original = steps.ContentLoss
     run(0)
-    monkeypatch.setattr(training, "ContentLoss", original)
+    monkeypatch.setattr(steps, "ContentLoss", original)
     run(5)
-    first = training.CALIBRATION_BATCHES  # then the steps, with other crops each; the first SR is still the pretrained one
+    first = steps.CALIBRATION_BATCHES  # then the steps, with other crops each; the first SR is still the pretrained one
     moves = [(dy, dx) for dy in range(5) for dx in range(5)]
     found = []
     for k in range(4):
@@ -324,14 +324,14 @@ def test_srgan_needs_matching_weights(paths, tmp_path):
 
 def test_not_a_number_stops_and_keeps_the_last_state(paths, tmp_path, monkeypatch):
     config = load_config("smoke", **TINY, pretrain_loss="mse")
-    original = training.F.mse_loss
+    original = steps.F.mse_loss
     calls = []
 
     def poisoned(*args):
         calls.append(1)
         return original(*args) * (float("nan") if len(calls) == 5 else 1)
 
-    monkeypatch.setattr(training.F, "mse_loss", poisoned)
+    monkeypatch.setattr(steps.F, "mse_loss", poisoned)
     with pytest.raises(UserError, match="loss is not a number at step 5"):
         training.pretrain_generator(config, *paths, tmp_path)
     state = checkpoint.load(tmp_path / "pretrain/checkpoint.pt")
@@ -371,7 +371,7 @@ def test_pickled_code_is_refused(tmp_path, monkeypatch):
 
 
 def test_cpu_autocast_only_where_the_hardware_has_it():
-    assert training.autocast_dtype("fp32", torch.device("cpu")) is None
+    assert steps.autocast_dtype("fp32", torch.device("cpu")) is None
     able = torch.cpu.get_capabilities()
     expected = torch.bfloat16 if able.get("avx512_bf16") or able.get("amx_bf16") else None
-    assert training.autocast_dtype("auto", torch.device("cpu")) is expected
+    assert steps.autocast_dtype("auto", torch.device("cpu")) is expected
