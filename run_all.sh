@@ -21,6 +21,7 @@ Options for running the notebooks:
   --from NN                            begin with notebook NN, also where it is finished
   --only NN                            run notebook NN alone, also where it is finished
   -p NAME VALUE                        change one setting; repeatable (srlib/config.py lists them)
+  --gpus N                             train on so many GPUs (default: all)
   --conda                              environment by mamba or conda, in .conda, instead of .venv
   --help
 

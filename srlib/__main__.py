@@ -37,6 +37,7 @@ def _parser() -> argparse.ArgumentParser:
     which.add_argument("--from", dest="start", metavar="NN", help="begin with notebook NN, also where it is finished")
     which.add_argument("--only", metavar="NN", help="run notebook NN alone, also where it is finished")
     run.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="change one setting (repeatable)")
+    run.add_argument("--gpus", type=int, metavar="N", help="train on so many GPUs (default: all), as -p gpus N")
     run.set_defaults(command=_run)
 
     up = commands.add_parser("upscale", help="super-resolve an image or a folder of images")
@@ -96,6 +97,8 @@ def _run(args) -> None:
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # TERM stops as Ctrl-C does, between notebooks too
     overrides = {name: _value(value) for name, value in args.p}
+    if args.gpus is not None:
+        overrides["gpus"] = args.gpus
     if "feature_weights" in overrides:
         overrides["feature_weights"] = _path(str(overrides["feature_weights"]))
     data = str(overrides.pop("data", args.data))

@@ -54,7 +54,7 @@ class Crops(torch.utils.data.Dataset):
     def __init__(
         self, paths, crop: int, count: int, channels: int = 1, seed: int = 0, paired: int = 0, decoded="", cache_bytes: int = 4 << 30
     ):
-        self.paths, self.crop, self.count, self.channels, self.seed = list(paths), crop, count, channels, seed
+        self.paths, self.crop, self.count, self.channels, self.seed = [Path(p) for p in paths], crop, count, channels, seed
         self.paired = paired
         self.cache: dict[int, list[np.ndarray]] = {}
         self.room = cache_bytes
@@ -116,20 +116,32 @@ class Crops(torch.utils.data.Dataset):
         return self.cut(self.images(index), *where)
 
 
-def batches(crops: Crops, batch: int, first: int = 0, workers: int = 0) -> Iterator:
-    """Batches (batch, C, crop, crop) in [0, 1], from batch number `first` on, in the order of k; of paired crops [lr, hr]."""
-    indices = range(first * batch, len(crops) // batch * batch)
-    loader = torch.utils.data.DataLoader(torch.utils.data.Subset(crops, indices), batch, num_workers=workers, persistent_workers=False)
-    for images in loader:
+class _Turns:
+    """The numbers of the crops in each batch from `first` on, or of the `part` of it that one of several processes trains on."""
+
+    def __init__(self, crops: Crops, batch: int, first: int, part: slice):
+        self.starts, self.batch, self.part = range(first * batch, len(crops) // batch * batch, batch), batch, part
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def __iter__(self) -> Iterator[range]:
+        return (range(start, start + self.batch)[self.part] for start in self.starts)
+
+
+def batches(crops: Crops, batch: int, first: int = 0, workers: int = 0, part: slice = slice(None)) -> Iterator:
+    """Batches (batch, C, crop, crop) in [0, 1], from batch number `first` on, in the order of k, or a `part` of each; of paired
+    crops [lr, hr]."""
+    for images in torch.utils.data.DataLoader(crops, batch_sampler=_Turns(crops, batch, first, part), num_workers=workers):
         yield [part.float() / 255 for part in images] if crops.paired else images.float() / 255
 
 
-def held_batches(crops: Crops, batch: int, first: int, device: torch.device, room: int) -> Iterator:
+def held_batches(crops: Crops, batch: int, first: int, device: torch.device, room: int, part: slice = slice(None)) -> Iterator:
     """The same batches as `batches`, cut on the device from uint8 scans that stay there while they fit into `room` bytes."""
     held: dict[int, list[torch.Tensor]] = {}
-    for start in range(first * batch, len(crops) // batch * batch, batch):
+    for numbers in _Turns(crops, batch, first, part):
         patches = []
-        for k in range(start, start + batch):
+        for k in numbers:
             index, *where = crops.place(k)
             images = held.get(index)
             if images is None:

@@ -259,12 +259,12 @@ def srgan_curves(history: pd.DataFrame) -> plt.Figure:
     axes[3].legend()
     axes[4].plot(history.step, history.consistency_db, color=COLOURS["srgan"])
     axes[4].axhline(health.LEFT_LR, color="#999999", lw=0.8, ls=":")
-    axes[4].set(xlabel="step", ylabel="PSNR, SR brought down against LR (dB)", title="LR consistency")
-    said = "\n\n".join(health.warnings(history).values()) or "Nothing to warn of."
-    said += f"\n\nThe discriminator learnt from {history.d_learnt.iloc[-1]:.0%} of the last steps."
+    axes[4].set(xlabel="step", ylabel="PSNR against LR (dB)", title="LR consistency: SR brought down again")
+    said = list(health.warnings(history).values()) or ["Nothing to warn of."]
+    said.append(f"The discriminator learnt from {history.d_learnt.iloc[-1]:.0%} of the last steps.")
     last.axis("off")
     last.set_title("Health at the last step", loc="left")
-    last.text(0, 0.97, textwrap.fill(said, 44, replace_whitespace=False), va="top", fontsize=9.5, transform=last.transAxes)
+    last.text(0, 0.97, "\n\n".join(textwrap.fill(sentence, 46) for sentence in said), va="top", fontsize=9.5, transform=last.transAxes)
     return fig
 
 

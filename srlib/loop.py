@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from . import checkpoint
+from . import checkpoint, parallel
 from .config import Config, UserError
 
 
@@ -90,11 +90,16 @@ class Means:
             self.bad[key] = torch.minimum(self.bad[key], when) if key in self.bad else when
 
     def take(self) -> dict[str, float]:
-        """{name: mean}; raises FloatingPointError(name, step) for the first number that was not finite."""
-        first = min(((float(step), key) for key, step in self.bad.items()), default=(np.inf, ""), key=lambda item: item[0])
-        if first[0] < np.inf:
-            raise FloatingPointError(first[1], int(first[0]))
-        return {key: float(value) / self.count for key, value in self.sums.items()}
+        """{name: mean}, over all processes too; raises FloatingPointError(name, step) for the first number that was not finite."""
+        first = {key: -parallel.largest(-float(step)) for key, step in self.bad.items()}
+        key = min(first, key=first.get, default="")
+        if key and first[key] < np.inf:
+            raise FloatingPointError(key, int(first[key]))
+        return {key: float(value) / self.count for key, value in self.joint().items()}
+
+    def joint(self) -> dict[str, torch.Tensor]:
+        """The sums, averaged over all processes."""
+        return {key: parallel.mean(value) for key, value in self.sums.items()}
 
 
 def run_steps(name, config: Config, folder: Path, fingerprint: str, total: int, parts, stream, step, validate, done, show) -> pd.DataFrame:
@@ -111,7 +116,13 @@ def run_steps(name, config: Config, folder: Path, fingerprint: str, total: int, 
     """
     file = folder / name / "checkpoint.pt"
     parts = parts | {"random": RandomState()}
-    state = checkpoint.load(file) or {"step": 0, "history": [], "sums": {}, "count": 0, "seconds": 0.0}
+    state = parallel.from_first(checkpoint.load(file) if parallel.rank() == 0 else None) or {
+        "step": 0,
+        "history": [],
+        "sums": {},
+        "count": 0,
+        "seconds": 0.0,
+    }
     first, rows, means, session = state["step"], state["history"], Means(state["sums"], state["count"]), state.get("session", 0) + 1
     if first:
         if state["fingerprint"] != fingerprint:
@@ -126,7 +137,8 @@ def run_steps(name, config: Config, folder: Path, fingerprint: str, total: int, 
     deadline = begin + 3600 * config.max_hours if config.max_hours else np.inf
 
     def write_history() -> None:
-        checkpoint.write(file.with_name("history.csv"), pd.DataFrame(rows).to_csv(index=False).encode())
+        if rows and parallel.rank() == 0:
+            checkpoint.write(file.with_name("history.csv"), pd.DataFrame(rows).to_csv(index=False).encode())
 
     def checked() -> dict:
         try:
@@ -137,7 +149,12 @@ def run_steps(name, config: Config, folder: Path, fingerprint: str, total: int, 
                 f"{name}: {key} is not a number at step {when}; {file} holds the last good state, a lower learning rate may help"
             ) from None
 
-    with Stop() as stop, tqdm(total=total, initial=first, desc=name, unit="step", mininterval=1.0, ncols=100, file=sys.stdout) as bar:
+    with (
+        Stop() as stop,
+        tqdm(
+            total=total, initial=first, desc=name, unit="step", mininterval=1.0, ncols=100, file=sys.stdout, disable=parallel.rank() > 0
+        ) as bar,
+    ):
         batches = stream(first)
         for k in range(first, total):
             means.add(k + 1, step(k, *next(batches)))
@@ -150,20 +167,23 @@ def run_steps(name, config: Config, folder: Path, fingerprint: str, total: int, 
                 show(pd.DataFrame(rows))
             bar.update()
             late = time.time() > deadline
-            if (k + 1) % config.checkpoint_every == 0 or last or stop.asked or late:
+            ends = parallel.largest(2.0 * late or 1.0 * stop.asked)  # all processes end at one step
+            if (k + 1) % config.checkpoint_every == 0 or last or ends:
                 checked()
-                state = {"fingerprint": fingerprint, "step": k + 1, "history": rows, "sums": means.sums, "count": means.count}
+                state = {"fingerprint": fingerprint, "step": k + 1, "history": rows, "sums": means.joint(), "count": means.count}
                 state |= {"seconds": seconds, "session": session, "parts": {key: part.state_dict() for key, part in parts.items()}}
-                checkpoint.save(file, state)
+                if parallel.rank() == 0:
+                    checkpoint.save(file, state)
                 write_history()
-            if (stop.asked or late) and not last:
+            if ends and not last:
                 bar.close()
-                if late:
+                if ends > 1:
                     raise UserError(
                         f"{name}: max_hours={config.max_hours:g} are over, saved at step {k + 1}; run the same again to continue"
                     )
                 print(f"{name}: stopped and saved at step {k + 1}; run the same again to continue")
                 raise KeyboardInterrupt
     write_history()  # once more: an earlier session may have ended between the last checkpoint and its history
-    done()
+    if parallel.rank() == 0:
+        done()
     return pd.DataFrame(rows)

@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from .config import Config
+from . import parallel
+from .config import Config, UserError
 from .degrade import upsample
 from .losses import ContentLoss, adversarial_loss, discriminator_loss, grid_loss, psnr_loss
 from .models import Discriminator, Generator
@@ -45,6 +46,15 @@ def _schedule(optimizer, kind: str, total: int):
     return torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
 
 
+def _placed(model: torch.nn.Module, config: Config, device: torch.device) -> torch.nn.Module:
+    """`model` on the device, in the fastest memory format, ready to train; BN over all processes where `sync_batch_norm` asks for it."""
+    if config.sync_batch_norm:
+        if device.type != "cuda":
+            raise UserError("sync_batch_norm=True needs GPUs; set it to False")
+        model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    return model.to(device, memory_format=FASTEST).train()
+
+
 def _adam(model: torch.nn.Module, rate: float, device: torch.device) -> torch.optim.Adam:
     return torch.optim.Adam(model.parameters(), rate, betas=(0.9, 0.999), fused=device.type != "mps")
 
@@ -74,7 +84,8 @@ class Pretraining:
 
     def __init__(self, config: Config, device: torch.device):
         self.config, self.device = config, device
-        self.generator = make_generator(config).to(device, memory_format=FASTEST).train()
+        self.generator = _placed(make_generator(config), config, device)
+        self.network = parallel.wrap(self.generator, device)
         self.optimizer = _adam(self.generator, config.pretrain_lr, device)
         self.scheduler = _schedule(self.optimizer, config.pretrain_schedule, config.pretrain_steps)
         self.dtype = autocast_dtype(config.precision, device)
@@ -83,7 +94,7 @@ class Pretraining:
 
     def step(self, k: int, lr: torch.Tensor, hr: torch.Tensor) -> dict[str, torch.Tensor]:
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
-            sr = self.generator(lr)
+            sr = self.network(lr)
         mse = F.mse_loss(2 * sr - 1, 2 * hr - 1)
         loss = {"mse": lambda: mse, "l1": lambda: F.l1_loss(2 * sr - 1, 2 * hr - 1), "psnr": lambda: psnr_loss(sr, hr)}
         norm = _update(loss[self.config.pretrain_loss](), self.generator, self.optimizer, self.scaler, self.config.pretrain_clip)
@@ -121,9 +132,10 @@ class Game:
 
     def __init__(self, config: Config, device: torch.device, generator: Generator, extractor: torch.nn.Module, first_batches: Callable):
         self.config, self.device, self.first_batches = config, device, first_batches
-        self.generator = generator.to(device, memory_format=FASTEST).train()
+        self.generator = _placed(generator, config, device)
         torch.manual_seed(config.seed + 1)
-        self.discriminator = Discriminator(config.channels, config.crop, config.d_width).to(device, memory_format=FASTEST).train()
+        self.discriminator = _placed(Discriminator(config.channels, config.crop, config.d_width), config, device)
+        self.g_network, self.d_network = (parallel.wrap(model, device) for model in (self.generator, self.discriminator))
         self.content_loss = ContentLoss(extractor).to(device, memory_format=FASTEST)
         self.averaged = AveragedModel(self.generator, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=False)
         self.g_optimizer, self.d_optimizer = (_adam(model, config.gan_lr, device) for model in (self.generator, self.discriminator))
@@ -153,7 +165,9 @@ class Game:
         image = self._rolled(image, k)
         if self.config.d_noise:
             chance = torch.Generator(self.device).manual_seed(1_000_003 * self.config.seed + 3 * k + call)
-            image = image + self.config.d_noise * torch.randn(image.shape, generator=chance, device=self.device)
+            joint = (self.config.batch, *image.shape[1:])
+            noise = torch.randn(joint, generator=chance, device=self.device)[parallel.share(self.config.batch)]
+            image = image + self.config.d_noise * noise
         return 2 * image - 1
 
     def _generator_terms(self, k, sr, hr):
@@ -170,18 +184,19 @@ class Game:
         with torch.no_grad(), self._autocast():
             batches = itertools.islice(self.first_batches(), CALIBRATION_BATCHES)
             found = [self._generator_terms(0, self.generator(lr), hr) for lr, hr in batches]
-        self.weights.calibrate(self.config, **{key: float(np.mean([t[key].item() for t in found])) for key in found[0]})
+        means = {key: np.mean([t[key].item() for t in found]) for key in found[0]}
+        self.weights.calibrate(self.config, **{key: float(parallel.mean(torch.tensor(value))) for key, value in means.items()})
 
     def step(self, k: int, lr: torch.Tensor, hr: torch.Tensor) -> dict[str, torch.Tensor]:
         config = self.config
         if k == 0 and not config.content_weight:
             self._calibrate()
         with self._autocast():
-            sr = self.generator(lr)
+            sr = self.g_network(lr)
             self.discriminator.requires_grad_(True)
-            d_hr, d_sr = self.discriminator(self._view(hr, k, 0)), self.discriminator(self._view(sr.detach(), k, 1))
+            d_hr, d_sr = self.d_network(self._view(hr, k, 0)), self.d_network(self._view(sr.detach(), k, 1))
             d_loss = discriminator_loss(d_hr, d_sr, self.relativistic)
-        learns = not config.d_pause or d_loss.item() >= config.d_pause
+        learns = not config.d_pause or parallel.mean(d_loss).item() >= config.d_pause
         d_norm = _update(d_loss, self.discriminator, self.d_optimizer, self.scaler) if learns else torch.zeros((), device=self.device)
         terms = {key: getattr(self.weights, key) * value for key, value in self._generator_terms(k, sr, hr).items()}
         if config.grid_weight:

@@ -6,6 +6,7 @@ What a step computes stands in `steps`; how steps are repeated, saved, stopped a
 from __future__ import annotations
 
 import copy
+import os
 import sys
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from . import checkpoint, health, metrics
+from . import checkpoint, health, metrics, parallel
 from .config import Config, UserError
 from .data import Crops, batches, held_batches, read_pair, valid_region
 from .degrade import downsample, to_image, to_tensor, upsample
@@ -27,10 +28,12 @@ from .steps import FASTEST, Game, Pretraining, make_generator
 def pick_device(name: str = "auto") -> torch.device:
     """'auto' takes cuda, then mps, then cpu; a name that this machine lacks raises UserError."""
     have = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if name == "auto":
-        return torch.device(next(k for k, there in have.items() if there))
+    name = next(k for k, there in have.items() if there) if name == "auto" else name
     if not have.get(name):
         raise UserError(f"device={name!r} is not on this machine; it has {', '.join(k for k in have if have[k])}")
+    if name == "cuda" and "LOCAL_RANK" in os.environ:  # started by torchrun: one of several processes, each with its GPU
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        return torch.device(name, int(os.environ["LOCAL_RANK"]))
     return torch.device(name)
 
 
@@ -73,10 +76,12 @@ def training_pairs(paths, config: Config, device: torch.device, steps: int, seed
     decoded = data_home() / "cache" if config.decoded_cache else ""
     crops = Crops(paths, config.crop, steps * config.batch, config.channels, seed, paired, decoded, (4 << 30) // max(1, config.workers))
 
+    part = parallel.share(config.batch)
+
     def source(first: int):
         if device.type != "cuda":
-            return batches(crops, config.batch, first, config.workers)
-        return held_batches(crops, config.batch, first, device, torch.cuda.get_device_properties(device).total_memory // 4)
+            return batches(crops, config.batch, first, config.workers, part)
+        return held_batches(crops, config.batch, first, device, torch.cuda.get_device_properties(device).total_memory // 4, part)
 
     def stream(first: int):
         for item in source(first):
@@ -91,11 +96,14 @@ def pretrain_generator(config: Config, train, val, folder, fingerprint: str = ""
     """MSE pretraining (section 3.2), or another `pretrain_loss`: train on crops of the image files `train`, validate on `val`, write into `folder`.
 
     `folder/pretrain/` gets checkpoint.pt and history.csv, `folder/srresnet.pt` the weights with the best validation PSNR.
-    A checkpoint with the same `fingerprint` is continued. `show(history)` is called after each validation. Returns the history:
+    A checkpoint with the same `fingerprint` is continued. `show(history)` is called after each validation. On a machine with several
+    GPUs `parallel.launch` starts a process for each. Returns the history:
     step, session, seconds, loss (MSE on [-1, 1], whatever is minimised), g_norm (of the gradient, before it is cut), gain_db (over
     bicubic, validation), consistency_db.
     """
     folder, device = Path(folder), pick_device(config.device)
+    if (count := parallel.processes(config, device)) > 1:
+        return parallel.launch("pretrain_generator", count, config, train, val, folder, fingerprint, show)
     torch.manual_seed(config.seed)
     stage, validation, best = Pretraining(config, device), Validation(val, config, device), Best()
 
@@ -124,6 +132,8 @@ def train_srgan(config: Config, train, val, folder, fingerprint: str = "", show=
     gain_db and consistency_db of the averaged weights. What `health.warnings` says of it is printed, each warning once.
     """
     folder, device = Path(folder), pick_device(config.device)
+    if (count := parallel.processes(config, device)) > 1:
+        return parallel.launch("train_srgan", count, config, train, val, folder, fingerprint, show)
     pretrained = checkpoint.load_weights(folder / "srresnet.pt")
     generator = make_generator(config)
     if generator.settings != pretrained["settings"]:

@@ -48,3 +48,12 @@ def scan_folder(tmp_path):
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(bscan(eye, 112, 128, pathology, 0.5 * number)).save(path)
     return root
+
+
+@pytest.fixture
+def images(scan_folder):
+    """Its image files, of training and validation patients."""
+    from srlib.data import build_manifest
+
+    table = build_manifest(scan_folder)
+    return [[str(scan_folder / p) for p in table.path[table.split == s]] for s in ("train", "val")]

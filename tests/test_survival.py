@@ -18,7 +18,6 @@ from test_training import TINY, same, weights
 
 from srlib import loop, steps, training
 from srlib.config import UserError, load_config
-from srlib.data import build_manifest
 
 CHILD = """
 import json, os, sys, time
@@ -39,12 +38,6 @@ for stage in (training.pretrain_generator, training.train_srgan):
     loop.Means.add = logged
     stage(load_config("smoke", **settings), *images, folder)
 """
-
-
-@pytest.fixture
-def images(scan_folder):
-    table = build_manifest(scan_folder)
-    return [[str(scan_folder / p) for p in table.path[table.split == s]] for s in ("train", "val")]
 
 
 @pytest.mark.parametrize("kills", [3, pytest.param(25, marks=pytest.mark.slow)])

@@ -1,0 +1,156 @@
+"""Training on several GPUs: torchrun starts a process for each, DDP averages their gradients, the first one writes.
+
+In a process that torchrun did not start, every function here is that of a single process. On the CPU (for tests) the processes
+talk through gloo.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from .config import Config, UserError
+
+GRACE_SECONDS = 60  # that the processes get to save when they are asked to stop
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def size() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def share(batch: int) -> slice:
+    """This process's part of a joint batch; UserError where the processes do not divide it."""
+    if batch % size():
+        raise UserError(f"batch={batch} does not divide among {size()} processes; choose a multiple of {size()}, or another gpus")
+    part = batch // size()
+    return slice(rank() * part, (rank() + 1) * part)
+
+
+def wrap(model: nn.Module, device: torch.device) -> nn.Module:
+    """`model`, its gradients averaged over the processes. Buffers (BN's running statistics) stay each process's own; the first one's
+    are kept."""
+    if size() == 1:
+        return model
+    ids = [device.index] if device.type == "cuda" else None
+    return nn.parallel.DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False)
+
+
+def mean(value: torch.Tensor) -> torch.Tensor:
+    """The mean of a tensor over the processes."""
+    if size() == 1:
+        return value
+    value = value.detach().clone()
+    dist.all_reduce(value)
+    return value / size()
+
+
+def largest(value: float) -> float:
+    """The largest of a number over the processes (by gloo, so that a GPU is not waited for)."""
+    if size() == 1:
+        return value
+    box = torch.tensor(value, dtype=torch.float64)
+    dist.all_reduce(box, dist.ReduceOp.MAX)
+    return box.item()
+
+
+def from_first(value):
+    """The first process's value, in every process."""
+    if size() == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box)
+    return box[0]
+
+
+def processes(config: Config, device: torch.device) -> int:
+    """How many to start for a training: one for each GPU that `gpus` asks for; 1 elsewhere, and in a process that is one of several."""
+    if device.type != "cuda" or "LOCAL_RANK" in os.environ:
+        return 1
+    have = torch.cuda.device_count()
+    if config.gpus > have:
+        raise UserError(f"gpus={config.gpus}, but this machine has {have}; set gpus to {have}, or 0 for all")
+    return config.gpus or have
+
+
+def launch(stage: str, count: int, config: Config, train, val, folder, fingerprint: str, show=lambda history: None) -> pd.DataFrame:
+    """Run `training.<stage>` in `count` processes under torchrun, and return its history; `show` is called when it grows.
+
+    The processes read what to do from `job.json` in the stage's folder; another host joins with torchrun's own rendezvous and the same
+    file. Raises what a single process would: UserError with its message, KeyboardInterrupt after an interrupt. A process that dies
+    ends all of them, and a RuntimeError says so; the same call continues from the last checkpoint.
+    """
+    home = Path(folder) / {"pretrain_generator": "pretrain", "train_srgan": "srgan"}[stage]
+    home.mkdir(parents=True, exist_ok=True)
+    job, failed, log, history = (home / name for name in ("job.json", "job.error", "job.log", "history.csv"))
+    failed.unlink(missing_ok=True)
+    facts = {"stage": stage, "config": dataclasses.asdict(config), "folder": str(folder), "fingerprint": fingerprint}
+    job.write_text(json.dumps(facts | {"train": [str(p) for p in train], "val": [str(p) for p in val]}))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}", "-m", "srlib.parallel", str(job)]
+    paths = [str(Path(__file__).resolve().parent.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    quiet = {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // count))}
+    with open(log, "wb") as errors:
+        process = subprocess.Popen(command, env=os.environ | quiet, stdout=subprocess.PIPE, stderr=errors, start_new_session=True)
+    seen = 0
+    try:
+        while text := os.read(process.stdout.fileno(), 1 << 14):
+            sys.stdout.write(text.decode(errors="replace"))
+            sys.stdout.flush()
+            if history.exists() and (when := history.stat().st_mtime_ns) != seen:
+                seen = when
+                show(pd.read_csv(history))
+        status = process.wait()
+    except KeyboardInterrupt:
+        process.send_signal(signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            sys.stdout.write(process.communicate(timeout=GRACE_SECONDS)[0].decode(errors="replace"))
+        raise
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.stdout.close()
+    if failed.exists():
+        raise UserError(failed.read_text())
+    if status:
+        raise RuntimeError(f"{home.name}: one of {count} training processes died ({log} says more); run the same again to continue")
+    return pd.read_csv(history)
+
+
+def main(job: str) -> int:
+    """What each process does: join the group, run the stage. Its mistakes go to `job.error`, which `launch` reads."""
+    from . import training
+
+    facts = json.loads(Path(job).read_text())
+    config = Config(**facts["config"])
+    device = training.pick_device(config.device)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+    if rank():
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (for the whole process)
+    try:
+        paths = [[Path(p) for p in facts[name]] for name in ("train", "val")]
+        getattr(training, facts["stage"])(config, *paths, facts["folder"], facts["fingerprint"])
+    except UserError as error:
+        Path(job).with_name("job.error").write_text(str(error))
+        return 1  # torchrun then ends the others, which may wait for this one
+    except KeyboardInterrupt:
+        return 130
+    dist.destroy_process_group()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

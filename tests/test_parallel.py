@@ -1,0 +1,96 @@
+"""Two processes under torchrun, on the CPU through gloo: the same training as one, stopped, killed and continued."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pandas as pd
+import pytest
+import torch
+from test_training import TINY, same, weights
+
+from srlib import checkpoint, parallel, training
+from srlib.config import UserError, load_config
+
+SETTINGS = TINY | {"device": "cpu", "precision": "fp32"}
+
+
+def test_two_processes_train_as_one(images, tmp_path, capfd):
+    """Without BN the same loss curve and weights, to rounding, as one process with the joint batch; crops of all of it."""
+    config = load_config("smoke", **SETTINGS | {"pretrain_steps": 20})
+    one = training.pretrain_generator(config, *images, tmp_path / "one")
+    shown = []
+    two = parallel.launch("pretrain_generator", 2, config, *images, tmp_path / "two", "", shown.append)
+    columns = ["step", "loss", "g_norm", "gain_db", "consistency_db"]
+    pd.testing.assert_frame_equal(one[columns], two[columns], rtol=2e-3, atol=2e-4)
+    a, b = (weights(tmp_path / f / "srresnet.pt") for f in ("one", "two"))
+    assert all(torch.allclose(a[k], b[k], atol=2e-4) for k in a)
+    assert "20/20" in capfd.readouterr().out and len(shown[-1]) == 10
+
+
+def test_two_processes_play_the_game_and_resume(images, tmp_path):
+    """D has BN: every process its own part's statistics. Stopped and continued it ends as it would have; both have one D and G."""
+    config = load_config("smoke", **SETTINGS)
+    training.pretrain_generator(config, *images, tmp_path / "whole")
+    training.pretrain_generator(config, *images, tmp_path / "cut")
+    history = parallel.launch("train_srgan", 2, config, *images, tmp_path / "whole", "")
+    with pytest.raises(UserError, match="max_hours=1e-09 are over, saved at step 1;"):
+        parallel.launch("train_srgan", 2, load_config("smoke", **SETTINGS, max_hours=1e-9), *images, tmp_path / "cut", "")
+    again = parallel.launch("train_srgan", 2, config, *images, tmp_path / "cut", "")
+    columns = [c for c in history if c not in ("seconds", "session")]
+    pd.testing.assert_frame_equal(history[columns], again[columns])
+    assert same(weights(tmp_path / "whole/srgan.pt"), weights(tmp_path / "cut/srgan.pt"))
+
+
+def test_a_process_that_dies_ends_the_run(images, tmp_path):
+    """One of two killed: a message within seconds, a checkpoint, and the same call goes on."""
+    settings = SETTINGS | {"pretrain_steps": 100_000, "checkpoint_every": 5}
+    code = (
+        "import sys, json; from srlib import parallel; from srlib.config import load_config\n"
+        "folder, images, settings = sys.argv[1], *map(json.loads, sys.argv[2:])\n"
+        "parallel.launch('pretrain_generator', 2, load_config('smoke', **settings), *images, folder, '')"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path), json.dumps(images), json.dumps(settings)]
+    for number, words in ((signal.SIGKILL, "one of 2 training processes died"), (signal.SIGINT, "KeyboardInterrupt")):
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        before = step(tmp_path)
+        while step(tmp_path) <= before and process.poll() is None:
+            time.sleep(0.2)
+        (torchrun,) = children(process.pid)
+        workers = children(torchrun)
+        assert len(workers) == 2
+        os.kill(workers[1] if number == signal.SIGKILL else process.pid, number)
+        out = process.communicate(timeout=90)[0]
+        assert process.returncode and words in out
+        if number == signal.SIGINT:
+            assert "continuing at step" in out and "stopped and saved at step" in out
+    assert step(tmp_path) > 5
+
+
+def children(pid):
+    return [int(p) for p in subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True, check=False).stdout.split()]
+
+
+def step(folder):
+    file = folder / "pretrain/checkpoint.pt"
+    return checkpoint.load(file)["step"] if file.exists() else 0
+
+
+def test_what_cannot_be_divided_or_had(monkeypatch):
+    monkeypatch.setattr(parallel, "size", lambda: 3)
+    with pytest.raises(UserError, match="batch=4 does not divide among 3 processes"):
+        parallel.share(4)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    gpu = torch.device("cuda")
+    assert parallel.processes(load_config("smoke"), gpu) == 2 and parallel.processes(load_config("smoke", gpus=1), gpu) == 1
+    assert parallel.processes(load_config("smoke"), torch.device("cpu")) == 1
+    with pytest.raises(UserError, match="gpus=4, but this machine has 2"):
+        parallel.processes(load_config("smoke", gpus=4), gpu)
+
+
+def test_sync_batch_norm_is_for_gpus(images, tmp_path):
+    with pytest.raises(UserError, match="sync_batch_norm=True needs GPUs"):
+        training.pretrain_generator(load_config("smoke", **SETTINGS, sync_batch_norm=True), *images, tmp_path)
