@@ -52,7 +52,8 @@ def previous(path: Path) -> Path:
 
 
 def load(path: str | Path) -> dict | None:
-    """The state in `path`, or in the one before it where `path` is missing, torn or foreign (said on stdout); None without either.
+    """The state in `path`, or in the one before it where `path` is missing, torn or foreign (said on stdout, and the file is renamed
+    to `<stem>.damaged.pt`, so that it never takes the place of the sound one); None without either.
 
     Raises UserError where files are there and none is sound.
     """
@@ -64,6 +65,7 @@ def load(path: str | Path) -> dict | None:
         if mark and hashlib.sha256(payload).digest() == digest:
             if damaged:
                 print(f"{damaged[0]} is damaged; continuing from {candidate.name}")
+                damaged[0].replace(path.with_suffix(".damaged.pt"))
             return torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
         damaged.append(candidate)
     if damaged:

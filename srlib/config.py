@@ -129,7 +129,10 @@ class Config:
     # machine
     device: str = _setting("auto", "machine", "auto takes cuda, mps or cpu", ("auto", "cuda", "mps", "cpu"))
     gpus: int = _setting(0, "machine", "GPUs to train on, a process each, the batch divided among them; 0: all", low=0)
-    workers: int = _setting(0, "machine", "processes that read crops (0: the training process itself)", low=0)
+    torchrun: str = _setting(
+        "--standalone", "machine", "torchrun's arguments where there are several processes; for several hosts its rendezvous"
+    )
+    workers: int = _setting(0, "machine", "processes that read crops (0: the training process itself); a GPU cuts its own", low=0)
     decoded_cache: bool = _setting(
         False, "machine", "keep training scans decoded in one mapped file in data/cache, for sets larger than memory"
     )
@@ -180,10 +183,10 @@ PROFILES: dict[str, dict] = {
         pretrain_schedule="one-cycle",
         content_features="oct-encoder",
         d_width=32,
-        adversarial_share=0.2,
+        adversarial_share=0.18,
         pixel_share=0.3,  # holds the brightness; without it one seed in two drifted
-        gan_steps=270,  # more adds power, and takes SR further from HR in the judge
-        gan_lr_drop=0.95,
+        gan_steps=320,
+        gan_lr_drop=0.8,
         ema=0.98,
         max_test_images=16,
         checkpoint_every=50,

@@ -122,9 +122,6 @@ class _Turns:
     def __init__(self, crops: Crops, batch: int, first: int, part: slice):
         self.starts, self.batch, self.part = range(first * batch, len(crops) // batch * batch, batch), batch, part
 
-    def __len__(self) -> int:
-        return len(self.starts)
-
     def __iter__(self) -> Iterator[range]:
         return (range(start, start + self.batch)[self.part] for start in self.starts)
 
@@ -132,7 +129,8 @@ class _Turns:
 def batches(crops: Crops, batch: int, first: int = 0, workers: int = 0, part: slice = slice(None)) -> Iterator:
     """Batches (batch, C, crop, crop) in [0, 1], from batch number `first` on, in the order of k, or a `part` of each; of paired
     crops [lr, hr]."""
-    for images in torch.utils.data.DataLoader(crops, batch_sampler=_Turns(crops, batch, first, part), num_workers=workers):
+    turns, own = _Turns(crops, batch, first, part), torch.Generator()  # the loader would draw from the global generator
+    for images in torch.utils.data.DataLoader(crops, batch_sampler=turns, num_workers=workers, generator=own):
         yield [part.float() / 255 for part in images] if crops.paired else images.float() / 255
 
 

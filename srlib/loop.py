@@ -38,7 +38,8 @@ class Best:
 
 class RandomState:
     """The state of Python's, NumPy's, torch's and CUDA's global generators, as a part of the checkpoint. The steps of the series draw
-    from generators of their own; whoever adds a loss with dropout or random crops of its own resumes exactly too."""
+    from generators of their own; whoever adds a loss with dropout or random crops of its own resumes exactly too (in one process: of
+    several, all continue with the first one's)."""
 
     def state_dict(self):
         kind, keys, *rest = np.random.get_state()
@@ -176,6 +177,7 @@ def run_steps(name, config: Config, folder: Path, fingerprint: str, total: int, 
                     checkpoint.save(file, state)
                 write_history()
             if ends and not last:
+                parallel.largest(0.0)  # all wait for the first one's files
                 bar.close()
                 if ends > 1:
                     raise UserError(

@@ -22,7 +22,7 @@ from torch import nn
 
 from .config import Config, UserError
 
-GRACE_SECONDS = 60  # that the processes get to save when they are asked to stop
+GRACE_SECONDS = 90  # that the processes get to save when they are asked to stop
 
 
 def rank() -> int:
@@ -78,20 +78,21 @@ def from_first(value):
 
 
 def processes(config: Config, device: torch.device) -> int:
-    """How many to start for a training: one for each GPU that `gpus` asks for; 1 elsewhere, and in a process that is one of several."""
+    """How many to start here for a training: one for each GPU that `gpus` asks for; 0: none, this process is the training."""
     if device.type != "cuda" or "LOCAL_RANK" in os.environ:
-        return 1
+        return 0
     have = torch.cuda.device_count()
     if config.gpus > have:
         raise UserError(f"gpus={config.gpus}, but this machine has {have}; set gpus to {have}, or 0 for all")
-    return config.gpus or have
+    count = config.gpus or have
+    return count if count > 1 or config.torchrun != "--standalone" else 0
 
 
 def launch(stage: str, count: int, config: Config, train, val, folder, fingerprint: str, show=lambda history: None) -> pd.DataFrame:
-    """Run `training.<stage>` in `count` processes under torchrun, and return its history; `show` is called when it grows.
+    """Run `training.<stage>` in `count` processes under torchrun, and return its history; `show` is called when a checkpoint adds to it.
 
-    The processes read what to do from `job.json` in the stage's folder; another host joins with torchrun's own rendezvous and the same
-    file. Raises what a single process would: UserError with its message, KeyboardInterrupt after an interrupt. A process that dies
+    The processes read what to do from `job.json` in the stage's folder; other hosts join by torchrun's own rendezvous (the setting
+    `torchrun`) and that file. Raises what a single process would: UserError with its message, KeyboardInterrupt after an interrupt. A process that dies
     ends all of them, and a RuntimeError says so; the same call continues from the last checkpoint.
     """
     home = Path(folder) / {"pretrain_generator": "pretrain", "train_srgan": "srgan"}[stage]
@@ -100,11 +101,13 @@ def launch(stage: str, count: int, config: Config, train, val, folder, fingerpri
     failed.unlink(missing_ok=True)
     facts = {"stage": stage, "config": dataclasses.asdict(config), "folder": str(folder), "fingerprint": fingerprint}
     job.write_text(json.dumps(facts | {"train": [str(p) for p in train], "val": [str(p) for p in val]}))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}", "-m", "srlib.parallel", str(job)]
+    command = [sys.executable, "-m", "torch.distributed.run", *config.torchrun.split(), f"--nproc-per-node={count}"]
+    command += ["-m", "srlib.parallel", str(job)]
     paths = [str(Path(__file__).resolve().parent.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
-    quiet = {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // count))}
+    threads, grace = max(1, (os.cpu_count() or 1) // count), GRACE_SECONDS - 30
+    around = {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": str(threads), "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(grace)}
     with open(log, "wb") as errors:
-        process = subprocess.Popen(command, env=os.environ | quiet, stdout=subprocess.PIPE, stderr=errors, start_new_session=True)
+        process = subprocess.Popen(command, env=os.environ | around, stdout=subprocess.PIPE, stderr=errors, start_new_session=True)
     seen = 0
     try:
         while text := os.read(process.stdout.fileno(), 1 << 14):
@@ -114,7 +117,7 @@ def launch(stage: str, count: int, config: Config, train, val, folder, fingerpri
                 seen = when
                 show(pd.read_csv(history))
         status = process.wait()
-    except KeyboardInterrupt:
+    except BaseException:  # an interrupt, or a mistake in `show`: torchrun ends its processes, which save
         process.send_signal(signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):
             sys.stdout.write(process.communicate(timeout=GRACE_SECONDS)[0].decode(errors="replace"))
@@ -144,7 +147,9 @@ def main(job: str) -> int:
         paths = [[Path(p) for p in facts[name]] for name in ("train", "val")]
         getattr(training, facts["stage"])(config, *paths, facts["folder"], facts["fingerprint"])
     except UserError as error:
-        Path(job).with_name("job.error").write_text(str(error))
+        part = Path(job).with_name(f"job.error.{rank()}")
+        part.write_text(str(error))
+        part.replace(Path(job).with_name("job.error"))
         return 1  # torchrun then ends the others, which may wait for this one
     except KeyboardInterrupt:
         return 130

@@ -208,6 +208,8 @@ class Game:
         self.g_schedule.step()
         self.d_schedule.step()
         shares = {f"{key}_share": value / loss for key, value in terms.items()}
+        if self.relativistic:  # a constant added to all logits means nothing
+            d_hr, d_sr = d_hr - d_sr.mean(), d_sr - d_hr.mean()
         d = dict(d_loss=d_loss, d_hr=d_hr.sigmoid().mean(), d_sr=d_sr.sigmoid().mean(), d_learnt=torch.tensor(float(learns)), d_norm=d_norm)
         return dict(loss=loss, g_norm=g_norm, **d, **terms, **shares)
 

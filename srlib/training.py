@@ -74,7 +74,8 @@ def training_pairs(paths, config: Config, device: torch.device, steps: int, seed
     On a GPU crops are cut there too, from scans that stay in up to a quarter of its memory."""
     paired = config.scale if config.degradation == "paired" else 0
     decoded = data_home() / "cache" if config.decoded_cache else ""
-    crops = Crops(paths, config.crop, steps * config.batch, config.channels, seed, paired, decoded, (4 << 30) // max(1, config.workers))
+    readers = parallel.size() * (max(1, config.workers) if device.type != "cuda" else 1)
+    crops = Crops(paths, config.crop, steps * config.batch, config.channels, seed, paired, decoded, (4 << 30) // readers)
 
     part = parallel.share(config.batch)
 
@@ -97,12 +98,12 @@ def pretrain_generator(config: Config, train, val, folder, fingerprint: str = ""
 
     `folder/pretrain/` gets checkpoint.pt and history.csv, `folder/srresnet.pt` the weights with the best validation PSNR.
     A checkpoint with the same `fingerprint` is continued. `show(history)` is called after each validation. On a machine with several
-    GPUs `parallel.launch` starts a process for each. Returns the history:
+    GPUs `parallel.launch` starts a process for each, and `show` is called after checkpoints. Returns the history:
     step, session, seconds, loss (MSE on [-1, 1], whatever is minimised), g_norm (of the gradient, before it is cut), gain_db (over
     bicubic, validation), consistency_db.
     """
     folder, device = Path(folder), pick_device(config.device)
-    if (count := parallel.processes(config, device)) > 1:
+    if count := parallel.processes(config, device):
         return parallel.launch("pretrain_generator", count, config, train, val, folder, fingerprint, show)
     torch.manual_seed(config.seed)
     stage, validation, best = Pretraining(config, device), Validation(val, config, device), Best()
@@ -132,7 +133,7 @@ def train_srgan(config: Config, train, val, folder, fingerprint: str = "", show=
     gain_db and consistency_db of the averaged weights. What `health.warnings` says of it is printed, each warning once.
     """
     folder, device = Path(folder), pick_device(config.device)
-    if (count := parallel.processes(config, device)) > 1:
+    if count := parallel.processes(config, device):
         return parallel.launch("train_srgan", count, config, train, val, folder, fingerprint, show)
     pretrained = checkpoint.load_weights(folder / "srresnet.pt")
     generator = make_generator(config)

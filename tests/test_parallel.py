@@ -12,7 +12,7 @@ import pytest
 import torch
 from test_training import TINY, same, weights
 
-from srlib import checkpoint, parallel, training
+from srlib import parallel, training
 from srlib.config import UserError, load_config
 
 SETTINGS = TINY | {"device": "cpu", "precision": "fp32"}
@@ -55,15 +55,19 @@ def test_a_process_that_dies_ends_the_run(images, tmp_path):
     )
     command = [sys.executable, "-c", code, str(tmp_path), json.dumps(images), json.dumps(settings)]
     for number, words in ((signal.SIGKILL, "one of 2 training processes died"), (signal.SIGINT, "KeyboardInterrupt")):
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        before = step(tmp_path)
-        while step(tmp_path) <= before and process.poll() is None:
-            time.sleep(0.2)
-        (torchrun,) = children(process.pid)
-        workers = children(torchrun)
-        assert len(workers) == 2
-        os.kill(workers[1] if number == signal.SIGKILL else process.pid, number)
-        out = process.communicate(timeout=90)[0]
+        process, before = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True), step(tmp_path)
+        try:
+            while step(tmp_path) <= before and process.poll() is None:
+                time.sleep(0.2)
+            (torchrun,) = children(process.pid)
+            workers = children(torchrun)
+            assert len(workers) == 2
+            os.kill(workers[1] if number == signal.SIGKILL else process.pid, number)
+            out = process.communicate(timeout=90)[0]
+        finally:
+            if process.poll() is None:
+                process.send_signal(signal.SIGINT)
+                process.wait(90)
         assert process.returncode and words in out
         if number == signal.SIGINT:
             assert "continuing at step" in out and "stopped and saved at step" in out
@@ -75,8 +79,9 @@ def children(pid):
 
 
 def step(folder):
-    file = folder / "pretrain/checkpoint.pt"
-    return checkpoint.load(file)["step"] if file.exists() else 0
+    """The last validated step of the last checkpoint."""
+    file = folder / "pretrain/history.csv"
+    return pd.read_csv(file).step.iloc[-1] if file.exists() else 0
 
 
 def test_what_cannot_be_divided_or_had(monkeypatch):
@@ -85,8 +90,9 @@ def test_what_cannot_be_divided_or_had(monkeypatch):
         parallel.share(4)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     gpu = torch.device("cuda")
-    assert parallel.processes(load_config("smoke"), gpu) == 2 and parallel.processes(load_config("smoke", gpus=1), gpu) == 1
-    assert parallel.processes(load_config("smoke"), torch.device("cpu")) == 1
+    assert parallel.processes(load_config("smoke"), gpu) == 2 and parallel.processes(load_config("smoke", gpus=1), gpu) == 0
+    assert parallel.processes(load_config("smoke", gpus=1, torchrun="--nnodes=2"), gpu) == 1
+    assert parallel.processes(load_config("smoke"), torch.device("cpu")) == 0
     with pytest.raises(UserError, match="gpus=4, but this machine has 2"):
         parallel.processes(load_config("smoke", gpus=4), gpu)
 

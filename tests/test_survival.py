@@ -43,7 +43,7 @@ for stage in (training.pretrain_generator, training.train_srgan):
 @pytest.mark.parametrize("kills", [3, pytest.param(25, marks=pytest.mark.slow)])
 def test_killed_at_random_moments(images, tmp_path, kills):
     """kill -9, checkpoint writes included: the weights of the run that was never killed, and never more than one interval repeated."""
-    settings = TINY | {"pretrain_steps": 4 + 6 * kills, "gan_steps": 8 + 6 * kills, "checkpoint_every": 3}
+    settings = TINY | {"pretrain_steps": 8 + 7 * kills, "gan_steps": 12 + 7 * kills, "checkpoint_every": 3}
     chance = random.Random(kills)
 
     def start(folder):
@@ -59,9 +59,9 @@ def test_killed_at_random_moments(images, tmp_path, kills):
     assert start(whole).wait() == 0
     while hit < kills:
         process, before = start(cut), len(steps(cut))
-        while process.poll() is None and len(steps(cut)) == before:
-            time.sleep(0.005)
-        time.sleep(chance.uniform(0, 0.35))
+        while process.poll() is None and len(steps(cut)) <= before + settings["checkpoint_every"]:
+            time.sleep(0.005)  # one checkpoint at least
+        time.sleep(chance.uniform(0, 0.3))
         process.kill()
         assert process.wait(), "the training ended before it was killed often enough"
         hit += 1
@@ -80,7 +80,7 @@ def test_killed_at_random_moments(images, tmp_path, kills):
         assert history.drop(columns=["session", "seconds"]).equals(expected.drop(columns=["session", "seconds"]))
         assert history.session.is_monotonic_increasing
         sessions.append(history.session.iloc[-1])
-    assert sum(sessions) > 3
+    assert sum(sessions) > kills  # the one that went from stage to stage counts in both
     assert not list(cut.rglob("*.part"))
 
 
@@ -160,8 +160,8 @@ def test_resume_is_exact_at_any_number_of_workers(images, tmp_path, workers):
         parts = [torch.load(tmp_path / f / name / "checkpoint.pt", weights_only=True)["parts"] for f in ("whole", "cut")]
         assert flat(parts[0]).keys() == flat(parts[1]).keys()
         for key, value in flat(parts[0]).items():
-            if not key.startswith("random/"):
-                assert torch.equal(value, flat(parts[1])[key]) if torch.is_tensor(value) else value == flat(parts[1])[key], key
+            other = flat(parts[1])[key]
+            assert torch.equal(value, other) if torch.is_tensor(value) else value == other, key
 
 
 def flat(tree, path=""):

@@ -338,6 +338,8 @@ def test_checkpoint_survives_damage(tmp_path, capsys):
     assert checkpoint.load(path)["step"] == 2
     path.write_bytes(path.read_bytes()[:-20])
     assert checkpoint.load(path)["step"] == 1 and "damaged" in capsys.readouterr().out
+    assert not path.exists() and (tmp_path / "checkpoint.damaged.pt").exists()
+    checkpoint.save(path, {"step": 3})
     path.unlink()
     assert checkpoint.load(path)["step"] == 1
     checkpoint.previous(path).write_bytes(b"something else")

@@ -47,6 +47,7 @@ class PlainGame:
         self.vgg.requires_grad_(True)
 
     def step(self, k: int, lr: torch.Tensor, hr: torch.Tensor) -> None:
+        lr, hr = lr.contiguous(), hr.contiguous()
         real, fake = torch.ones(len(hr), 1, device=self.device), torch.zeros(len(hr), 1, device=self.device)
         with torch.autocast(self.device.type, self.precision, enabled=self.precision is not None):
             self.g_optimizer.zero_grad()
@@ -74,12 +75,13 @@ def _timed(device: torch.device, work: Callable[[], object]) -> float:
 
 
 def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    if device.type != "cpu":
+        getattr(torch, device.type).synchronize()
 
 
-def matmul_rate(device: torch.device, dtype: torch.dtype, size: int = 2048, repeats: int = 12) -> float:
+def matmul_rate(device: torch.device, dtype: torch.dtype, repeats: int = 12) -> float:
     """GFLOP/s of a square matrix product, the best of `repeats`: what the machine can do at most."""
+    size = 2048 if device.type == "cpu" else 8192
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     _timed(device, lambda: a @ b)
     return 2 * size**3 / min(_timed(device, lambda: a @ b) for _ in range(repeats)) / 1e9
@@ -100,7 +102,7 @@ def _work(step: Callable, lr: torch.Tensor, hr: torch.Tensor) -> float:
 
 def training_steps(device: torch.device, repeats: int = 3) -> pd.DataFrame:
     """Seconds, work and share of the peak of one step of `paper` (batch 16, 96 px, 3 channels, VGG-19 with random weights), by turns
-    with the plain step; then the SRGAN step at other batches and crops."""
+    with the plain step, whose work is counted as the SRGAN step's (what it does beyond that is waste); then the SRGAN step at other batches and crops."""
     dtype = autocast_dtype("auto", device)
     peak = matmul_rate(device, dtype or torch.float32)
     rows = [{"what": f"matmul peak, {str(dtype or torch.float32)[6:]}", "GFLOP/s": peak, "share of peak": 1.0}]
@@ -123,12 +125,15 @@ def training_steps(device: torch.device, repeats: int = 3) -> pd.DataFrame:
         for name, (step, settings) in steps.items():
             batch = _batch(settings, device)
             if not turn:
-                work[name] = _work(step, *batch)
                 step(2, *batch)
+                if "plain" not in name:
+                    work[name] = _work(step, *batch)
             if device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats(device)
+                before = torch.cuda.memory_allocated(device)
             seconds.setdefault(name, []).append(_timed(device, lambda step=step, batch=batch: step(3, *batch)))
-            memory[name] = torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else np.nan
+            if device.type == "cuda":
+                memory[name] = (torch.cuda.max_memory_allocated(device) - before) / 2**30
     plain = statistics.median(seconds["plain SRGAN step, float32"])
     done = work["SRGAN step"]
 
@@ -136,7 +141,7 @@ def training_steps(device: torch.device, repeats: int = 3) -> pd.DataFrame:
         rate = gflop / took
         return {
             "what": name, "s": took, "images/s": images / took, "GFLOP": gflop, "GFLOP/s": rate, "share of peak": rate / peak,
-            "times the plain step": plain / took, "GPU memory, GiB": memory.get(name, np.nan),
+            "times the plain step": plain / took, "GPU memory of a step, GiB": memory.get(name, np.nan),
         }  # fmt: skip
 
     for name, (_, settings) in steps.items():
