@@ -47,6 +47,7 @@ def wrap(model: nn.Module, device: torch.device) -> nn.Module:
     if size() == 1:
         return model
     ids = [device.index] if device.type == "cuda" else None
+    # (broadcast_buffers: its new name is not in older versions of torch)
     return nn.parallel.DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False)
 
 

@@ -49,13 +49,15 @@ def test_a_process_that_dies_ends_the_run(images, tmp_path):
     """One of two killed: a message within seconds, a checkpoint, and the same call goes on."""
     settings = SETTINGS | {"pretrain_steps": 100_000, "checkpoint_every": 5}
     code = (
-        "import sys, json; from srlib import parallel; from srlib.config import load_config\n"
+        "import json, signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it\n"
+        "from srlib import parallel; from srlib.config import load_config\n"
         "folder, images, settings = sys.argv[1], *map(json.loads, sys.argv[2:])\n"
         "parallel.launch('pretrain_generator', 2, load_config('smoke', **settings), *images, folder, '')"
     )
     command = [sys.executable, "-c", code, str(tmp_path), json.dumps(images), json.dumps(settings)]
     for number, words in ((signal.SIGKILL, "one of 2 training processes died"), (signal.SIGINT, "KeyboardInterrupt")):
         process, before = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True), step(tmp_path)
+        torchrun = 0
         try:
             while step(tmp_path) <= before and process.poll() is None:
                 time.sleep(0.2)
@@ -66,8 +68,9 @@ def test_a_process_that_dies_ends_the_run(images, tmp_path):
             out = process.communicate(timeout=90)[0]
         finally:
             if process.poll() is None:
-                process.send_signal(signal.SIGINT)
-                process.wait(90)
+                process.kill()
+            if torchrun and torchrun in children(1):  # orphaned
+                os.kill(torchrun, signal.SIGTERM)
         assert process.returncode and words in out
         if number == signal.SIGINT:
             assert "continuing at step" in out and "stopped and saved at step" in out
