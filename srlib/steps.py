@@ -59,21 +59,15 @@ def _adam(model: torch.nn.Module, rate: float, device: torch.device) -> torch.op
     return torch.optim.Adam(model.parameters(), rate, betas=(0.9, 0.999), fused=device.type != "mps")
 
 
-def _gradient_norm(model: torch.nn.Module, longest: float = 0.0) -> torch.Tensor:
-    """The norm of the gradient, before it is cut to `longest` (0: not cut)."""
+def _update(loss: torch.Tensor, model: torch.nn.Module, optimizer, scaler, longest: float = 0.0) -> torch.Tensor:
+    """One step of `optimizer` down the gradient of `loss`; returns the gradient's norm, before it was cut to `longest` (0: not cut)."""
+    optimizer.zero_grad(set_to_none=True)
+    scaler.scale(loss).backward()
+    scaler.unscale_(optimizer)
     parameters = [p for p in model.parameters() if p.grad is not None]
     norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
     if longest:
         torch.nn.utils.clip_grads_with_norm_(parameters, longest, norm)
-    return norm
-
-
-def _update(loss: torch.Tensor, model: torch.nn.Module, optimizer, scaler, longest: float = 0.0) -> torch.Tensor:
-    """One step of `optimizer` down the gradient of `loss`; returns the gradient's norm, before it was cut to `longest`."""
-    optimizer.zero_grad(set_to_none=True)
-    scaler.scale(loss).backward()
-    scaler.unscale_(optimizer)
-    norm = _gradient_norm(model, longest)
     scaler.step(optimizer)
     return norm.nan_to_num(0, 0, 0) if scaler.is_enabled() else norm  # the scaler leaves out steps that overflow, and halves its scale
 
