@@ -44,6 +44,7 @@ def _parser() -> argparse.ArgumentParser:
     up.add_argument("source", metavar="IN", help="an image, or a folder of images")
     up.add_argument("out", metavar="OUT", help="folder for <stem>.png, or a .png file for one image")
     up.add_argument("--weights", required=True, metavar="FILE", help="srgan.pt or srresnet.pt of a run")
+    up.add_argument("--ensemble", action="store_true", help="mean over the eight turns and flips: eight times as long, a little better")
     up.set_defaults(command=_upscale)
 
     ev = commands.add_parser("evaluate", help="measure SR images against HR images (matched by stem)")
@@ -107,27 +108,32 @@ def _run(args) -> None:
 
 
 def _upscale(args) -> int:
+    from pathlib import Path
+
     from .inference import load_generator, upscale_files
     from .training import pick_device
 
-    written, failed = upscale_files(args.source, args.out, load_generator(args.weights, pick_device()))
+    generator = load_generator(args.weights, pick_device())
+    written, there, failed = upscale_files(args.source, args.out, generator, Path(args.weights).name, args.ensemble)
     for line in failed:
         print(f"error: {line}", file=sys.stderr)
     for path in written[:5]:
         print(path)
-    print(f"{len(written)} image(s) written, {len(failed)} could not be read")
-    return 1 if failed or not written else 0
+    made = f", {len(there)} made earlier" if there else ""
+    print(f"{len(written)} image(s) written{made}, {len(failed)} could not be read")
+    return 1 if failed or not written + there else 0
 
 
 def _evaluate(args) -> int:
-    from .series.evaluation import MEASURES, evaluate_folders
+    from .series.evaluation import evaluate_folders
+    from .statistics import measures
 
     table, failed = evaluate_folders(args.sr_dir, args.hr_dir, args.scale, channels=args.channels)
     for line in failed:
         print(f"error: {line}", file=sys.stderr)
     if args.out:
         table.to_csv(args.out, index=False)
-    print(table.groupby("region", sort=False)[list(MEASURES)].mean().round(4).to_string())
+    print(table.groupby("region", sort=False)[measures(table)].mean().round(4).to_string())
     print(f"{table.image.nunique()} image(s) measured, {len(failed)} not")
     return 1 if failed else 0
 

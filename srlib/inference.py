@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+from tqdm import tqdm
 
 from .checkpoint import load_weights
 from .config import UserError
-from .degrade import to_image, to_tensor
 from .models import Generator
-from .reading import find_images, png_name, read_image, slices
+from .reading import find_images, pixel_size, png_name, read_image, slices
 
 TILE, OVERLAP = 320, 40  # LR pixels
+WARNING = "synthetic detail, research only, not for diagnosis"
 
 
 def load_generator(path: str | Path, device: str | torch.device = "cpu") -> Generator:
@@ -32,59 +35,91 @@ def load_generator(path: str | Path, device: str | torch.device = "cpu") -> Gene
 def upscale_tensor(lr: torch.Tensor, generator: torch.nn.Module, scale: int) -> torch.Tensor:
     """(1, C, h, w) to (1, C, h * scale, w * scale), in overlapping tiles where LR is larger than a tile; float32."""
     height, width = lr.shape[-2:]
-    if max(height, width) <= TILE + OVERLAP:
+    if max(height, width) <= TILE:
         return generator(lr)
     total = torch.zeros(*lr.shape[:2], height * scale, width * scale)
     weight = torch.zeros(1, 1, height * scale, width * scale)
-    for top in _starts(height):
-        for left in _starts(width):
-            tile = lr[..., top : top + TILE, left : left + TILE]
-            sr = generator(tile).cpu()
-            feather = _ramp(top, tile.shape[-2], height, scale)[:, None] * _ramp(left, tile.shape[-1], width, scale)[None, :]
-            where = np.s_[..., top * scale : top * scale + sr.shape[-2], left * scale : left * scale + sr.shape[-1]]
+    for top, bottom in _spans(height):
+        for left, right in _spans(width):
+            sr = generator(lr[..., top:bottom, left:right]).cpu()
+            feather = _ramp(top, bottom, height, scale)[:, None] * _ramp(left, right, width, scale)[None, :]
+            where = np.s_[..., top * scale : bottom * scale, left * scale : right * scale]
             total[where] += sr * feather
             weight[where] += feather
     return total / weight
 
 
-def _starts(size: int) -> list[int]:
-    last = max(size - TILE, 0)
-    return sorted({*range(0, last, TILE - OVERLAP), last})
+def _spans(size: int) -> list[tuple[int, int]]:
+    """First and end of the fewest spans of at most TILE pixels that cover `size`, all of one length, overlapping by OVERLAP or more."""
+    count = max(1, -(-(size - OVERLAP) // (TILE - OVERLAP)))
+    length = -(-(size + (count - 1) * OVERLAP) // count)
+    return [(start, start + length) for k in range(count) for start in [k * (size - length) // max(count - 1, 1)]]
 
 
-def _ramp(start: int, size: int, whole: int, scale: int) -> torch.Tensor:
-    """Weights along a tile of `size` LR pixels from `start` on, at SR size: next to nothing within half the overlap of an inner edge,
+def _ramp(start: int, end: int, size: int, scale: int) -> torch.Tensor:
+    """Weights along a tile from LR pixel `start` to `end`, at SR size: next to nothing within half the overlap of an inner edge,
     which the padding spoils, then rising to 1; no ramp at the image's own border."""
-    at = torch.arange(size * scale) / scale
+    at = torch.arange((end - start) * scale) / scale
     low = at if start else torch.full_like(at, OVERLAP)
-    high = at.flip(0) if start + size < whole else torch.full_like(at, OVERLAP)
+    high = at.flip(0) if end < size else torch.full_like(at, OVERLAP)
     return (torch.minimum(low, high) / (OVERLAP / 2) - 1).clamp(1e-6, 1)
 
 
-def upscale(image: np.ndarray, generator: torch.nn.Module) -> np.ndarray:
-    """uint8 (H, W) or (H, W, 3) to uint8 of `scale` times the size. A grey generator takes colour channel by channel,
-    a colour generator takes grey as three equal channels and gives their mean."""
-    settings = generator.settings
-    device = next(generator.parameters()).device
-    lr = to_tensor(image).to(device)
+@torch.inference_mode()
+def _apply(image: np.ndarray, generator: torch.nn.Module) -> np.ndarray:
+    """SR in the image's own levels, float32, not rounded."""
+    settings, top = generator.settings, np.iinfo(image.dtype).max
+    lr = torch.from_numpy(image.astype(np.float32) / top).reshape(1, *image.shape[:2], -1).permute(0, 3, 1, 2)
+    lr = lr.to(next(generator.parameters()).device)
     if lr.shape[1] == settings["channels"]:
-        return to_image(upscale_tensor(lr, generator, settings["scale"]))
-    if settings["channels"] == 1:
-        parts = [upscale_tensor(lr[:, c : c + 1], generator, settings["scale"]) for c in range(lr.shape[1])]
-        return to_image(torch.cat(parts, 1))
-    return to_image(upscale_tensor(lr.expand(-1, 3, -1, -1), generator, settings["scale"]).mean(1, keepdim=True))
+        sr = upscale_tensor(lr, generator, settings["scale"])
+    elif settings["channels"] == 1:
+        sr = torch.cat([upscale_tensor(lr[:, c : c + 1], generator, settings["scale"]) for c in range(lr.shape[1])], 1)
+    else:
+        sr = upscale_tensor(lr.expand(-1, 3, -1, -1), generator, settings["scale"]).mean(1, keepdim=True)
+    sr = sr[0].permute(1, 2, 0).cpu().numpy() * top
+    return sr[..., 0] if image.ndim == 2 else sr
 
 
-def upscale_files(source: str | Path, out: str | Path, generator: torch.nn.Module) -> tuple[list[Path], list[str]]:
+def _levels(values: np.ndarray, dtype) -> np.ndarray:
+    return np.clip(np.round(values), 0, np.iinfo(dtype).max).astype(dtype)
+
+
+def upscale(image: np.ndarray, generator: torch.nn.Module) -> np.ndarray:
+    """uint8 or uint16, (H, W) or (H, W, 3), to the same type at `scale` times the size. A grey generator takes colour channel by
+    channel, a colour generator takes grey as three equal channels and gives their mean."""
+    return _levels(_apply(image, generator), image.dtype)
+
+
+def self_ensemble(image: np.ndarray, generator: torch.nn.Module) -> tuple[np.ndarray, np.ndarray]:
+    """(SR, spread): the mean of SR over the eight turns and flips of the image (Timofte et al. 2016, "x8"), and their standard deviation
+    in levels of the image's type, float32 (of colour: mean over channels). Where the spread is large, the network is unsure."""
+    found = []
+    for turns in range(4):
+        for flip in (False, True):
+            view = np.rot90(image[:, ::-1] if flip else image, turns)
+            sr = np.rot90(_apply(np.ascontiguousarray(view), generator), -turns)
+            found.append(sr[:, ::-1] if flip else sr)
+    spread = np.std(found, 0)
+    return _levels(np.mean(found, 0), image.dtype), spread if spread.ndim == 2 else spread.mean(2)
+
+
+def upscale_files(
+    source: str | Path, out: str | Path, generator: torch.nn.Module, name: str = "", ensemble: bool = False
+) -> tuple[list[Path], list[Path], list[str]]:
     """Super-resolve an image or a folder of images into `out`: a folder gets `<stem>.png` for each, `<stem>#<k>.png` for slice k
-    of a volume; for one image, a name that ends in .png is taken as the file. Returns the files written and a line for each file
-    that could not be read."""
+    of a volume; for one image, a name that ends in .png is taken as the file. 16-bit grey stays 16 bit. `ensemble`: x8 self-ensemble.
+
+    Each file says in its metadata that its detail is synthetic, what it was made from and by (`name`), and its pixel size, the
+    source's divided by the scale. Returns (written, there already, failed): a file whose metadata show that it was made from the same
+    source in the same way is left; `failed` has a line for each source that could not be read.
+    """
     source, out = Path(source), Path(out)
     if not source.exists():
         raise UserError(f"{source}: no such file or folder")
     paths = find_images(source) if source.is_dir() else [source]
     single = not source.is_dir() and out.suffix.lower() == ".png"
-    written, failed, taken = [], [], {}
+    written, there, failed, taken = [], [], [], {}
     parts: list[Path] = []
     for path in paths:
         try:
@@ -93,18 +128,52 @@ def upscale_files(source: str | Path, out: str | Path, generator: torch.nn.Modul
             failed.append(str(error))
     if single and len(parts) > 1:
         raise UserError(f"{source}: holds {len(parts)} slices; give a folder for OUT, not {out.name}")
-    for path in parts:
+    by = f"{name} {_fingerprint(generator)}" + (" x8" if ensemble else "")
+    for path in tqdm(parts, desc="upscale", unit="image", disable=len(parts) == 1):
         target = out if single else out / png_name(path).name
         if target in taken:
             failed.append(f"{path}: {target.name} was already written from {taken[target]}; rename one of them")
             continue
         try:
-            sr = upscale(read_image(path, generator.settings["channels"]), generator)
+            image, size = read_image(path, generator.settings["channels"], deep=True), pixel_size(path)
         except UserError as error:
             failed.append(str(error))
             continue
-        target.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(sr).save(target)
         taken[target] = path
+        facts = {"Source": f"{path.name} {hashlib.sha256(image.tobytes()).hexdigest()[:16]}", "Made by": by.strip()}
+        if _made_earlier(target, facts):
+            there.append(target)
+            continue
+        sr = self_ensemble(image, generator)[0] if ensemble else upscale(image, generator)
+        _save(target, sr, facts, size, generator.settings["scale"])
         written.append(target)
-    return written, failed
+    return written, there, failed
+
+
+def _fingerprint(generator: torch.nn.Module) -> str:
+    total = hashlib.sha256()
+    for value in generator.state_dict().values():
+        total.update(value.cpu().contiguous().numpy().tobytes())
+    return total.hexdigest()[:16]
+
+
+def _made_earlier(target: Path, facts: dict[str, str]) -> bool:
+    try:
+        with Image.open(target) as image:
+            return all(image.info.get(key) == value for key, value in facts.items())
+    except OSError:  # not there, or not an image
+        return False
+
+
+def _save(target: Path, sr: np.ndarray, facts: dict[str, str], size, scale: int) -> None:
+    """Write a PNG whole or not at all."""
+    text, options = PngInfo(), {}
+    for key, value in {"Description": f"x{scale} super-resolution: {WARNING}", "Software": "srlib", **facts}.items():
+        text.add_text(key, value)
+    if size:
+        text.add_text("Pixel size (um)", " x ".join(f"{s / scale:.4g}" for s in size))
+        options["dpi"] = tuple(25_400 / s * scale for s in size)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_name(target.name + ".part")
+    Image.fromarray(sr).save(part, "PNG", pnginfo=text, **options)
+    part.replace(target)

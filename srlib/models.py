@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -75,6 +77,18 @@ class Generator(nn.Module):
             if self.settings["global_skip"]:
                 return upsample(lr, self.settings["scale"]) + y / 2
             return (y + 1) / 2
+
+
+def blend(first: Generator, second: Generator, alpha: float) -> Generator:
+    """The generator whose weights lie between those of two of one shape: `first`'s at alpha 0, `second`'s at 1 (as in ESRGAN, Wang et al.
+    2018, section 3.4). In eval mode, on the device of `first`. Raises ValueError where their settings differ."""
+    if first.settings != second.settings:
+        raise ValueError(f"generators of two shapes cannot be blended: {first.settings} and {second.settings}")
+    mixed, weights = copy.deepcopy(first).eval(), second.state_dict()
+    mixed.load_state_dict(
+        {key: torch.lerp(value, weights[key], alpha) if value.is_floating_point() else value for key, value in first.state_dict().items()}
+    )
+    return mixed
 
 
 class RowConv2d(nn.Conv2d):

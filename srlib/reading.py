@@ -44,8 +44,9 @@ def slices(path: str | Path) -> list[Path]:
     return [path] if pages == 1 else [path.with_name(f"{path.name}#{k}") for k in range(1, pages + 1)]
 
 
-def read_image(path: str | Path, channels: int = 1) -> np.ndarray:
-    """An image file, or one slice `FILE#k` of a volume, as uint8: (H, W) for `channels=1` or (H, W, 3) for 3.
+def read_image(path: str | Path, channels: int = 1, deep: bool = False) -> np.ndarray:
+    """An image file, or one slice `FILE#k` of a volume, as uint8: (H, W) for `channels=1` or (H, W, 3) for 3. With `deep` a grey image
+    of 16 bit stays uint16 (H, W).
 
     PNG, JPEG, TIFF and BMP by their content, whatever the extension. Colour becomes grey by ITU-R 601 luma, grey becomes colour by
     copying; 16-bit values are divided by 257 and rounded; transparent pixels become white (the fill of OCT exports); EXIF
@@ -65,7 +66,7 @@ def read_image(path: str | Path, channels: int = 1) -> np.ndarray:
         if image.mode == "F":
             raise UserError(f"{path}: holds floating-point values of unknown range; save it as 8 or 16 bit")
         if image.mode.startswith("I"):
-            return _from_deep(np.asarray(image), path, channels)
+            return _from_deep(np.asarray(image), path, channels, deep)
         if image.has_transparency_data:
             white = Image.new("RGBA", image.size, "white")
             image = Image.alpha_composite(white, image.convert("RGBA"))
@@ -135,8 +136,17 @@ def _check_size(path: Path, image: Image.Image) -> None:
         raise UserError(f"{path}: {image.width} x {image.height} pixels is more than the limit of {MAX_PIXELS:,}")
 
 
-def _from_deep(values: np.ndarray, path: Path, channels: int) -> np.ndarray:
+def pixel_size(path: str | Path) -> tuple[float, float] | None:
+    """Width and height of a pixel in um, from the file's resolution tags; None where it has none."""
+    with _opened(page_of(Path(path))[0]) as image:
+        dpi = image.info.get("dpi")
+    return tuple(25_400 / float(d) for d in dpi) if dpi and all(float(d) > 1 for d in dpi) else None
+
+
+def _from_deep(values: np.ndarray, path: Path, channels: int, deep: bool) -> np.ndarray:
     if values.min() < 0 or values.max() > 65535:
         raise UserError(f"{path}: values from {values.min()} to {values.max()} are not 16-bit; convert it to 8 or 16 bit")
+    if deep:
+        return values.astype(np.uint16)
     grey = np.round(values.astype(np.float64) / 257).astype(np.uint8)
     return grey if channels == 1 else np.repeat(grey[..., None], 3, 2)
