@@ -1,6 +1,7 @@
 """The notebooks as files, and the series run end to end through papermill with smoke settings."""
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -194,25 +195,31 @@ def test_one_process_at_a_time(tmp_path):
 
 
 def test_stopped_by_a_signal_and_continued(tmp_path):
-    """TERM in the middle of pretraining: exit status 130, kernel gone, state saved; the same command ends the run."""
+    """TERM, then Ctrl-C at the terminal, in the middle of pretraining: exit status 130, kernel gone, state saved; the same command
+    goes on, and ends the run."""
     folder = tmp_path / "run"
-    command = [sys.executable, "-m", "srlib", "run", "--profile", "smoke", "--run-dir", str(folder), "-p", "pretrain_steps", "400"]
-    runner = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    checkpoint = folder / "pretrain/checkpoint.pt"
-    deadline = time.monotonic() + 120
-    while not checkpoint.exists() and time.monotonic() < deadline:
-        time.sleep(0.1)
-    kernels = psutil.Process(runner.pid).children(recursive=True)
-    assert any("ipykernel_launcher" in " ".join(k.cmdline()) for k in kernels)
-    runner.send_signal(signal.SIGTERM)
-    out, err = runner.communicate(timeout=90)
-    assert runner.returncode == 130, out + err
-    assert "the same command continues" in err and not (folder / "srresnet.pt").exists()
-    assert not [k for k in kernels if k.is_running() and k.status() != psutil.STATUS_ZOMBIE]
+    command = [sys.executable, "-m", "srlib", "run", "--profile", "smoke", "--run-dir", str(folder), "-p", "pretrain_steps", "600"]
+    history = folder / "pretrain/history.csv"
+    rows = 0
+    for stop in (lambda pid: os.kill(pid, signal.SIGTERM), lambda pid: os.killpg(pid, signal.SIGINT)):
+        runner = subprocess.Popen(
+            command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        )
+        deadline = time.monotonic() + 120
+        while not (history.exists() and len(pd.read_csv(history)) > rows) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        kernels = psutil.Process(runner.pid).children(recursive=True)
+        assert any("ipykernel_launcher" in " ".join(k.cmdline()) for k in kernels)
+        stop(runner.pid)
+        out, err = runner.communicate(timeout=90)
+        assert runner.returncode == 130, out + err
+        assert "the same command continues" in err and not (folder / "srresnet.pt").exists()
+        assert not [k for k in kernels if k.is_running() and k.status() != psutil.STATUS_ZOMBIE]
+        rows = len(pd.read_csv(history))
     again = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=300)
     assert again.returncode == 0, again.stderr
-    history = pd.read_csv(folder / "pretrain/history.csv")
-    assert list(history.step) == list(range(5, 401, 5))
+    table = pd.read_csv(history)
+    assert list(table.step) == list(range(5, 601, 5)) and table.session.max() == 3
     executed = (folder / "notebooks/03_pretrain_generator.ipynb").read_text()
     assert "continuing at step" in executed
 
