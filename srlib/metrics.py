@@ -9,11 +9,13 @@ from __future__ import annotations
 import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy.ndimage import gaussian_filter, uniform_filter
 from skimage.metrics import structural_similarity
 
-from .degrade import downsample, to_tensor
+from .degrade import downsample, from_display, to_tensor
 
 SSIM_PAD = 5  # the Gaussian window of 11 pixels (sigma 1.5) reaches this far
+MS_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # Wang et al. 2003, from fine to coarse
 
 
 def luma(image: np.ndarray) -> np.ndarray:
@@ -55,6 +57,47 @@ def ssim(sr: np.ndarray, hr: np.ndarray, border: int = 4, region: np.ndarray | N
     return float(full[inner][where[inner]].mean()) if where[inner].any() else float("nan")
 
 
+def ms_ssim(sr: np.ndarray, hr: np.ndarray, border: int = 4, region: np.ndarray | None = None) -> float:
+    """Multi-scale structural similarity (Wang, Simoncelli & Bovik 2003): SSIM's contrast and structure at five scales, each half the
+    size of the one before (mean of 2 x 2), its luminance at the last; the product of the means, raised to MS_WEIGHTS.
+
+    nan where a side is below 176 pixels within the border (the window of 11 would not fit the last scale), or the region is empty there.
+    """
+    a, b, where = _pair(sr, hr, border, region)
+    if min(a.shape) < (2 * SSIM_PAD + 1) * 2 ** (len(MS_WEIGHTS) - 1):
+        return float("nan")
+    result = 1.0
+    for k, weight in enumerate(MS_WEIGHTS):
+        luminance, structure = _ssim_terms(a, b)
+        inside = where.copy()
+        inside[:SSIM_PAD], inside[-SSIM_PAD:], inside[:, :SSIM_PAD], inside[:, -SSIM_PAD:] = False, False, False, False
+        if not inside.any():
+            return float("nan")
+        last = k == len(MS_WEIGHTS) - 1
+        mean = (luminance * structure if last else structure)[inside].mean()
+        result *= max(mean, 0) ** weight
+        even = np.s_[: a.shape[0] // 2 * 2, : a.shape[1] // 2 * 2]
+        a, b, where = (_halved(x[even]) for x in (a, b, where.astype(float)))
+        where = where == 1
+    return float(result)
+
+
+def _halved(x):
+    return (x[::2, ::2] + x[1::2, ::2] + x[::2, 1::2] + x[1::2, 1::2]) / 4
+
+
+def _ssim_terms(a, b) -> tuple[np.ndarray, np.ndarray]:
+    """SSIM's luminance, and its contrast times structure, at each pixel."""
+
+    def smooth(x):
+        return gaussian_filter(x, 1.5, truncate=3.5)
+
+    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+    mean_a, mean_b = smooth(a), smooth(b)
+    var_a, var_b, both = smooth(a * a) - mean_a**2, smooth(b * b) - mean_b**2, smooth(a * b) - mean_a * mean_b
+    return (2 * mean_a * mean_b + c1) / (mean_a**2 + mean_b**2 + c1), (2 * both + c2) / (var_a + var_b + c2)
+
+
 def spectrum(image: np.ndarray, region: np.ndarray | None = None) -> np.ndarray:
     """|FFT|^2 of the luma less its mean, under a Hann window that falls to 0 within 16 pixels of what is outside the region."""
     y = luma(image)
@@ -72,16 +115,31 @@ def _frequencies(shape) -> tuple[np.ndarray, np.ndarray]:
     return np.fft.fftfreq(shape[0])[:, None], np.fft.fftfreq(shape[1])[None, :]
 
 
-def high_power(power: np.ndarray, scale: int = 4) -> float:
-    """The part of a `spectrum` above the LR Nyquist frequency, 1 / (2 scale) cycles a pixel: what LR cannot tell."""
-    fy, fx = _frequencies(power.shape)
-    return float(power[np.hypot(fy, fx) > 0.5 / scale].sum())
+def _along(shape, direction: str) -> np.ndarray:
+    fy, fx = _frequencies(shape)
+    return {"radial": np.hypot(fy, fx), "axial": np.abs(fy) + 0 * fx, "lateral": np.abs(fx) + 0 * fy}[direction]
 
 
-def high_power_db(sr_power: np.ndarray, hr_power: np.ndarray, scale: int = 4) -> float:
+def psd(image: np.ndarray, region: np.ndarray | None = None, direction: str = "radial", bins: int = 90) -> tuple[np.ndarray, np.ndarray]:
+    """(frequency in cycles a pixel, mean power in dB): the `spectrum` averaged over rings, or 'axial' (depth) or 'lateral' over strips."""
+    power = spectrum(image, region)
+    edges = np.linspace(0, 0.5, bins + 1)
+    which = np.digitize(_along(power.shape, direction).ravel(), edges) - 1
+    inside = which < bins
+    total = np.bincount(which[inside], power.ravel()[inside], bins) / np.maximum(np.bincount(which[inside], minlength=bins), 1)
+    return (edges[1:] + edges[:-1]) / 2, 10 * np.log10(total + 1e-6)
+
+
+def high_power(power: np.ndarray, scale: int = 4, direction: str = "radial") -> float:
+    """The part of a `spectrum` above the LR Nyquist frequency, 1 / (2 scale) cycles a pixel: what LR cannot tell. `direction`:
+    'radial' counts the frequency in any direction, 'axial' its part along depth, 'lateral' across."""
+    return float(power[_along(power.shape, direction) > 0.5 / scale].sum())
+
+
+def high_power_db(sr_power: np.ndarray, hr_power: np.ndarray, scale: int = 4, direction: str = "radial") -> float:
     """Power above the LR Nyquist frequency, SR against HR, in dB: 0 as much, below blurred, above invented."""
-    hr = high_power(hr_power, scale)
-    return float(10 * np.log10(max(high_power(sr_power, scale), 1e-12) / hr)) if hr else float("nan")
+    hr = high_power(hr_power, scale, direction)
+    return float(10 * np.log10(max(high_power(sr_power, scale, direction), 1e-12) / hr)) if hr else float("nan")
 
 
 def checkerboard(sr_power: np.ndarray, hr_power: np.ndarray, scale: int = 4) -> float:
@@ -104,6 +162,48 @@ def checkerboard(sr_power: np.ndarray, hr_power: np.ndarray, scale: int = 4) -> 
 
     reference = share(hr_power)
     return float(share(sr_power) / reference) if reference else float("nan")
+
+
+def linear(image: np.ndarray) -> np.ndarray:
+    """Linear intensity behind the grey levels (luma) of a B-scan: the display's logarithm undone (`degrade.from_display`), float64."""
+    return from_display(torch.from_numpy(luma(image) / 255)).numpy()
+
+
+def speckle_contrast(image: np.ndarray, region: np.ndarray | None = None, window: int = 9) -> float:
+    """Standard deviation over mean of the linear intensity within windows of `window` pixels, mean over those centred in the region.
+    Fully developed speckle of one look has 1, an average of N looks 1 / sqrt(N). nan for an empty region."""
+    intensity = linear(image)
+    mean = uniform_filter(intensity, window)
+    spread = np.sqrt(np.maximum(uniform_filter(intensity**2, window) - mean**2, 0))
+    contrast = spread / np.maximum(mean, 1e-12)
+    where = np.ones(contrast.shape, bool) if region is None else region
+    return float(contrast[where].mean()) if where.any() else float("nan")
+
+
+def edge_preservation(sr: np.ndarray, hr: np.ndarray, region: np.ndarray | None = None) -> float:
+    """Edge preservation index, sum |d SR| / sum |d HR| over the region, d the difference between neighbouring rows (across the
+    layers): 1 as HR, below blurred, above noisier. nan where HR has no edge."""
+    a, b = (np.abs(np.diff(luma(image), axis=0)) for image in (sr, hr))
+    where = np.ones(a.shape, bool) if region is None else region[1:] & region[:-1]
+    total = b[where].sum()
+    return float(a[where].sum() / total) if total else float("nan")
+
+
+def cnr(image: np.ndarray, signal: np.ndarray, background: np.ndarray) -> float:
+    """Contrast-to-noise ratio in dB on grey levels, 10 log10(|mean_s - mean_b| / sqrt(var_s + var_b)); `signal` and `background` are
+    bool arrays. nan where one is empty. It rewards blur: read its distance to HR's."""
+    y = luma(image)
+    if not signal.any() or not background.any():
+        return float("nan")
+    noise = np.sqrt(y[signal].var() + y[background].var())
+    return float(10 * np.log10(max(abs(y[signal].mean() - y[background].mean()), 1e-12) / max(noise, 1e-12)))
+
+
+def enl(image: np.ndarray, background: np.ndarray) -> float:
+    """Equivalent number of looks of the linear intensity in the background, mean^2 / variance. nan where it is empty or flat. It
+    rewards blur: read its ratio to HR's."""
+    values = linear(image)[background]
+    return float(values.mean() ** 2 / values.var()) if values.size and values.var() else float("nan")
 
 
 def consistency(sr: np.ndarray, lr: np.ndarray, scale: int = 4, kind: str = "bicubic", amount: float = 0.0) -> float:

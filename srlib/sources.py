@@ -17,6 +17,7 @@ from .config import UserError
 REPOSITORY = Path(__file__).resolve().parent.parent
 KAGGLE_INPUT = Path("/kaggle/input")
 KAGGLEHUB = Path.home() / ".cache/kagglehub/datasets/paultimothymooney/kermany2018"
+EYES, POSITIONS = 900000, {1: 0.0, 2: 0.6}  # phantom files: the first patient's number; scan number to mm from the fovea
 KERMANY_HELP = (
     "get it from https://data.mendeley.com/datasets/rscbjbr9sj or Kaggle's paultimothymooney/kermany2018, "
     "then pass the folder that holds train/ and test/ with --data"
@@ -61,8 +62,8 @@ def make_phantoms(config) -> Path:
     def draw(eye: int) -> None:
         pathology = phantom.PATHOLOGIES[eye % len(phantom.PATHOLOGIES)]
         label, seed = pathology.upper(), 1000 * config.data_seed + eye
-        for number, position in ((1, 0.0), (2, 0.6)):
-            path = folder / label / f"{label}-{900000 + seed}-{number}.png"
+        for number, position in POSITIONS.items():
+            path = folder / label / f"{label}-{EYES + seed}-{number}.png"
             if path.exists():
                 continue
             turn = config.phantom_rotation * np.random.default_rng([seed, 9, number]).uniform(-1, 1)
@@ -79,6 +80,15 @@ def make_phantoms(config) -> Path:
     except OSError as error:
         raise UserError(f"{folder}: phantoms cannot be written ({error.strerror}); free the disk or make the folder writable") from None
     return folder
+
+
+def phantom_truth(path: str | Path, config) -> phantom.Phantom | None:
+    """What the phantom file `path` was drawn from, with its surfaces and lesions; None where phantoms are rotated, which moves them."""
+    if config.phantom_rotation:
+        return None
+    label, eye, number = Path(path).stem.split("-")
+    shape = config.phantom_height, config.phantom_width
+    return phantom.draw(int(eye) - EYES, *shape, label.lower(), POSITIONS[int(number)])
 
 
 def data_home() -> Path:

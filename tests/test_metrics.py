@@ -122,3 +122,67 @@ def test_the_judge_takes_other_speckle_for_nearer_than_blur(monkeypatch):
         ratios.append(metrics.feature_distance(maps["other"], maps["hr"]) / far)
         assert metrics.psnr(other, hr) < metrics.psnr(blurred, hr)
     assert max(ratios) < 0.8 and np.mean(ratios) < 0.6
+
+
+def test_ms_ssim_by_its_formula(pair):
+    """One scale of it is SSIM; all five on a plain reimplementation by windows; a change of light alone counts at the last scale only."""
+    luminance, structure = metrics._ssim_terms(*(image.astype(float) for image in pair))
+    inner = np.s_[5:-5, 5:-5]
+    assert (luminance * structure)[inner].mean() == pytest.approx(metrics.ssim(*pair, border=0), abs=1e-9)
+    hr = bscan(6, 264, 264)
+    assert metrics.ms_ssim(hr, hr) == pytest.approx(1)
+    lighter = (hr // 2 + 40).astype(np.uint8)
+    x, y = (image[4:-4, 4:-4].astype(float) for image in (lighter, hr))
+    expected = 1.0
+    for k, weight in enumerate(metrics.MS_WEIGHTS):
+        whole = structural_similarity(
+            x, y, data_range=255, gaussian_weights=True, sigma=1.5, use_sample_covariance=False, K1=0.01 if k == 4 else 1e6
+        )  # a huge K1 makes the luminance 1
+        expected *= whole**weight
+        x, y = (image.reshape(len(image) // 2, 2, -1, 2).mean((1, 3)) for image in (x, y))
+    assert metrics.ms_ssim(lighter, hr) == pytest.approx(expected, abs=1e-6)
+    assert np.isnan(metrics.ms_ssim(*pair))  # too small for five scales
+    assert np.isnan(metrics.ms_ssim(hr, hr, region=np.zeros(hr.shape, bool)))
+
+
+def test_power_in_a_direction():
+    """A wave along depth has axial power only, one across lateral only; its line stands at its frequency."""
+    rows = np.arange(128)[:, None]
+    wave = np.round(128 + 50 * np.sin(2 * np.pi * 0.3 * rows) + 0 * rows.T).astype(np.uint8)
+    flat = np.round(128 + 5 * np.random.default_rng(0).standard_normal((128, 128))).astype(np.uint8)
+    up, across = metrics.spectrum(wave), metrics.spectrum(wave.T)
+    reference = metrics.spectrum(flat)
+    assert metrics.high_power_db(up, reference, 4, "axial") > 15 > -5 > metrics.high_power_db(up, reference, 4, "lateral")
+    assert metrics.high_power_db(across, reference, 4, "lateral") > 15 > -5 > metrics.high_power_db(across, reference, 4, "axial")
+    f, db = metrics.psd(wave, direction="axial", bins=64)
+    assert f[db.argmax()] == pytest.approx(0.3, abs=0.01)
+    f, db = metrics.psd(wave, bins=64)
+    assert f[db.argmax()] == pytest.approx(0.3, abs=0.01)
+
+
+def test_speckle_contrast_of_known_looks():
+    """The display of gamma speckle of N looks has contrast 1 / sqrt(N), and its ENL is N."""
+    from srlib.degrade import to_display
+
+    for looks in (4, 16):
+        intensity = 0.01 * np.random.default_rng(0).gamma(looks, 1 / looks, (200, 200))
+        image = np.round(255 * to_display(torch.from_numpy(intensity)).numpy()).astype(np.uint8)
+        assert metrics.speckle_contrast(image, window=31) == pytest.approx(looks**-0.5, rel=0.05)
+        assert metrics.enl(image, np.ones(image.shape, bool)) == pytest.approx(looks, rel=0.06)
+    assert np.isnan(metrics.enl(np.full((9, 9), 50, np.uint8), np.ones((9, 9), bool)))
+
+
+def test_epi_and_cnr_by_hand():
+    hr = np.zeros((40, 40), np.uint8)
+    hr[20:] = 100
+    half = hr // 2
+    assert metrics.edge_preservation(half, hr) == pytest.approx(0.5)
+    assert metrics.edge_preservation(hr, hr, np.arange(40)[:, None] + np.zeros((40, 40)) >= 10) == 1
+    assert np.isnan(metrics.edge_preservation(hr, np.full_like(hr, 9)))
+    image = np.zeros((40, 40), np.uint8)
+    image[::2, :20], image[1::2, :20] = 90, 110  # mean 100, deviation 10
+    image[::2, 20:], image[1::2, 20:] = 18, 22  # mean 20, deviation 2
+    left = np.zeros(image.shape, bool)
+    left[:, :20] = True
+    assert metrics.cnr(image, left, ~left) == pytest.approx(10 * np.log10(80 / np.sqrt(104)))
+    assert np.isnan(metrics.cnr(image, left, np.zeros_like(left)))
