@@ -1,19 +1,18 @@
-"""Every figure of the series, in one style. Functions take plain arrays and tables and return a matplotlib Figure."""
+"""Pictures of images, and the style of every figure (curves and bars: `plots`). Functions take plain arrays and return a matplotlib Figure."""
 
 from __future__ import annotations
 
-import os
-import textwrap
+import base64
+import io
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
-import pandas as pd
 from matplotlib.patches import Rectangle
-from scipy.ndimage import gaussian_gradient_magnitude
+from PIL import Image, ImageDraw
+from scipy.ndimage import gaussian_filter1d, gaussian_gradient_magnitude
 
-from . import health
-from .metrics import spectrum
+from .metrics import luma, psd
 
 COLOURS = {
     "lr": "#888888",
@@ -80,21 +79,6 @@ def _draw(ax, image: np.ndarray, title: str = "", **kwargs):
     return shown
 
 
-def live(curves):
-    """A `show(history)` callback that redraws `curves(history)` in JupyterLab while a training runs; elsewhere it does nothing."""
-    if "JPY_SESSION_NAME" not in os.environ:
-        return lambda history: None
-    from IPython.display import display
-
-    handle = display(display_id=True)
-
-    def show(history: pd.DataFrame) -> None:
-        if len(history) > 1:
-            handle.update(finish(curves(history)))
-
-    return show
-
-
 def grid(images, titles, columns: int = 4, width: float = 2.9) -> plt.Figure:
     """Images in a grid, each at its own aspect, titles above."""
     images = list(images)
@@ -132,64 +116,16 @@ def anatomy(phantom) -> plt.Figure:
     return fig
 
 
-def histograms(values: dict[str, np.ndarray]) -> plt.Figure:
-    """Grey-level histograms (counts of 256 levels), one line each, as shares on a logarithmic axis."""
-    fig, ax = plt.subplots(figsize=(7, 3.2))
-    for name, counts in values.items():
-        ax.plot(np.arange(256), np.maximum(counts / counts.sum(), 1e-7), label=name, lw=1.4)
-    ax.set(xlabel="grey level", ylabel="share of pixels", yscale="log", xlim=(0, 255), title="Grey levels by class")
-    ax.legend()
-    return fig
-
-
-def split_bars(table: pd.DataFrame) -> plt.Figure:
-    """Images and patients of each class in each split."""
-    fig, axes = plt.subplots(1, 2, figsize=(9, 3.0))
-    for ax, what in zip(axes, ("images", "patients"), strict=True):
-        groups = table.groupby(["label", "split"])
-        counts = (groups.size() if what == "images" else groups.patient.nunique()).unstack(fill_value=0)
-        counts = counts.reindex(columns=["train", "val", "test"], fill_value=0)
-        counts.plot.barh(stacked=True, ax=ax, color=["#0072B2", "#E69F00", "#D55E00"], legend=what == "patients", width=0.7)
-        ax.set(xlabel=what, ylabel="")
-        ax.grid(axis="y", visible=False)
-        ax.xaxis.get_major_locator().set_params(integer=True)
-    axes[1].legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
-    return fig
-
-
-def valid(hr: np.ndarray, region: np.ndarray) -> plt.Figure:
-    """An image with what is not valid in orange, beside its mean grey level by depth."""
+def valid(hr: np.ndarray, region: np.ndarray, name: str = "valid region") -> plt.Figure:
+    """An image with what is outside the region in orange, beside the region's mean grey level by depth."""
     fig, axes = plt.subplots(1, 2, figsize=(9, 3.9), width_ratios=[1.3, 1])
     tint = np.repeat(hr[..., None] if hr.ndim == 2 else hr, 3 if hr.ndim == 2 else 1, 2).astype(float)
     tint[~region] = (230, 120, 20)
-    _draw(axes[0], tint.astype(np.uint8), f"valid region: {region.mean():.0%} of the pixels")
+    _draw(axes[0], tint.astype(np.uint8), f"{name}: {region.mean():.0%} of the pixels")
     grey = hr if hr.ndim == 2 else hr.mean(2)
     mean = np.ma.masked_array(grey, ~region).mean(1)
     axes[1].plot(mean, np.arange(len(mean)), color=COLOURS["hr"], lw=1.2)
     axes[1].set(xlabel="mean grey level", ylabel="row (depth, pixels)", ylim=(len(mean), 0), title="Grey level by depth")
-    return fig
-
-
-def radial(image: np.ndarray, region: np.ndarray | None = None, bins: int = 90) -> tuple[np.ndarray, np.ndarray]:
-    """(frequency in cycles a pixel, mean power in dB) of a `metrics.spectrum`, averaged over rings."""
-    power = spectrum(image, region)
-    f = np.hypot(np.fft.fftfreq(power.shape[0])[:, None], np.fft.fftfreq(power.shape[1])[None])
-    edges = np.linspace(0, 0.5, bins + 1)
-    which = np.digitize(f.ravel(), edges) - 1
-    inside = which < bins
-    total = np.bincount(which[inside], power.ravel()[inside], bins) / np.maximum(np.bincount(which[inside], minlength=bins), 1)
-    return (edges[1:] + edges[:-1]) / 2, 10 * np.log10(total + 1e-6)
-
-
-def spectra(curves: dict[str, tuple[np.ndarray, np.ndarray]], scale: int) -> plt.Figure:
-    """Radial spectra (`radial`) of several images or methods, with the LR Nyquist frequency marked."""
-    fig, ax = plt.subplots(figsize=(7.4, 3.6))
-    for name, (f, db) in curves.items():
-        ax.plot(f, db, label=NAMES.get(name, name), color=COLOURS.get(name), lw=2.2 if name == "hr" else 1.5)
-    ax.axvline(0.5 / scale, color="#666666", ls="--", lw=1)
-    ax.text(0.5 / scale + 0.004, 0.03, "LR Nyquist", transform=ax.get_xaxis_transform(), fontsize=8, color="#444444")
-    ax.set(xlabel="spatial frequency (cycles per HR pixel)", ylabel="power (dB)", xlim=(0, 0.5), title="Radial power spectrum")
-    ax.legend(loc="upper right", ncol=2)
     return fig
 
 
@@ -203,13 +139,13 @@ def reductions(lr: dict[str, np.ndarray], notes: dict[str, str], scale: int, sid
     columns = -(-len(lr) // 2)
     fig = plt.figure(figsize=(2.35 * columns, 8.6))
     places = fig.add_gridspec(3, columns, height_ratios=[1, 1, 1.15])
-    _, reference = radial(lr["bicubic"], bins=40)
+    _, reference = psd(lr["bicubic"], bins=40)
     ax = fig.add_subplot(places[2, :])
     for k, (kind, image) in enumerate(lr.items()):
         square = fig.add_subplot(places[k // columns, k % columns])
         _draw(square, image[top : top + side, left : left + side], kind)
         square.set_xlabel(notes.get(kind, ""), fontsize=8.5)
-        f, db = radial(image, bins=40)
+        f, db = psd(image, bins=40)
         ax.plot(f, db - reference, label=kind, lw=2.2 if kind == "bicubic" else 1.5, color="#000000" if kind == "bicubic" else f"C{k}")
     ax.set(
         xlabel="spatial frequency (cycles per LR pixel)",
@@ -218,53 +154,6 @@ def reductions(lr: dict[str, np.ndarray], notes: dict[str, str], scale: int, sid
         title="What is left of the LR spectrum",
     )
     ax.legend(loc="lower left", ncol=2)
-    return fig
-
-
-def pretrain_curves(history: pd.DataFrame) -> plt.Figure:
-    """MSE and validation gain over the steps."""
-    fig, axes = plt.subplots(1, 2, figsize=(9, 3.0))
-    axes[0].plot(history.step, history.loss, color=COLOURS["srresnet"])
-    axes[0].set(xlabel="step", ylabel="MSE, image in [-1, 1]", yscale="log", title="Training loss")
-    _gain(axes[1], history, COLOURS["srresnet"])
-    return fig
-
-
-def _gain(ax, history, colour):
-    ax.plot(history.step, history.gain_db, color=colour)
-    ax.axhline(0, color=COLOURS["bicubic"], ls="--", lw=1)
-    ax.annotate("bicubic", (1, 0), xycoords=("axes fraction", "data"), xytext=(-2, 3), textcoords="offset points",
-                ha="right", fontsize=8, color=COLOURS["bicubic"])  # fmt: skip
-    ax.set(xlabel="step", ylabel="PSNR less bicubic's (dB)", title="Validation, valid region")
-
-
-def srgan_curves(history: pd.DataFrame) -> plt.Figure:
-    """The game and its health: D's probabilities, shares of the loss terms, gradients, gain, LR consistency, warnings in words."""
-    fig, axes = plt.subplots(2, 3, figsize=(12, 6.0))
-    axes, last = axes.ravel(), axes[1, 2]
-    axes[0].plot(history.step, history.d_hr, label="D(HR)", color=COLOURS["hr"])
-    axes[0].plot(history.step, history.d_sr, label="D(SR)", color=COLOURS["srgan"])
-    axes[0].axhline(0.5, color="#999999", lw=0.8, ls=":")
-    axes[0].set(xlabel="step", ylabel="mean probability of 'real'", ylim=(-0.02, 1.02), title="Discriminator")
-    axes[0].legend(loc="center right")
-    terms = [t for t in ("content", "adversarial", "pixel", "grid") if history.get(f"{t}_share", pd.Series([0.0])).max() > 0]
-    axes[1].stackplot(history.step, *(history[f"{t}_share"] for t in terms), labels=terms, alpha=0.85,
-                      colors=["#009E73", "#D55E00", "#0072B2", "#999999"])  # fmt: skip
-    axes[1].set(xlabel="step", ylabel="share of the generator's loss", ylim=(0, 1), title="Loss terms")
-    axes[1].legend(loc="lower left", frameon=True)
-    _gain(axes[2], history, COLOURS["srgan"])
-    axes[3].plot(history.step, history.g_norm, label="generator", color=COLOURS["srgan"])
-    axes[3].plot(history.step, history.d_norm, label="discriminator", color=COLOURS["hr"])
-    axes[3].set(xlabel="step", ylabel="norm", yscale="log", title="Gradients")
-    axes[3].legend()
-    axes[4].plot(history.step, history.consistency_db, color=COLOURS["srgan"])
-    axes[4].axhline(health.LEFT_LR, color="#999999", lw=0.8, ls=":")
-    axes[4].set(xlabel="step", ylabel="PSNR against LR (dB)", title="LR consistency: SR brought down again")
-    said = list(health.warnings(history).values()) or ["Nothing to warn of."]
-    said.append(f"The discriminator learnt from {history.d_learnt.iloc[-1]:.0%} of the last steps.")
-    last.axis("off")
-    last.set_title("Health at the last step", loc="left")
-    last.text(0, 0.97, "\n\n".join(textwrap.fill(sentence, 46) for sentence in said), va="top", fontsize=9.5, transform=last.transAxes)
     return fig
 
 
@@ -301,37 +190,66 @@ def comparison(images: dict[str, np.ndarray], measures: dict[str, str], title: s
     return fig
 
 
-def error_maps(images: dict[str, np.ndarray], limit: int = 40) -> plt.Figure:
-    """|SR - HR| in grey levels for each method, one colour scale."""
-    hr = images["hr"].astype(int)
-    names = [n for n in images if n != "hr"]
-    ratio = hr.shape[0] / hr.shape[1]
-    fig, axes = plt.subplots(1, len(names), figsize=(3.1 * len(names) + 0.6, 3.1 * ratio + 0.5), squeeze=False)
-    for ax, name in zip(axes[0], names, strict=True):
-        gap = np.abs(images[name].astype(int) - hr)
-        shown = _draw(
-            ax, gap if gap.ndim == 2 else gap.mean(2), f"{NAMES.get(name, name)}: mean {gap.mean():.1f}", cmap="magma", vmax=limit
-        )
-    fig.colorbar(shown, ax=axes[0].tolist(), label="|SR - HR| (grey levels)", shrink=0.85)
+def maps(values: dict[str, np.ndarray], label: str, limit: float = 40) -> plt.Figure:
+    """Maps (H, W) of what differs in each image, on one colour scale from 0 to `limit`, with the mean of each in its title."""
+    ratio = max(v.shape[0] / v.shape[1] for v in values.values())
+    fig, axes = plt.subplots(1, len(values), figsize=(3.1 * len(values) + 0.6, 3.1 * ratio + 0.5), squeeze=False)
+    for ax, (name, value) in zip(axes[0], values.items(), strict=True):
+        shown = _draw(ax, value, f"{NAMES.get(name, name)}: mean {value.mean():.1f}", cmap="magma", vmax=limit)
+    fig.colorbar(shown, ax=axes[0].tolist(), label=label, shrink=0.85)
     return fig
 
 
-def method_points(table: pd.DataFrame, x: str, y: str, labels: dict[str, str]) -> plt.Figure:
-    """Each method as a point in the plane of two measures (a summary with methods as index); runs in one colour a method."""
-    fig, ax = plt.subplots(figsize=(6.2, 3.9))
-    for method, row in table.iterrows():
-        ax.scatter(row[x], row[y], s=60, color=COLOURS.get(method, "#444444"), zorder=3)
-        ax.annotate(NAMES.get(method, method), (row[x], row[y]), xytext=(6, 4), textcoords="offset points", fontsize=8.5)
-    ax.margins(0.16)
-    ax.set(xlabel=labels[x], ylabel=labels[y])
+def gaps(images: dict[str, np.ndarray], reference: np.ndarray) -> dict[str, np.ndarray]:
+    """|image - reference| on luma for each image, for `maps`."""
+    return {name: np.abs(luma(image) - luma(reference)) for name, image in images.items()}
+
+
+def profile(images: dict[str, np.ndarray], title: str = "") -> plt.Figure:
+    """Grey levels along depth, mean of 5 columns, where HR is brightest: how sharp the layers stand in each image, beside the line on HR."""
+    hr = images["hr"]
+    column = hr.shape[1] // 3
+    middle = int(gaussian_filter1d(luma(hr)[:, max(column - 8, 0) : column + 9].mean(1), 6).argmax())
+    first, end = max(middle - 90, 0), min(middle + 45, len(hr))
+    fig, axes = plt.subplots(1, 2, figsize=(11, 4.2), width_ratios=[1, 1.7])
+    _draw(axes[0], hr, title)
+    axes[0].plot([column, column], [first, end], color="#FFB000", lw=1.6)
+    for name, image in images.items():
+        line = luma(image)[first:end, max(column - 2, 0) : column + 3].mean(1)
+        axes[1].plot(np.arange(first, end), line, label=NAMES.get(name, name), color=COLOURS.get(name), lw=2.4 if name == "hr" else 1.4)
+    axes[1].set(xlabel="row (depth, pixels)", ylabel="grey level", xlim=(first, end - 1), title="Along the line")
+    axes[1].legend()
     return fig
 
 
-def bars(table: pd.DataFrame, column: str, label: str) -> plt.Figure:
-    """One measure as a bar for each method."""
-    fig, ax = plt.subplots(figsize=(6.2, 2.8))
-    methods = list(table.index)[::-1]
-    ax.barh([NAMES.get(m, m) for m in methods], table[column][methods], color=[COLOURS.get(m, "#444444") for m in methods], height=0.65)
-    ax.axvline(0, color="#444444", lw=0.8)
-    ax.set(xlabel=label)
-    return fig
+def animation(frames: list[tuple[str, np.ndarray]], seconds: float = 0.35) -> bytes:
+    """A GIF of (title, image) pairs of one size, each title on a strip above its image; the last stays for two seconds."""
+    pages = []
+    for title, image in frames:
+        page = Image.new("RGB", (image.shape[1], image.shape[0] + 22), "white")
+        page.paste(Image.fromarray(image).convert("RGB"), (0, 22))
+        ImageDraw.Draw(page).text((6, 3), title, fill="#222222", font_size=14)
+        pages.append(page)
+    buffer = io.BytesIO()
+    times = [int(1000 * seconds)] * (len(pages) - 1) + [2000]
+    pages[0].save(buffer, "GIF", save_all=True, append_images=pages[1:], duration=times, loop=0)
+    return buffer.getvalue()
+
+
+def swipe(left: np.ndarray, right: np.ndarray, names: tuple[str, str], width: int = 720) -> str:
+    """HTML with a slider that uncovers `right` over `left` (uint8, one size); nothing from the network. Show it beside a static picture:
+    it needs a page that runs its two lines of script."""
+    pictures = []
+    for image in (left, right):
+        buffer = io.BytesIO()
+        Image.fromarray(image).save(buffer, "PNG")
+        pictures.append("data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode())
+    style = "width:100%;display:block;image-rendering:auto"
+    return (
+        f'<div style="max-width:{width}px;font:13px sans-serif"><div style="position:relative">'
+        f'<img alt="{names[0]}" src="{pictures[0]}" style="{style}">'
+        f'<img alt="{names[1]}" src="{pictures[1]}" style="{style};position:absolute;top:0;left:0;clip-path:inset(0 0 0 50%)"></div>'
+        '<input type="range" min="0" max="100" value="50" aria-label="swipe" style="width:100%" '
+        "oninput=\"this.previousElementSibling.lastElementChild.style.clipPath='inset(0 0 0 '+this.value+'%)'\">"
+        f'<div style="display:flex;justify-content:space-between"><span>{names[0]}</span><span>{names[1]}</span></div></div>'
+    )

@@ -6,6 +6,7 @@ What a step computes stands in `steps`; how steps are repeated, saved, stopped a
 from __future__ import annotations
 
 import copy
+import io
 import os
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from PIL import Image
 from tqdm import tqdm
 
 from . import checkpoint, health, metrics, parallel
@@ -64,8 +66,17 @@ class Validation:
         for hr, lr, region, start in self.pairs:
             sr = to_image(generator(lr.to(self.device)))
             found.append((metrics.psnr(sr, hr, region=region) - start, metrics.consistency(sr, to_image(lr), *self.reduction)))
+            if len(found) == 1:
+                self.picture = sr
         generator.train(was_training)
         return dict(zip(("gain_db", "consistency_db"), np.mean(found, 0).tolist(), strict=True))
+
+    def keep(self, history: pd.DataFrame, folder: Path) -> None:
+        """Write SR of the first crop, as it was validated last, to `folder`/frames/STEP.png, for the animation of a training."""
+        if parallel.rank() == 0:
+            buffer = io.BytesIO()
+            Image.fromarray(self.picture).save(buffer, "PNG")
+            checkpoint.write(folder / "frames" / f"{history.step.iloc[-1]:07d}.png", buffer.getvalue())
 
 
 def training_pairs(paths, config: Config, device: torch.device, steps: int, seed: int):
@@ -95,7 +106,7 @@ def training_pairs(paths, config: Config, device: torch.device, steps: int, seed
 def pretrain_generator(config: Config, train, val, folder, fingerprint: str = "", show=lambda history: None) -> pd.DataFrame:
     """MSE pretraining (section 3.2), or another `pretrain_loss`: train on crops of the image files `train`, validate on `val`, write into `folder`.
 
-    `folder/pretrain/` gets checkpoint.pt and history.csv, `folder/srresnet.pt` the weights with the best validation PSNR.
+    `folder/pretrain/` gets checkpoint.pt, history.csv and frames/ (a validation crop over the steps), `folder/srresnet.pt` the weights with the best validation PSNR.
     A checkpoint with the same `fingerprint` is continued. `show(history)` is called after each validation. On a machine with several
     GPUs `parallel.launch` starts a process for each, and `show` is called after checkpoints. Returns the history:
     step, session, seconds, loss (MSE on [-1, 1], whatever is minimised), g_norm (of the gradient, before it is cut), gain_db (over
@@ -117,9 +128,13 @@ def pretrain_generator(config: Config, train, val, folder, fingerprint: str = ""
         model.load_state_dict(best.weights)
         checkpoint.save_weights(folder / "srresnet.pt", model, name="srresnet", validation_gain_db=best.score)
 
+    def watched(history):
+        validation.keep(history, folder / "pretrain")
+        show(history)
+
     stream = training_pairs(train, config, device, config.pretrain_steps, config.seed)
     parts = stage.parts | {"best": best}
-    return run_steps("pretrain", config, folder, fingerprint, config.pretrain_steps, parts, stream, stage.step, validate, done, show)
+    return run_steps("pretrain", config, folder, fingerprint, config.pretrain_steps, parts, stream, stage.step, validate, done, watched)
 
 
 def train_srgan(config: Config, train, val, folder, fingerprint: str = "", show=lambda history: None) -> pd.DataFrame:
@@ -151,6 +166,7 @@ def train_srgan(config: Config, train, val, folder, fingerprint: str = "", show=
             if kind not in told:
                 tqdm.write(f"srgan: warning at step {history.step.iloc[-1]}: {sentence}", file=sys.stdout)
                 told.add(kind)
+        validation.keep(history, folder / "srgan")
         show(history)
 
     def done():

@@ -20,55 +20,15 @@ from ..data import find_images, read_image, read_pair, valid_region
 from ..degrade import crop_to_multiple, to_image, to_tensor, upsample
 from ..features import judge
 from ..inference import load_generator, upscale
-from ..models import LinearFilter
+from ..models import LinearFilter, blend
+from ..protocol import Protocol
 from ..reading import png_name
+from ..sources import phantom_truth
+from ..statistics import summarise
 from ..training import pick_device, training_pairs
 
 METHODS = ("nearest", "bicubic", "linear", "srresnet", "srgan", "noise")
-MEASURES = ("psnr", "ssim", "high_power_db", "checkerboard", "consistency", "judge")
-
-
-class Protocol:
-    """One HR image, prepared once, against which any number of SR images are measured."""
-
-    def __init__(self, lr: np.ndarray, hr: np.ndarray, reduction: tuple, border: int, network: torch.nn.Module, device):
-        self.lr, self.hr, self.reduction, self.border = lr, hr, reduction, border
-        self.scale = reduction[0]
-        self.network, self.device = network, device
-        valid = valid_region(hr)
-        self.regions = {"whole": None, "valid": None if valid.all() else valid}
-        self.hr_maps = self._maps(hr)
-        self.hr_power = {name: metrics.spectrum(hr, region) for name, region in self.regions.items()}
-
-    @torch.inference_mode()
-    def _maps(self, image):
-        return self.network(to_tensor(image).to(self.device))
-
-    def measure(self, sr: np.ndarray) -> list[dict]:
-        """A dict for each region with every measure; the regions agree where there is no fill. ValueError for another size."""
-        if sr.shape != self.hr.shape:
-            raise ValueError(
-                f"SR is {sr.shape[1]} x {sr.shape[0]} pixels and HR {self.hr.shape[1]} x {self.hr.shape[0]}; is the scale right?"
-            )
-        maps, rows = self._maps(sr), []
-        same = metrics.consistency(sr, self.lr, *self.reduction)
-        for name, region in self.regions.items():
-            if name == "valid" and region is None:
-                rows.append(dict(rows[0], region=name))
-                continue
-            power = metrics.spectrum(sr, region)
-            rows.append(
-                {
-                    "region": name,
-                    "psnr": metrics.psnr(sr, self.hr, self.border, region),
-                    "ssim": metrics.ssim(sr, self.hr, self.border, region),
-                    "high_power_db": metrics.high_power_db(power, self.hr_power[name], self.scale),
-                    "checkerboard": metrics.checkerboard(power, self.hr_power[name], self.scale),
-                    "consistency": same,
-                    "judge": metrics.feature_distance(maps, self.hr_maps, region),
-                }
-            )
-        return rows
+ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)  # from SRResNet's weights to SRGAN's
 
 
 def choose(rows: pd.DataFrame, limit: int) -> pd.DataFrame:
@@ -144,31 +104,38 @@ def evaluate_run(config: Config, root: Path, manifest: pd.DataFrame, folder: Pat
     chosen = choose(part["test"], config.max_test_images)
     for item in tqdm(chosen.itertuples(), total=len(chosen), desc="evaluate", unit="image", mininterval=1.0, ncols=100, file=sys.stdout):
         lr, hr = read_pair(root / item.path, config)
-        protocol = Protocol(lr, hr, config.reduction, config.border, network, device)
+        truth = phantom_truth(item.path, config) if config.data == "phantom" else None
+        protocol = Protocol(lr, hr, config.reduction, config.border, network, device, truth)
         for method, sr in methods(lr, hr, item.path):
             target = folder / "evaluation" / "sr" / method / png_name(item.path)
             target.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(sr).save(target, compress_level=1)
             facts = {"image": item.path, "patient": item.patient, "label": item.label, "method": method}
-            rows += [facts | measured for measured in protocol.measure(sr)]
+            size = {"height": len(hr), "width": hr.shape[1]}
+            rows += [facts | measured | size for measured in protocol.measure(sr)]
     table = pd.DataFrame(rows).round(6)
     table.to_csv(folder / "evaluation" / "metrics.csv", index=False)
     summary = summarise(table)
     facts = {"images": len(chosen), "patients": int(chosen.patient.nunique()), "noise_factor": round(strength, 6)}
-    text = json.dumps(facts | {"means_by_patient": summary.reset_index().to_dict("records")}, indent=1)
+    text = json.dumps(facts | {"means_by_patient": json.loads(summary.reset_index().to_json(orient="records"))}, indent=1)
     (folder / "evaluation" / "summary.json").write_text(text + "\n")
     return table
 
 
-def summarise(table: pd.DataFrame, region: str = "valid") -> pd.DataFrame:
-    """Mean within a patient, then over patients: one row a method, in METHODS' order; `gain_db` is PSNR less bicubic's."""
-    there = table[table.region == region]
-    by_patient = there.groupby(["method", "patient"])[list(MEASURES)].mean()
-    summary = by_patient.groupby("method").mean()
-    summary = summary.reindex([m for m in METHODS if m in summary.index] or summary.index)
-    if "bicubic" in summary.index:
-        summary.insert(1, "gain_db", summary.psnr - summary.psnr["bicubic"])
-    return summary.round(4)
+def evaluate_path(config: Config, root: Path, paths, folder: Path) -> pd.DataFrame:
+    """Measure the generators whose weights lie between SRResNet's (alpha 0) and SRGAN's (1), ALPHAS, on a few test images: writes
+    `folder`/evaluation/path.csv, a row for each alpha, image and region."""
+    device = pick_device(config.device)
+    ends = [load_generator(folder / f"{n}.pt", device) for n in ("srresnet", "srgan")]
+    generators, network, rows = {alpha: blend(*ends, alpha) for alpha in ALPHAS}, judge().to(device), []
+    for path in paths:
+        lr, hr = read_pair(root / path, config)
+        protocol = Protocol(lr, hr, config.reduction, config.border, network, device)
+        for alpha, generator in generators.items():
+            rows += [{"alpha": alpha, "image": path} | measured for measured in protocol.measure(upscale(lr, generator))]
+    table = pd.DataFrame(rows).round(6)
+    table.to_csv(folder / "evaluation" / "path.csv", index=False)
+    return table
 
 
 def evaluate_folders(
@@ -214,14 +181,14 @@ def captions(table: pd.DataFrame, path: str, region: str = "valid") -> dict[str,
     return {r.method: f"{r.psnr:.2f} dB, SSIM {r.ssim:.3f}\njudge {r.judge:.3f}" for r in rows.itertuples()}
 
 
-def mean_spectra(folder: Path, root: Path, paths, config: Config, methods) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Radial spectra (`figures.radial`) of the methods and HR, averaged in dB over the given test images."""
-    from ..figures import radial
-
+def mean_spectra(
+    folder: Path, root: Path, paths, config: Config, methods, direction: str = "radial"
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Spectra (`metrics.psd`) of the methods and HR, averaged in dB over the given test images."""
     sums: dict[str, list] = {}
     for path in paths:
         images = evaluated_images(folder, root, path, config, methods)
         region = valid_region(images["hr"])
         for name, image in images.items():
-            sums.setdefault(name, []).append(radial(image, None if region.all() else region))
+            sums.setdefault(name, []).append(metrics.psd(image, None if region.all() else region, direction))
     return {name: (curves[0][0], np.mean([db for _, db in curves], 0)) for name, curves in sums.items()}

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from .. import statistics
 from .run_folder import NOTEBOOKS, _read_config
 
 CSS = """
@@ -27,33 +28,30 @@ figcaption { color: var(--soft); font-size: 0.9rem; } a { color: var(--accent); 
 
 CAPTIONS = {  # figure file stem (without a trailing number): caption, in the order of the report
     "comparison": "A test scan, and the framed square: LR, the methods and HR, with PSNR, SSIM and the judge's distance in the valid region.",
-    "measures": "PSNR against the judge's feature distance: up and to the left is better.",
+    "measures": "PSNR gain against the judge's feature distance, with 95 % intervals over patients: up and to the left is better. The grey path mixes the weights of SRResNet and SRGAN.",
+    "profile": "Grey levels through the layers, along the line.",
     "spectra": "Radial power spectrum, mean over test scans. Right of the dashed line LR knows nothing: what stands there is made up.",
+    "texture": "Texture and speckle in the retina, as distances to HR: zero is as HR.",
     "errors": "Where each method errs.",
-    "srgan_curves": "The adversarial game: the discriminator, the loss terms, and PSNR against bicubic on the validation scans.",
+    "added": "What the networks added to bicubic.",
+    "uncertainty": "Spread of SRGAN over the eight turns and flips of LR: large where the network is unsure.",
+    "worst": "The scan of each class on which SRGAN is furthest from HR in the judge.",
+    "training": "The same crop of a validation scan over the steps of both trainings.",
+    "srgan_curves": "The adversarial game and its health on the validation scans.",
     "pretrain_curves": "MSE pretraining: loss, and PSNR against bicubic on the validation scans.",
     "split": "Images and patients of each class in each split.",
     "classes": "Scans of each class.",
 }
-COLUMNS = {
-    "psnr": "PSNR (dB)",
-    "gain_db": "against bicubic (dB)",
-    "ssim": "SSIM",
-    "high_power_db": "power above LR Nyquist, against HR (dB)",
-    "checkerboard": "checkerboard (HR: 1)",
-    "consistency": "LR consistency (dB)",
-    "judge": "feature distance (judge)",
-}
 
 
 def result_table(summary: pd.DataFrame) -> str:
-    """`evaluation.summarise`'s table as HTML, with headings that have units."""
+    """`statistics.summarise`'s table as HTML: a row for each measure with its unit, a column for each method, intervals in brackets."""
     from ..figures import NAMES
 
-    shown = summary[[c for c in COLUMNS if c in summary]].rename(columns=COLUMNS, index=NAMES).rename_axis(None)
-    return shown.to_html(float_format=lambda v: f"{v:.2f}" if abs(v) >= 1.5 else f"{v:.3f}", border=0).replace(
-        "<th></th>", "<th>method</th>"
-    )
+    shown = statistics.with_intervals(summary).replace(r" \[", "<br><small>[", regex=True).replace(r"\]$", "]</small>", regex=True)
+    shown = shown.rename(columns=NAMES, index={name: title for name, (title, _) in statistics.MEASURES.items()})
+    shown.insert(len(shown.columns), "better", [statistics.MEASURES[name][1] for name in statistics.with_intervals(summary).index])
+    return shown.to_html(border=0, escape=False).replace("<th></th>", "<th>measure</th>")
 
 
 def build_report(folder: Path) -> Path:
@@ -66,14 +64,13 @@ def build_report(folder: Path) -> Path:
     parts.append(f"<p class=note>{html.escape(shape)}. Content loss: {html.escape(config.content_features)}.</p>")
     if config.data == "phantom":
         parts.append("<p class=phantom>Made from phantoms (synthetic B-scans): not a result on OCT.</p>")
-    parts.append("<p class=note>One training with one seed. Research only: super-resolved detail is synthetic.</p>")
+    parts.append("<p class=note>Research only: super-resolved detail is synthetic.</p>")
     metrics_file = folder / "evaluation" / "metrics.csv"
     if metrics_file.exists():
-        from .evaluation import summarise
-
         table = pd.read_csv(metrics_file, dtype={"patient": str})
-        count = f"{table.image.nunique()} test images of {table.patient.nunique()} patients, valid region, mean by patient"
-        parts += [f"<h2>Result</h2><p class=note>{count}.</p><div class=wide>{result_table(summarise(table))}</div>"]
+        note = f"Valid region, mean by patient. {statistics.caution(table)}"
+        parts += [f"<h2>Result</h2><p class=note>{html.escape(note)}</p>"]
+        parts += [f"<div class=wide>{result_table(statistics.summarise(table))}</div>"]
     parts.append("<h2>Pictures</h2>")
     for stem, caption in CAPTIONS.items():
         for picture in sorted((folder / "figures").glob(f"{stem}*.png")):

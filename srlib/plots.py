@@ -1,0 +1,158 @@
+"""Curves, points and bars: of images, of tables, and of a training while it runs. The style is that of `figures`."""
+
+from __future__ import annotations
+
+import os
+import textwrap
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+
+from . import health
+from .figures import COLOURS, NAMES, finish
+
+
+def histograms(values: dict[str, np.ndarray]) -> plt.Figure:
+    """Grey-level histograms (counts of 256 levels), one line each, as shares on a logarithmic axis."""
+    fig, ax = plt.subplots(figsize=(7, 3.2))
+    for name, counts in values.items():
+        ax.plot(np.arange(256), np.maximum(counts / counts.sum(), 1e-7), label=name, lw=1.4)
+    ax.set(xlabel="grey level", ylabel="share of pixels", yscale="log", xlim=(0, 255), title="Grey levels by class")
+    ax.legend()
+    return fig
+
+
+def split_bars(table: pd.DataFrame) -> plt.Figure:
+    """Images and patients of each class in each split."""
+    fig, axes = plt.subplots(1, 2, figsize=(9, 3.0))
+    for ax, what in zip(axes, ("images", "patients"), strict=True):
+        groups = table.groupby(["label", "split"])
+        counts = (groups.size() if what == "images" else groups.patient.nunique()).unstack(fill_value=0)
+        counts = counts.reindex(columns=["train", "val", "test"], fill_value=0)
+        counts.plot.barh(stacked=True, ax=ax, color=["#0072B2", "#E69F00", "#D55E00"], legend=what == "patients", width=0.7)
+        ax.set(xlabel=what, ylabel="")
+        ax.grid(axis="y", visible=False)
+        ax.xaxis.get_major_locator().set_params(integer=True)
+    axes[1].legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    return fig
+
+
+def spectra(curves: dict[str, tuple[np.ndarray, np.ndarray]], scale: int, direction: str = "radial") -> plt.Figure:
+    """Power spectra (`metrics.psd`) of several images or methods, with the LR Nyquist frequency marked."""
+    fig, ax = plt.subplots(figsize=(7.4, 3.6))
+    for name, (f, db) in curves.items():
+        ax.plot(f, db, label=NAMES.get(name, name), color=COLOURS.get(name), lw=2.2 if name == "hr" else 1.5)
+    ax.axvline(0.5 / scale, color="#666666", ls="--", lw=1)
+    ax.text(0.5 / scale + 0.004, 0.03, "LR Nyquist", transform=ax.get_xaxis_transform(), fontsize=8, color="#444444")
+    ax.set(
+        xlabel="spatial frequency (cycles per HR pixel)",
+        ylabel="power (dB)",
+        xlim=(0, 0.5),
+        title=f"{direction.capitalize()} power spectrum",
+    )
+    ax.legend(loc="upper right", ncol=2)
+    return fig
+
+
+def method_points(table: pd.DataFrame, x: str, y: str, labels: dict[str, str], path: pd.DataFrame | None = None) -> plt.Figure:
+    """Each method as a point in the plane of two measures (`statistics.summarise`'s table), with its 95 % interval over patients where the
+    table has one. `path`: a row for each alpha, the index, of the generators between SRResNet and SRGAN, drawn as a line
+    with alpha beside its points."""
+    fig, ax = plt.subplots(figsize=(7.2, 4.4))
+    for method, row in table.iterrows():
+        colour = COLOURS.get(method, "#444444")
+        if f"{x}_low" in table:
+            spread = [[[row[k] - row[f"{k}_low"]], [row[f"{k}_high"] - row[k]]] for k in (x, y)]
+            ax.errorbar(row[x], row[y], xerr=spread[0], yerr=spread[1], color=colour, lw=1, alpha=0.5, zorder=2)
+        ax.scatter(row[x], row[y], s=60, color=colour, zorder=3)
+        ax.annotate(NAMES.get(method, method), (row[x], row[y]), xytext=(7, 5), textcoords="offset points", fontsize=8.5)
+    if path is not None:
+        ax.plot(path[x], path[y], "-o", color="#666666", ms=3.5, lw=1.2, zorder=1)
+        for alpha, row in path.iloc[1:-1].iterrows():
+            ax.annotate(
+                f"{alpha:g}", (row[x], row[y]), xytext=(0, 6), textcoords="offset points", ha="center", fontsize=7.5, color="#555555"
+            )
+    ax.margins(0.12)
+    ax.set(xlabel=labels[x], ylabel=labels[y])
+    return fig
+
+
+def bars(table: pd.DataFrame, columns: dict[str, str], goal: float | None = 0.0) -> plt.Figure:
+    """Measures (column to label) as bars for each method, side by side, with 95 % intervals where the table has them (`_low`, `_high`), and a
+    line where HR stands (`goal`)."""
+    methods = list(table.index)[::-1]
+    fig, axes = plt.subplots(1, len(columns), figsize=(2.2 + 3.1 * len(columns), 2.9), sharey=True, squeeze=False)
+    for ax, (column, label) in zip(axes[0], columns.items(), strict=True):
+        values = table[column][methods]
+        ax.barh([NAMES.get(m, m) for m in methods], values, color=[COLOURS.get(m, "#444444") for m in methods], height=0.65)
+        if f"{column}_low" in table:
+            spread = [values - table[f"{column}_low"][methods], table[f"{column}_high"][methods] - values]
+            ax.errorbar(values, range(len(methods)), xerr=spread, fmt="none", ecolor="#222222", lw=1)
+        if goal is not None:
+            ax.axvline(goal, color="#444444", lw=0.8)
+        ax.set(xlabel=label)
+        ax.grid(axis="y", visible=False)
+    return fig
+
+
+def live(curves):
+    """A `show(history)` callback that redraws `curves(history)` in JupyterLab while a training runs; elsewhere it does nothing."""
+    if "JPY_SESSION_NAME" not in os.environ:
+        return lambda history: None
+    from IPython.display import display
+
+    handle = display(display_id=True)
+
+    def show(history: pd.DataFrame) -> None:
+        if len(history) > 1:
+            handle.update(finish(curves(history)))
+
+    return show
+
+
+def pretrain_curves(history: pd.DataFrame) -> plt.Figure:
+    """MSE and validation gain over the steps."""
+    fig, axes = plt.subplots(1, 2, figsize=(9, 3.0))
+    axes[0].plot(history.step, history.loss, color=COLOURS["srresnet"])
+    axes[0].set(xlabel="step", ylabel="MSE, image in [-1, 1]", yscale="log", title="Training loss")
+    _gain(axes[1], history, COLOURS["srresnet"])
+    return fig
+
+
+def _gain(ax, history, colour):
+    ax.plot(history.step, history.gain_db, color=colour)
+    ax.axhline(0, color=COLOURS["bicubic"], ls="--", lw=1)
+    ax.annotate("bicubic", (1, 0), xycoords=("axes fraction", "data"), xytext=(-2, 3), textcoords="offset points",
+                ha="right", fontsize=8, color=COLOURS["bicubic"])  # fmt: skip
+    ax.set(xlabel="step", ylabel="PSNR less bicubic's (dB)", title="Validation, valid region")
+
+
+def srgan_curves(history: pd.DataFrame) -> plt.Figure:
+    """The game and its health: D's probabilities, shares of the loss terms, gradients, gain, LR consistency, warnings in words."""
+    fig, axes = plt.subplots(2, 3, figsize=(12, 6.0))
+    axes, last = axes.ravel(), axes[1, 2]
+    axes[0].plot(history.step, history.d_hr, label="D(HR)", color=COLOURS["hr"])
+    axes[0].plot(history.step, history.d_sr, label="D(SR)", color=COLOURS["srgan"])
+    axes[0].axhline(0.5, color="#999999", lw=0.8, ls=":")
+    axes[0].set(xlabel="step", ylabel="mean probability of 'real'", ylim=(-0.02, 1.02), title="Discriminator")
+    axes[0].legend(loc="center right")
+    terms = [t for t in ("content", "adversarial", "pixel", "grid") if history.get(f"{t}_share", pd.Series([0.0])).max() > 0]
+    axes[1].stackplot(history.step, *(history[f"{t}_share"] for t in terms), labels=terms, alpha=0.85,
+                      colors=["#009E73", "#D55E00", "#0072B2", "#999999"])  # fmt: skip
+    axes[1].set(xlabel="step", ylabel="share of the generator's loss", ylim=(0, 1), title="Loss terms")
+    axes[1].legend(loc="lower left", frameon=True)
+    _gain(axes[2], history, COLOURS["srgan"])
+    axes[3].plot(history.step, history.g_norm, label="generator", color=COLOURS["srgan"])
+    axes[3].plot(history.step, history.d_norm, label="discriminator", color=COLOURS["hr"])
+    axes[3].set(xlabel="step", ylabel="norm", yscale="log", title="Gradients")
+    axes[3].legend()
+    axes[4].plot(history.step, history.consistency_db, color=COLOURS["srgan"])
+    axes[4].axhline(health.LEFT_LR, color="#999999", lw=0.8, ls=":")
+    axes[4].set(xlabel="step", ylabel="PSNR against LR (dB)", title="LR consistency: SR brought down again")
+    said = list(health.warnings(history).values()) or ["Nothing to warn of."]
+    said.append(f"The discriminator learnt from {history.d_learnt.iloc[-1]:.0%} of the last steps.")
+    last.axis("off")
+    last.set_title("Health at the last step", loc="left")
+    last.text(0, 0.97, "\n\n".join(textwrap.fill(sentence, 46) for sentence in said), va="top", fontsize=9.5, transform=last.transAxes)
+    return fig

@@ -1,0 +1,83 @@
+"""The protocol of the series: how one SR image is measured against HR, in every measure and region."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from . import metrics, retina
+from .data import valid_region
+from .degrade import to_tensor
+
+BOUNDARIES = ("RNFL", "EZ", "RPE")  # phantoms: what begins at the boundaries whose shift is measured; the RNFL's is the inner surface
+
+
+class Protocol:
+    """One HR image, prepared once, against which any number of SR images are measured. `truth`: what a phantom was drawn from, else None."""
+
+    def __init__(self, lr: np.ndarray, hr: np.ndarray, reduction: tuple, border: int, network: torch.nn.Module, device, truth=None):
+        self.lr, self.hr, self.reduction, self.border = lr, hr, reduction, border
+        self.scale, self.truth = reduction[0], truth
+        self.network, self.device = network, device
+        valid = valid_region(hr)
+        self.regions = {"whole": None, "valid": None if valid.all() else valid}
+        self.vitreous = np.zeros(valid.shape, bool)
+        if hr.ndim == 2:  # a B-scan; photographs have no retina
+            self.regions["retina"], self.vitreous = retina.retina(hr, truth)
+        self.hr_maps = self._maps(hr)
+        self.hr_power = {name: metrics.spectrum(hr, region) for name, region in self.regions.items()}
+        self.hr_speckle = {name: metrics.speckle_contrast(hr, region) for name, region in self.regions.items()}
+        self.hr_cnr, self.hr_enl = metrics.cnr(hr, self._tissue, self.vitreous), metrics.enl(hr, self.vitreous)
+
+    @property
+    def _tissue(self):
+        return self.regions.get("retina", self.vitreous)
+
+    @torch.inference_mode()
+    def _maps(self, image):
+        return self.network(to_tensor(image).to(self.device))
+
+    def measure(self, sr: np.ndarray) -> list[dict]:
+        """A dict for each region with every measure; the regions agree where there is no fill. ValueError for another size."""
+        if sr.shape != self.hr.shape:
+            raise ValueError(
+                f"SR is {sr.shape[1]} x {sr.shape[0]} pixels and HR {self.hr.shape[1]} x {self.hr.shape[0]}; is the scale right?"
+            )
+        hr, maps, rows, image = self.hr, self._maps(sr), [], self._of_the_image(sr)
+        for name, region in self.regions.items():
+            if name == "valid" and region is None:
+                rows.append(dict(rows[0], region=name))
+                continue
+            power, hr_power = metrics.spectrum(sr, region), self.hr_power[name]
+            rows.append(
+                {
+                    "region": name,
+                    "psnr": metrics.psnr(sr, hr, self.border, region),
+                    "ssim": metrics.ssim(sr, hr, self.border, region),
+                    "ms_ssim": metrics.ms_ssim(sr, hr, self.border, region),
+                    "high_power_db": metrics.high_power_db(power, hr_power, self.scale),
+                    "axial_power_db": metrics.high_power_db(power, hr_power, self.scale, "axial"),
+                    "lateral_power_db": metrics.high_power_db(power, hr_power, self.scale, "lateral"),
+                    "checkerboard": metrics.checkerboard(power, hr_power, self.scale),
+                    "consistency": image["consistency"],
+                    "judge": metrics.feature_distance(maps, self.hr_maps, region),
+                    "speckle": metrics.speckle_contrast(sr, region) - self.hr_speckle[name],
+                    "epi": metrics.edge_preservation(sr, hr, region),
+                }
+                | image
+            )
+        return rows
+
+    def _of_the_image(self, sr: np.ndarray) -> dict:
+        """The measures that do not depend on the region."""
+        enl = metrics.enl(sr, self.vitreous) / self.hr_enl
+        found = {
+            "consistency": metrics.consistency(sr, self.lr, *self.reduction),
+            "cnr_db": metrics.cnr(sr, self._tissue, self.vitreous) - self.hr_cnr,
+            "enl_db": float(10 * np.log10(enl)) if enl > 0 else float("nan"),
+        }
+        if self.truth is not None:
+            shifts = [retina.boundary_shift(sr, self.hr, self.truth.surfaces[s][: sr.shape[1]]) for s in BOUNDARIES]
+            found["boundary_px"] = float(np.mean(shifts))
+            found["lesion_contrast"] = retina.lesion_contrast(sr, self.hr, self.truth.lesions)
+        return found
