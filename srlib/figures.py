@@ -12,6 +12,7 @@ from matplotlib.patches import Rectangle
 from PIL import Image, ImageDraw
 from scipy.ndimage import gaussian_filter1d, gaussian_gradient_magnitude
 
+from .data import valid_region
 from .metrics import luma, psd
 
 COLOURS = {
@@ -209,7 +210,8 @@ def profile(images: dict[str, np.ndarray], title: str = "") -> plt.Figure:
     """Grey levels along depth, mean of 5 columns, where HR is brightest: how sharp the layers stand in each image, beside the line on HR."""
     hr = images["hr"]
     column = hr.shape[1] // 3
-    middle = int(gaussian_filter1d(luma(hr)[:, max(column - 8, 0) : column + 9].mean(1), 6).argmax())
+    tissue = np.where(valid_region(hr), luma(hr), 0)[:, max(column - 8, 0) : column + 9]
+    middle = int(gaussian_filter1d(tissue.mean(1), 6).argmax())
     first, end = max(middle - 90, 0), min(middle + 45, len(hr))
     fig, axes = plt.subplots(1, 2, figsize=(11, 4.2), width_ratios=[1, 1.7])
     _draw(axes[0], hr, title)

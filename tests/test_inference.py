@@ -1,6 +1,8 @@
 """Images in, images out; and the command line as a user types it."""
 
 import itertools
+import subprocess
+import sys
 
 import numpy as np
 import pandas as pd
@@ -14,6 +16,7 @@ from srlib.config import UserError
 from srlib.degrade import to_image, to_tensor, upsample
 from srlib.models import Generator
 from srlib.phantom import bscan
+from srlib.series.run_folder import REPOSITORY
 
 
 @pytest.fixture
@@ -189,3 +192,16 @@ def test_blend_is_between():
         assert torch.allclose(blend(one, two, alpha).tail.weight, expected)
     with pytest.raises(ValueError, match="two shapes"):
         blend(one, Generator(4, 1, 8, 2), 0.5)
+
+
+@pytest.mark.slow
+def test_a_large_image_in_bounded_memory():
+    """4096 x 4096 from the paper's generator stays under 2 GB, torch itself included."""
+    code = (
+        "import resource, numpy as np; from srlib.models import Generator; from srlib.inference import upscale\n"
+        "sr = upscale(np.random.default_rng(0).integers(0, 256, (1024, 1024), dtype=np.uint8), Generator(4, 1, 64, 16).eval())\n"
+        "print(sr.shape[0], resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    )
+    said = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    side, kilobytes = map(int, said.stdout.split())
+    assert side == 4096 and kilobytes * 1024 < 2e9

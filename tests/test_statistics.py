@@ -54,10 +54,10 @@ def test_paired_wilcoxon():
 
 
 def test_few_patients_are_flagged():
-    few = statistics.caution(table({"bicubic": [1, 2, 3, 4]}))
-    assert "3 patients" in few and "rough guide" in few and "no Wilcoxon test" in few and "one training" in few
-    many = statistics.caution(table({"bicubic": range(20)}, [str(k) for k in range(20)]), seeds=3)
-    assert "rough" not in many and "3 trainings" in many
+    few = statistics.caution(table({"bicubic": [1, 2, 3, 4], "srgan": [2, 3, 4, 5]}))
+    assert "3 patients" in few and "rough guide" in few and "no corrected Wilcoxon test" in few and "one training" in few
+    many = statistics.caution(table({"bicubic": range(20)}, [str(k) for k in range(20)]))
+    assert "rough" not in many and "corrected" not in many
 
 
 def test_gain_by_region_class_and_size():

@@ -182,16 +182,33 @@ def reading(folder: Path, counts=(16, 64, 256)) -> pd.DataFrame:
     return pd.DataFrame(rows).set_index("what")
 
 
-def inference(device: torch.device, sides=(64, 128, 256, 384)) -> pd.DataFrame:
-    """HR megapixels a second through `upscale` with the generators of `quick` and `paper`, for LR images of several sides."""
+def inference(device: torch.device, sizes=((64, 64), (124, 128), (256, 256), (512, 512))) -> pd.DataFrame:
+    """HR megapixels a second through `upscale` with the generators of `quick` and `paper`, by turns with the plain way: float32, NCHW, an
+    ordinary last convolution, the whole image at once (up to LR 256 x 256). 124 x 128 gives Kermany's usual 496 x 512."""
     rows = []
     for profile in ("quick", "paper"):
-        generator = make_generator(load_config(profile, channels=1)).to(device, memory_format=FASTEST).eval()
-        for side in sides:
-            lr = np.random.default_rng(0).integers(0, 256, (side, side), dtype=np.uint8)
-            upscale(lr[:32, :32], generator)
-            took = _timed(device, lambda lr=lr, generator=generator: upscale(lr, generator))
-            rows.append({"what": f"upscale x4 ({profile}), LR {side} x {side}", "s": took, "HR megapixels/s": 16 * side**2 / took / 1e6})
+        config = load_config(profile, channels=1)
+        generator = make_generator(config).to(device, memory_format=FASTEST).eval()
+        plain = make_generator(config).to(device).eval()
+        plain.tail = nn.Conv2d(config.width, 1, 9, padding=4).to(device)
+        for size in sizes:
+            lr = np.random.default_rng(0).integers(0, 256, size, dtype=np.uint8)
+            x = torch.from_numpy(lr / np.float32(255))[None, None].to(device)
+            seconds = {"ours": [], "plain": []}
+            with torch.inference_mode():
+                for _ in range(3):
+                    seconds["ours"].append(_timed(device, lambda lr=lr, generator=generator: upscale(lr, generator)))
+                    if max(size) <= 256:
+                        seconds["plain"].append(_timed(device, lambda x=x, plain=plain: plain(x)))
+            took = min(seconds["ours"])
+            rows.append(
+                {
+                    "what": f"upscale x4 ({profile}), LR {size[0]} x {size[1]}",
+                    "s": took,
+                    "HR megapixels/s": 16 * lr.size / took / 1e6,
+                    "times the plain way": min(seconds["plain"]) / took if seconds["plain"] else np.nan,
+                }
+            )
     return pd.DataFrame(rows).set_index("what")
 
 

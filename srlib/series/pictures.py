@@ -1,4 +1,4 @@
-"""`pictures`: put a phantom run's figures into the notebooks (as attachments) and the README (notebooks/pictures/)."""
+"""`pictures`: put a phantom run's figures into the notebooks (as attachments) and the README, and publish its report as Markdown."""
 
 from __future__ import annotations
 
@@ -7,36 +7,75 @@ import re
 from pathlib import Path
 
 import nbformat
+import pandas as pd
 from PIL import Image
 
+from .. import statistics
 from ..config import UserError
-from .run_folder import REPOSITORY, open_run
+from ..figures import NAMES
+from . import report
+from .run_folder import REPOSITORY, Run, open_run
 
 WIDTH = 1000  # pixels, wide enough for a reader's column
 
 
 def update_pictures(run_dir: str, profile: str = "quick") -> list[Path]:
-    """Take the figures that the notebooks' first cells name from a finished phantom run; returns the pictures written.
+    """Take the figures that the notebooks' first cells name, and the report, from a finished phantom run; returns the files written.
 
     Raises UserError for a run on real scans: their pictures do not belong in the repository.
     """
     run = open_run("06", profile, run_dir)
     if not run.is_phantom:
         raise UserError(f"{run.folder} shows real scans, whose pictures are not for the repository; name a run on phantoms")
-    folder = REPOSITORY / "notebooks" / "pictures"
-    folder.mkdir(exist_ok=True)
     written = []
     for path in sorted((REPOSITORY / "notebooks").glob("*.ipynb")):
         notebook = nbformat.read(path, as_version=4)
         first = notebook.cells[0]
         for stem in re.findall(r"attachment:([\w-]+)\.jpg", first.source):
-            figure = next(f for f in (run.figures / f"{stem}.png", run.figures / f"{stem}_1.png") if f.exists())
-            target = folder / f"{stem}.jpg"
-            image = Image.open(figure).convert("RGB")
-            if image.width > WIDTH:
-                image = image.resize((WIDTH, round(image.height * WIDTH / image.width)), Image.Resampling.LANCZOS)
-            image.save(target, quality=82, optimize=True)
+            target = _small(next(f for f in (run.figures / f"{stem}.png", run.figures / f"{stem}_1.png") if f.exists()), stem)
             first["attachments"] = {target.name: {"image/jpeg": base64.b64encode(target.read_bytes()).decode()}}
             written.append(target)
         nbformat.write(notebook, path)
-    return written
+    return [*written, *_publish(run)]
+
+
+def _small(figure: Path, stem: str) -> Path:
+    """The figure as a JPEG (a GIF as it is) in notebooks/pictures/."""
+    target = REPOSITORY / "notebooks" / "pictures" / f"{stem}{'.gif' if figure.suffix == '.gif' else '.jpg'}"
+    target.parent.mkdir(exist_ok=True)
+    if figure.suffix == ".gif":
+        target.write_bytes(figure.read_bytes())
+        return target
+    image = Image.open(figure).convert("RGB")
+    if image.width > WIDTH:
+        image = image.resize((WIDTH, round(image.height * WIDTH / image.width)), Image.Resampling.LANCZOS)
+    image.save(target, quality=82, optimize=True)
+    return target
+
+
+def _publish(run: Run) -> list[Path]:
+    """The run's report as notebooks/RESULTS.md, which GitHub shows: the table, the tests, the pictures."""
+    table = pd.read_csv(run.folder / "evaluation" / "metrics.csv", dtype={"patient": str})
+    numbers = statistics.with_intervals(statistics.summarise(table)).rename(columns=NAMES)
+    numbers.index = [statistics.MEASURES[name][0] for name in numbers.index]
+    tests = statistics.compare(table, "judge").rename(index=NAMES).reset_index()
+    text = [
+        "# Executed results: phantoms, `quick`",
+        "Made by `python -m srlib pictures RUN` from a run's report. **Phantoms are synthetic scans: not a result on OCT.**",
+        f"Valid region, mean by patient. {statistics.caution(table)}",
+        _markdown(numbers.rename_axis("measure").reset_index()),
+        "Feature distance in the judge, patient by patient (paired Wilcoxon, Holm's correction):",
+        _markdown(tests.round(4)),
+    ]
+    written = []
+    for picture, caption in report.pictures(run.folder):
+        written.append(_small(picture, picture.stem))
+        text.append(f"![{caption}](pictures/{written[-1].name})\n\n*{caption}*")
+    page = REPOSITORY / "notebooks" / "RESULTS.md"
+    page.write_text("\n\n".join(text) + "\n")
+    return [*written, page]
+
+
+def _markdown(table: pd.DataFrame) -> str:
+    rows = [list(table.columns), ["---"] * len(table.columns), *table.astype(str).to_numpy().tolist()]
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import html
 import json
 import re
@@ -17,11 +18,11 @@ CSS = """
 :root { --ink: #1c2024; --soft: #5b6570; --line: #dfe3e8; --paper: #ffffff; --accent: #b34700; }
 @media (prefers-color-scheme: dark) { :root { --ink: #e8eaed; --soft: #a2abb5; --line: #3a4149; --paper: #17191c; --accent: #ff9d5c; } }
 body { font: 16px/1.55 system-ui, sans-serif; color: var(--ink); background: var(--paper); max-width: 68rem; margin: 0 auto; padding: 1.5rem; }
-h1 { font-size: 1.7rem; margin: 0.2em 0; } h2 { font-size: 1.2rem; margin: 2em 0 0.5em; }
+h1 { font-size: 1.7rem; margin: 0.2em 0; } h2 { font-size: 1.2rem; margin: 2em 0 0.5em; } h3 { font-size: 1rem; margin: 1.5em 0 0.5em; }
 p.note { color: var(--soft); } p.phantom { color: var(--accent); font-weight: 600; }
 div.wide { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 0.92rem; }
-th, td { padding: 0.35rem 0.8rem; border-bottom: 1px solid var(--line); text-align: right; } th:first-child, td:first-child { text-align: left; }
+td small { white-space: nowrap; color: var(--soft); } th, td { padding: 0.3rem 0.6rem; border-bottom: 1px solid var(--line); text-align: right; } th:first-child, td:first-child { text-align: left; }
 figure { margin: 1.2rem 0; } figure img { max-width: 100%; height: auto; background: #fff; border-radius: 4px; }
 figcaption { color: var(--soft); font-size: 0.9rem; } a { color: var(--accent); }
 """
@@ -44,6 +45,16 @@ CAPTIONS = {  # figure file stem (without a trailing number): caption, in the or
 }
 
 
+def pictures(folder: Path) -> list[tuple[Path, str]]:
+    """The figures of a run that the report shows, in its order, each with its caption."""
+    found = []
+    for stem, caption in CAPTIONS.items():
+        for picture in sorted((folder / "figures").glob(f"{stem}*")):
+            if re.fullmatch(rf"{stem}(_\d+)?", picture.stem):
+                found.append((picture, caption))
+    return found
+
+
 def result_table(summary: pd.DataFrame) -> str:
     """`statistics.summarise`'s table as HTML: a row for each measure with its unit, a column for each method, intervals in brackets."""
     from ..figures import NAMES
@@ -52,6 +63,20 @@ def result_table(summary: pd.DataFrame) -> str:
     shown = shown.rename(columns=NAMES, index={name: title for name, (title, _) in statistics.MEASURES.items()})
     shown.insert(len(shown.columns), "better", [statistics.MEASURES[name][1] for name in statistics.with_intervals(summary).index])
     return shown.to_html(border=0, escape=False).replace("<th></th>", "<th>measure</th>")
+
+
+def test_table(table: pd.DataFrame, measure: str) -> str:
+    """`statistics.compare` as HTML."""
+    from ..figures import NAMES
+
+    found = statistics.compare(table, measure).rename(index=NAMES).reset_index()
+    found = found.rename(columns={"low": "95 % from", "high": "to", "p_holm": "p (Holm)"})
+    return found.to_html(border=0, index=False, float_format=lambda v: f"{v:.3f}")
+
+
+def _figure(picture: Path, caption: str) -> str:
+    source = f"data:image/{picture.suffix[1:]};base64,{base64.b64encode(picture.read_bytes()).decode()}"
+    return f'<figure><img alt="{html.escape(caption)}" src="{source}"><figcaption>{html.escape(caption)}</figcaption></figure>'
 
 
 def build_report(folder: Path) -> Path:
@@ -65,20 +90,20 @@ def build_report(folder: Path) -> Path:
     if config.data == "phantom":
         parts.append("<p class=phantom>Made from phantoms (synthetic B-scans): not a result on OCT.</p>")
     parts.append("<p class=note>Research only: super-resolved detail is synthetic.</p>")
+    shown = [_figure(*picture) for picture in pictures(folder)]
+    parts += shown[:1]
     metrics_file = folder / "evaluation" / "metrics.csv"
     if metrics_file.exists():
         table = pd.read_csv(metrics_file, dtype={"patient": str})
         note = f"Valid region, mean by patient. {statistics.caution(table)}"
         parts += [f"<h2>Result</h2><p class=note>{html.escape(note)}</p>"]
         parts += [f"<div class=wide>{result_table(statistics.summarise(table))}</div>"]
-    parts.append("<h2>Pictures</h2>")
-    for stem, caption in CAPTIONS.items():
-        for picture in sorted((folder / "figures").glob(f"{stem}*.png")):
-            if re.fullmatch(rf"{stem}(_\d+)?", picture.stem):
-                data = base64.b64encode(picture.read_bytes()).decode()
-                parts.append(
-                    f'<figure><img alt="{html.escape(caption)}" src="data:image/png;base64,{data}"><figcaption>{html.escape(caption)}</figcaption></figure>'
-                )
+        for measure in ("psnr", "judge"):
+            parts.append(
+                f"<h3>{statistics.MEASURES[measure][0]}, patient by patient</h3><div class=wide>{test_table(table, measure)}</div>"
+            )
+        parts.append("<p class=note>Paired Wilcoxon signed-rank tests; p (Holm) is corrected for all rows of its table.</p>")
+    parts += ["<h2>Pictures</h2>", *shown[1:]]
     parts.append("<h2>Notebooks</h2><ul>")
     for number, (name, _, _) in NOTEBOOKS.items():
         source = folder / "notebooks" / f"{name}.ipynb"
@@ -88,15 +113,18 @@ def build_report(folder: Path) -> Path:
             took = f" ({seconds:.0f} s)" if seconds else ""
             parts.append(f'<li><a href="notebooks/{name}.html">{name}</a>{took}</li>')
     parts.append("</ul><h2>Settings and provenance</h2>")
-    made = provenance.get("made_by", {})
-    lines = {
-        "created": made.get("created", ""),
-        "git": made.get("git", ""),
-        "Python": made.get("python", ""),
-        "system": made.get("system", ""),
+    made, seconds = provenance.get("made_by", {}), [n.get("seconds", 0) for n in provenance.get("notebooks", {}).values()]
+    manifest = folder / "manifest.csv"
+    lines = {key: made.get(key, "") for key in ("created", "git", "python", "system", "cores")} | made.get("versions", {})
+    lines |= {
+        "seed": config.seed,
+        "images": provenance.get("data", {}).get("images", {}).get("count", ""),
+        "SHA-256 of the manifest, which has that of each image": hashlib.sha256(manifest.read_bytes()).hexdigest()
+        if manifest.exists()
+        else "",
+        "all notebooks together": f"{sum(seconds):.0f} s",
     }
-    lines |= {"cores": made.get("cores", "")} | made.get("versions", {})
-    facts = "; ".join(f"{k} {v}" for k, v in lines.items() if v)
+    facts = "; ".join(f"{k} {v}" for k, v in lines.items() if v != "")
     settings = "".join(f"<tr><td>{k}<td>{html.escape(str(v))}" for k, v in vars(config).items())
     parts.append(f"<p class=note>{html.escape(facts)}</p><details><summary>all settings</summary><table>{settings}</table></details>")
     page = f'<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content="width=device-width, initial-scale=1"><title>{html.escape(folder.name)}</title><style>{CSS}</style><body>{"".join(parts)}</body></html>\n'
