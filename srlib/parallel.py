@@ -90,7 +90,7 @@ def processes(config: Config, device: torch.device) -> int:
 
 
 def launch(stage: str, count: int, config: Config, train, val, folder, fingerprint: str, show=lambda history: None) -> pd.DataFrame:
-    """Run `training.<stage>` in `count` processes under torchrun, and return its history; `show` is called when a checkpoint adds to it.
+    """Run `training.<stage>` in `count` processes under torchrun (`python -m srlib.training JOB`), and return its history; `show` is called when a checkpoint adds to it.
 
     The processes read what to do from `job.json` in the stage's folder; other hosts join by torchrun's own rendezvous (the setting
     `torchrun`) and that file. Raises what a single process would: UserError with its message, KeyboardInterrupt after an interrupt. A process that dies
@@ -103,7 +103,7 @@ def launch(stage: str, count: int, config: Config, train, val, folder, fingerpri
     facts = {"stage": stage, "config": dataclasses.asdict(config), "folder": str(folder), "fingerprint": fingerprint}
     job.write_text(json.dumps(facts | {"train": [str(p) for p in train], "val": [str(p) for p in val]}))
     command = [sys.executable, "-m", "torch.distributed.run", *config.torchrun.split(), f"--nproc-per-node={count}"]
-    command += ["-m", "srlib.parallel", str(job)]
+    command += ["-m", "srlib.training", str(job)]
     paths = [str(Path(__file__).resolve().parent.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
     threads, grace = max(1, (os.cpu_count() or 1) // count), GRACE_SECONDS - 30
     around = {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": str(threads), "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(grace)}
@@ -132,31 +132,3 @@ def launch(stage: str, count: int, config: Config, train, val, folder, fingerpri
     if status:
         raise RuntimeError(f"{home.name}: one of {count} training processes died ({log} says more); run the same again to continue")
     return pd.read_csv(history)
-
-
-def main(job: str) -> int:
-    """What each process does: join the group, run the stage. Its mistakes go to `job.error`, which `launch` reads."""
-    from . import training
-
-    facts = json.loads(Path(job).read_text())
-    config = Config(**facts["config"])
-    device = training.pick_device(config.device)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
-    if rank():
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (for the whole process)
-    try:
-        paths = [[Path(p) for p in facts[name]] for name in ("train", "val")]
-        getattr(training, facts["stage"])(config, *paths, facts["folder"], facts["fingerprint"])
-    except UserError as error:
-        part = Path(job).with_name(f"job.error.{rank()}")
-        part.write_text(str(error))
-        part.replace(Path(job).with_name("job.error"))
-        return 1  # torchrun then ends the others, which may wait for this one
-    except KeyboardInterrupt:
-        return 130
-    dist.destroy_process_group()
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))

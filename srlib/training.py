@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import io
+import json
 import os
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+import torch.distributed as dist
 from PIL import Image
 from tqdm import tqdm
 
@@ -174,3 +176,29 @@ def train_srgan(config: Config, train, val, folder, fingerprint: str = "", show=
         checkpoint.save_weights(folder / "srgan.pt", model, name="srgan")
 
     return run_steps("srgan", config, folder, fingerprint, config.gan_steps, game.parts, stream, game.step, validate, done, watched)
+
+
+def main(job: str) -> int:
+    """What each process of `parallel.launch` does: join the group, run the stage. Its mistakes go to `job.error`, which `launch` reads."""
+    facts = json.loads(Path(job).read_text())
+    config = Config(**facts["config"])
+    device = pick_device(config.device)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+    if parallel.rank():
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (for the whole process)
+    try:
+        paths = [[Path(p) for p in facts[name]] for name in ("train", "val")]
+        globals()[facts["stage"]](config, *paths, facts["folder"], facts["fingerprint"])
+    except UserError as error:
+        part = Path(job).with_name(f"job.error.{parallel.rank()}")
+        part.write_text(str(error))
+        part.replace(Path(job).with_name("job.error"))
+        return 1  # torchrun then ends the others, which may wait for this one
+    except KeyboardInterrupt:
+        return 130
+    dist.destroy_process_group()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))
