@@ -120,7 +120,7 @@ def _upscale(args) -> int:
     for path in written[:5]:
         print(path)
     made = f", {len(there)} made earlier" if there else ""
-    print(f"{len(written)} image(s) written{made}, {len(failed)} could not be read")
+    print(f"{len(written)} image(s) written{made}, {len(failed)} failed")
     return 1 if failed or not written + there else 0
 
 

@@ -141,6 +141,11 @@ class Config:
     validate_every: int = _setting(1000, "pretrain", "steps between validations", low=1)
 
     @property
+    def holds_lr(self) -> bool:
+        """Whether HR brought down again is LR. With speckle drawn anew and with given pairs it is not, so SR need not be either."""
+        return self.degradation not in ("speckle", "paired")
+
+    @property
     def reduction(self) -> tuple[int, str, float]:
         """What `degrade.downsample` takes after the image: scale, kind, amount; bicubic where LR is given and its making unknown."""
         return self.scale, "bicubic" if self.degradation == "paired" else self.degradation, self.degradation_amount

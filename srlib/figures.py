@@ -207,7 +207,7 @@ def gaps(images: dict[str, np.ndarray], reference: np.ndarray) -> dict[str, np.n
 
 
 def profile(images: dict[str, np.ndarray], title: str = "") -> plt.Figure:
-    """Grey levels along depth, mean of 5 columns, where HR is brightest: how sharp the layers stand in each image, beside the line on HR."""
+    """Grey levels along depth, mean of 5 columns, a third from the left, about where HR is brightest: how sharp the layers stand in each image, beside the line on HR."""
     hr = images["hr"]
     column = hr.shape[1] // 3
     tissue = np.where(valid_region(hr), luma(hr), 0)[:, max(column - 8, 0) : column + 9]

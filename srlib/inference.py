@@ -16,7 +16,7 @@ from .config import UserError
 from .models import Generator
 from .reading import find_images, pixel_size, png_name, read_image, slices
 
-TILE, OVERLAP = 320, 40  # LR pixels
+TILE, OVERLAP = 320, 48  # LR pixels
 WARNING = "synthetic detail, research only, not for diagnosis"
 
 
@@ -57,12 +57,12 @@ def _spans(size: int) -> list[tuple[int, int]]:
 
 
 def _ramp(start: int, end: int, size: int, scale: int) -> torch.Tensor:
-    """Weights along a tile from LR pixel `start` to `end`, at SR size: next to nothing within half the overlap of an inner edge,
-    which the padding spoils, then rising to 1; no ramp at the image's own border."""
-    at = torch.arange((end - start) * scale) / scale
+    """Weights along a tile from LR pixel `start` to `end`, at SR size: next to nothing within a quarter of the overlap of an inner edge,
+    which the padding spoils, then rising to 1 over half the overlap; no ramp at the image's own border."""
+    at = (torch.arange((end - start) * scale) + 0.5) / scale
     low = at if start else torch.full_like(at, OVERLAP)
     high = at.flip(0) if end < size else torch.full_like(at, OVERLAP)
-    return (torch.minimum(low, high) / (OVERLAP / 2) - 1).clamp(1e-6, 1)
+    return (torch.minimum(low, high) / (OVERLAP / 2) - 0.5).clamp(1e-6, 1)
 
 
 @torch.inference_mode()
@@ -94,14 +94,16 @@ def upscale(image: np.ndarray, generator: torch.nn.Module) -> np.ndarray:
 def self_ensemble(image: np.ndarray, generator: torch.nn.Module) -> tuple[np.ndarray, np.ndarray]:
     """(SR, spread): the mean of SR over the eight turns and flips of the image (Timofte et al. 2016, "x8"), and their standard deviation
     in levels of the image's type, float32 (of colour: mean over channels). Where the spread is large, the network is unsure."""
-    found = []
-    for turns in range(4):
-        for flip in (False, True):
-            view = np.rot90(image[:, ::-1] if flip else image, turns)
-            sr = np.rot90(_apply(np.ascontiguousarray(view), generator), -turns)
-            found.append(sr[:, ::-1] if flip else sr)
-    spread = np.std(found, 0)
-    return _levels(np.mean(found, 0), image.dtype), spread if spread.ndim == 2 else spread.mean(2)
+    mean, squares = 0.0, 0.0  # running, after Welford: eight maps of a large image would not fit
+    for k in range(8):
+        turns, flip = divmod(k, 2)
+        view = np.rot90(image[:, ::-1] if flip else image, turns)
+        sr = np.rot90(_apply(np.ascontiguousarray(view), generator), -turns)
+        gap = (sr[:, ::-1] if flip else sr) - mean
+        mean = mean + gap / (k + 1)
+        squares = squares + gap**2 * (k / (k + 1))
+    spread = np.sqrt(squares / 8)
+    return _levels(mean, image.dtype), spread if spread.ndim == 2 else spread.mean(2)
 
 
 def upscale_files(
@@ -112,12 +114,14 @@ def upscale_files(
 
     Each file says in its metadata that its detail is synthetic, what it was made from and by (`name`), and its pixel size, the
     source's divided by the scale. Returns (written, there already, failed): a file whose metadata show that it was made from the same
-    source in the same way is left; `failed` has a line for each source that could not be read.
+    source in the same way is left; `failed` has a line for each source that could not be read, or whose name is taken. Raises UserError
+    where a source would be overwritten.
     """
     source, out = Path(source), Path(out)
     if not source.exists():
         raise UserError(f"{source}: no such file or folder")
-    paths = find_images(source) if source.is_dir() else [source]
+    inside = source.is_dir() and out.resolve() != source.resolve()  # what an earlier call wrote is no source
+    paths = [p for p in find_images(source) if not (inside and out.resolve() in p.resolve().parents)] if source.is_dir() else [source]
     single = not source.is_dir() and out.suffix.lower() == ".png"
     written, there, failed, taken = [], [], [], {}
     parts: list[Path] = []
@@ -128,6 +132,9 @@ def upscale_files(
             failed.append(str(error))
     if single and len(parts) > 1:
         raise UserError(f"{source}: holds {len(parts)} slices; give a folder for OUT, not {out.name}")
+    targets = {(out if single else out / png_name(path).name).resolve() for path in parts}
+    if clash := next((path for path in paths if path.resolve() in targets), None):
+        raise UserError(f"{clash} would be overwritten by its own result; give another folder for OUT")
     by = f"{name} {_fingerprint(generator)}" + (" x8" if ensemble else "")
     for path in tqdm(parts, desc="upscale", unit="image", disable=len(parts) == 1):
         target = out if single else out / png_name(path).name
@@ -140,7 +147,8 @@ def upscale_files(
             failed.append(str(error))
             continue
         taken[target] = path
-        facts = {"Source": f"{path.name} {hashlib.sha256(image.tobytes()).hexdigest()[:16]}", "Made by": by.strip()}
+        readable = path.name.encode(errors="backslashreplace").decode()
+        facts = {"Source": f"{readable} {hashlib.sha256(image.tobytes()).hexdigest()[:16]}", "Made by": by.strip()}
         if _made_earlier(target, facts):
             there.append(target)
             continue
@@ -160,8 +168,10 @@ def _fingerprint(generator: torch.nn.Module) -> str:
 def _made_earlier(target: Path, facts: dict[str, str]) -> bool:
     try:
         with Image.open(target) as image:
-            return all(image.info.get(key) == value for key, value in facts.items())
-    except OSError:  # not there, or not an image
+            same = all(image.info.get(key) == value for key, value in facts.items())
+            image.verify()
+        return same
+    except (OSError, SyntaxError):  # not there, not an image, or cut off
         return False
 
 

@@ -121,8 +121,10 @@ def _along(shape, direction: str) -> np.ndarray:
 
 
 def psd(image: np.ndarray, region: np.ndarray | None = None, direction: str = "radial", bins: int = 90) -> tuple[np.ndarray, np.ndarray]:
-    """(frequency in cycles a pixel, mean power in dB): the `spectrum` averaged over rings, or 'axial' (depth) or 'lateral' over strips."""
+    """(frequency in cycles a pixel, mean power in dB): the `spectrum` averaged over rings, or 'axial' (depth) or 'lateral' over strips;
+    at most `bins` of them, none empty."""
     power = spectrum(image, region)
+    bins = min(bins, min(power.shape) // 2)
     edges = np.linspace(0, 0.5, bins + 1)
     which = np.digitize(_along(power.shape, direction).ravel(), edges) - 1
     inside = which < bins
@@ -165,8 +167,10 @@ def checkerboard(sr_power: np.ndarray, hr_power: np.ndarray, scale: int = 4) -> 
 
 
 def linear(image: np.ndarray) -> np.ndarray:
-    """Linear intensity behind the grey levels (luma) of a B-scan: the display's logarithm undone (`degrade.from_display`), float64."""
-    return from_display(torch.from_numpy(luma(image) / 255)).numpy()
+    """Linear intensity behind the grey levels of a B-scan (of three channels: their mean): the display's logarithm undone
+    (`degrade.from_display`), float64 (H, W)."""
+    grey = image.astype(np.float64) if image.ndim == 2 else image.mean(2)
+    return from_display(torch.from_numpy(grey / 255)).numpy()
 
 
 def speckle_contrast(image: np.ndarray, region: np.ndarray | None = None, window: int = 9) -> float:
@@ -203,7 +207,7 @@ def enl(image: np.ndarray, background: np.ndarray) -> float:
     """Equivalent number of looks of the linear intensity in the background, mean^2 / variance. nan where it is empty or flat. It
     rewards blur: read its ratio to HR's."""
     values = linear(image)[background]
-    return float(values.mean() ** 2 / values.var()) if values.size and values.var() else float("nan")
+    return float(values.mean() ** 2 / values.var()) if values.size and values.min() < values.max() else float("nan")
 
 
 def consistency(sr: np.ndarray, lr: np.ndarray, scale: int = 4, kind: str = "bicubic", amount: float = 0.0) -> float:

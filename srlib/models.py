@@ -86,7 +86,10 @@ def blend(first: Generator, second: Generator, alpha: float) -> Generator:
         raise ValueError(f"generators of two shapes cannot be blended: {first.settings} and {second.settings}")
     mixed, weights = copy.deepcopy(first).eval(), second.state_dict()
     mixed.load_state_dict(
-        {key: torch.lerp(value, weights[key], alpha) if value.is_floating_point() else value for key, value in first.state_dict().items()}
+        {
+            key: torch.lerp(value, weights[key].to(value.device), alpha) if value.is_floating_point() else value
+            for key, value in first.state_dict().items()
+        }
     )
     return mixed
 

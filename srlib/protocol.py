@@ -22,7 +22,7 @@ class Protocol:
         valid = valid_region(hr)
         self.regions = {"whole": None, "valid": None if valid.all() else valid}
         self.vitreous = np.zeros(valid.shape, bool)
-        if hr.ndim == 2:  # a B-scan; photographs have no retina
+        if hr.ndim == 2 or (hr == hr[..., :1]).all():  # grey, so a B-scan; colour photographs have no retina
             self.regions["retina"], self.vitreous = retina.retina(hr, truth)
         self.hr_maps = self._maps(hr)
         self.hr_power = {name: metrics.spectrum(hr, region) for name, region in self.regions.items()}

@@ -137,10 +137,14 @@ def _check_size(path: Path, image: Image.Image) -> None:
 
 
 def pixel_size(path: str | Path) -> tuple[float, float] | None:
-    """Width and height of a pixel in um, from the file's resolution tags; None where it has none."""
+    """Width and height of a pixel in um as `read_image` turns it, from the file's resolution tags; None where it has none, or one for
+    print (50 um and more: no scan has such pixels)."""
     with _opened(page_of(Path(path))[0]) as image:
-        dpi = image.info.get("dpi")
-    return tuple(25_400 / float(d) for d in dpi) if dpi and all(float(d) > 1 for d in dpi) else None
+        dpi, turned = image.info.get("dpi"), image.getexif().get(0x0112, 1) >= 5
+    if not dpi or not all(float(d) > 25_400 / 50 for d in dpi):
+        return None
+    size = tuple(25_400 / float(d) for d in dpi)
+    return size[::-1] if turned else size
 
 
 def _from_deep(values: np.ndarray, path: Path, channels: int, deep: bool) -> np.ndarray:

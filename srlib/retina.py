@@ -18,8 +18,9 @@ THINNEST = 22  # rows from the inner surface to the RPE at least, 85 um: less th
 def surfaces(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Rows of the inner surface (ILM) and of the RPE's centre in each column, float (W,), of a grey B-scan, uint8 (H, W).
 
-    The RPE is the brightest smooth path that has a darker path's width of vitreous far above it; the inner surface is the strongest
-    step from dark to bright above it. Both are searched by dynamic programming on the smoothed image. nan where a column is fill.
+    The RPE is the brightest smooth path that has a good share of the column's light above it (the retina's, which tells it from the nerve
+    fibre layer); the inner surface is the strongest step from dark to bright above that. Both are searched by dynamic programming on the
+    smoothed image. nan where a column is fill. Where fluid or the optic disc takes much of the scan, it can be far off.
     """
     valid = valid_region(image)
     grey = np.where(valid, image, np.median(image[valid]) if valid.any() else 0).astype(np.float32)
@@ -27,7 +28,6 @@ def surfaces(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     rise = gaussian_filter(grey, (2.5, 4), order=(1, 0))
     deep = np.cumsum(np.maximum(gaussian_filter(grey, (3, 8)) - _vitreous(grey, valid), 0), 0)
     deep /= np.maximum(deep[-1:], 1)
-    # the RPE has the retina above it: a share of the column's light, which tells it from the nerve fibre layer
     outer = _path(bright + 150 * np.clip(deep - 0.15, 0, 0.3) / 0.3)
     rows = np.arange(len(image))[:, None]
     inner = _path(np.where((rows < outer - THINNEST) & valid, 12 * rise - 60 * deep / 0.3, -1e4))

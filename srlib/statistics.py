@@ -29,6 +29,13 @@ MEASURES = {  # column of metrics.csv: (what it is, what is better)
     "boundary_px": ("shift of layer boundaries (pixels)", "near 0"),
     "lesion_contrast": ("lesion contrast (HR: 1)", "near 1"),
 }
+QUESTIONS = (  # (method, against): asked of a measure together, so corrected together
+    ("srresnet", "bicubic"),
+    ("srresnet", "linear"),
+    ("srgan", "bicubic"),
+    ("srgan", "srresnet"),
+    ("srgan", "noise"),
+)
 FEW = 12  # patients; below, an interval over patients is a rough guide
 RESAMPLES = 10_000
 
@@ -47,52 +54,57 @@ def by_patient(table: pd.DataFrame, region: str = "valid") -> pd.DataFrame:
     return means
 
 
-def interval(values: np.ndarray, level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
-    """Percentile bootstrap of the mean over the last axis, 10,000 resamples, seeded: (low, high). nan for fewer than two values."""
+def interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float]:
+    """Percentile bootstrap of the mean, 10,000 resamples, seeded: (low, high). Missing values are left out; nan for fewer than two."""
     values = np.asarray(values, float)
-    if values.shape[-1] < 2:
-        return (np.full(values.shape[:-1], np.nan),) * 2
+    values = values[np.isfinite(values)]
+    if len(values) < 2:
+        return np.nan, np.nan
     found = stats.bootstrap(
-        (values,), np.mean, n_resamples=RESAMPLES, confidence_level=level, method="percentile", axis=-1, vectorized=True, batch=1000,
+        (values,), np.mean, n_resamples=RESAMPLES, confidence_level=level, method="percentile", vectorized=True, batch=1000,
         rng=np.random.default_rng(0),
     )  # fmt: skip
-    return found.confidence_interval.low, found.confidence_interval.high
+    return float(found.confidence_interval.low), float(found.confidence_interval.high)
 
 
 def summarise(table: pd.DataFrame, region: str = "valid") -> pd.DataFrame:
     """Mean over patients of the means within them, a row for each method in the table's order, and for each measure M the 95 %
-    bootstrap interval over patients, `M_low` and `M_high`."""
+    bootstrap interval over patients, `M_low` and `M_high`, and `M_n`, the number of patients that have it."""
     means, order = by_patient(table, region), list(dict.fromkeys(table.method))
-    columns = {}
-    for measure in means.columns:
-        values = means[measure].unstack().reindex(order)
-        low, high = interval(values.dropna(axis=1, how="all").to_numpy())
-        columns |= {measure: values.mean(axis=1), f"{measure}_low": low, f"{measure}_high": high}
-    return pd.DataFrame(columns, index=pd.Index(order, name="method")).round(4)
+    rows = {}
+    for method in order:
+        row = rows[method] = {}
+        for measure, values in means.xs(method).items():
+            low, high = interval(values)
+            row |= {measure: values.mean(), f"{measure}_low": low, f"{measure}_high": high, f"{measure}_n": values.count()}
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("method").round(4)
 
 
 def with_intervals(summary: pd.DataFrame) -> pd.DataFrame:
-    """`summarise`'s table as text for readers: 'mean [low, high]', a row for each measure, a column for each method."""
-    shown = [c for c in summary if f"{c}_low" in summary]
+    """`summarise`'s table as text for readers: 'mean [low, high]', a row for each measure, a column for each method; measures that
+    no image has are left out, and where fewer patients have one than have PSNR, it says how many."""
+    shown = [c for c in summary if f"{c}_low" in summary and summary[c].notna().any()]
 
     def text(measure, row):
-        mean, low, high = (row[f"{measure}{end}"] for end in ("", "_low", "_high"))
+        mean, low, high, n = (row[f"{measure}{end}"] for end in ("", "_low", "_high", "_n"))
         digits = 3 if abs(summary[measure]).max() < 3 and measure != "gain_db" else 2
-        return f"{mean:.{digits}f}" + (f" [{low:.{digits}f}, {high:.{digits}f}]" if low < high else "")
+        said = f"{mean:.{digits}f}" + (f" [{low:.{digits}f}, {high:.{digits}f}]" if low < high else "")
+        return said + (f" (n = {n:.0f})" if n < row["psnr_n"] else "")
 
     return pd.DataFrame({method: [text(m, row) for m in shown] for method, row in summary.iterrows()}, index=shown)
 
 
-def gain_by(table: pd.DataFrame, by: str) -> pd.DataFrame:
-    """PSNR less bicubic's, mean by patient, for each value of `by`: 'region', 'label' (class), or 'size' (acquisition), the last two in the
-    valid region; with the number of images and patients."""
-    rows = table.assign(size=table.width.astype(str) + " x " + table.height.astype(str))
-    rows = rows if by == "region" else rows[rows.region == "valid"]
+def parts(table: pd.DataFrame, by: str, shown=("gain_db", "ssim", "ms_ssim")) -> pd.DataFrame:
+    """`with_intervals` of some measures for each value of `by`: 'region', 'label' (class) or 'size' (acquisition), the last two in the
+    valid region; rows are (value, images of patients, measure)."""
+    table = table.assign(size=table.width.astype(str) + " x " + table.height.astype(str))
+    values = table[by].unique() if by == "region" else sorted(table[by].unique())
     found = {}
-    for value, part in rows.groupby(by, sort=by != "region"):
-        gains = by_patient(part.assign(region="valid")).gain_db.groupby("method").mean().reindex(dict.fromkeys(table.method))
-        found[value] = {"images": part.image.nunique(), "patients": part.patient.nunique()} | gains.drop("bicubic").to_dict()
-    return pd.DataFrame(found).T.rename_axis(by).astype({"images": int, "patients": int})
+    for value in values:
+        part = table[table[by] == value]
+        key = f"{value} ({part.image.nunique()} of {part.patient.nunique()} patients)"
+        found[key] = with_intervals(summarise(part, value if by == "region" else "valid")).reindex(shown).dropna()
+    return pd.concat(found, names=[by, "measure"])
 
 
 def holm(p: np.ndarray) -> np.ndarray:
@@ -103,18 +115,22 @@ def holm(p: np.ndarray) -> np.ndarray:
     return corrected[np.argsort(order)]
 
 
-def compare(table: pd.DataFrame, measure: str, references=("bicubic", "srresnet"), region: str = "valid") -> pd.DataFrame:
-    """Each method less each reference, patient by patient: mean difference, its 95 % bootstrap interval, the paired Wilcoxon
-    signed-rank test (two-sided) and its p corrected by Holm over all rows of the table."""
-    values = by_patient(table, region)[measure].unstack("method")
-    rows = []
-    for reference in (r for r in references if r in values):
-        for method in (m for m in dict.fromkeys(table.method) if m not in references[: references.index(reference) + 1]):
-            gap = (values[method] - values[reference]).dropna().to_numpy()
-            low, high = interval(gap)
-            p = stats.wilcoxon(gap).pvalue if np.any(gap != 0) else 1.0
-            rows.append({"method": method, "against": reference, "difference": gap.mean(), "low": low, "high": high, "p": p})
-    found = pd.DataFrame(rows).set_index(["method", "against"])
+def compare(table: pd.DataFrame, measure: str, region: str = "valid") -> pd.DataFrame:
+    """The QUESTIONS (a method less another, patient by patient) that the table can answer: mean difference, its 95 % bootstrap interval,
+    the number of patients, the paired Wilcoxon signed-rank test (two-sided) and its p corrected by Holm over the questions."""
+    values, rows = by_patient(table, region)[measure].unstack("method"), []
+    for method, against in QUESTIONS:
+        if method not in values or against not in values:
+            continue
+        gap = (values[method] - values[against]).dropna().to_numpy()
+        if not len(gap):
+            continue
+        low, high = interval(gap)
+        p = stats.wilcoxon(gap).pvalue if np.any(gap != 0) else 1.0
+        rows.append(
+            {"method": method, "against": against, "difference": gap.mean(), "low": low, "high": high, "patients": len(gap), "p": p}
+        )
+    found = pd.DataFrame(rows, columns=["method", "against", "difference", "low", "high", "patients", "p"])
     found["p_holm"] = holm(found.p)
     return found
 
@@ -125,6 +141,6 @@ def caution(table: pd.DataFrame) -> str:
     said = f"{table.image.nunique()} images of {patients} patients; intervals: 95 %, bootstrap over patients"
     if patients < FEW:
         said += f"; only {patients} patients, so the intervals are a rough guide"
-        if 2 / 2**patients * (2 * table.method.nunique() - 3) > 0.05:  # comparisons with bicubic and SRResNet
+        if len(QUESTIONS) * 2 / 2**patients > 0.05:
             said += ", and no corrected Wilcoxon test can reach p = .05"
     return said + "; one training, so what another seed would change is not in them."

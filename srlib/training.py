@@ -45,7 +45,7 @@ class Validation:
     """PSNR gain over bicubic and LR consistency on centre crops of validation scans, in eval mode and float32."""
 
     def __init__(self, paths, config: Config, device: torch.device, count: int = 12, side: int = 256):
-        self.device, self.reduction, self.pairs = device, config.reduction, []
+        self.device, self.reduction, self.pairs, self.held = device, config.reduction, [], config.holds_lr
         paths = list(paths)
         for path in paths[:: max(1, -(-len(paths) // count))]:
             lr, hr = read_pair(path, config)
@@ -62,12 +62,13 @@ class Validation:
 
     @torch.inference_mode()
     def __call__(self, generator: torch.nn.Module) -> dict[str, float]:
-        """{gain_db (valid region), consistency_db}, means over the crops."""
+        """{gain_db (valid region), consistency_db (nan where not even HR `holds_lr`)}, means over the crops."""
         was_training, found = generator.training, []
         generator.eval()
         for hr, lr, region, start in self.pairs:
             sr = to_image(generator(lr.to(self.device)))
-            found.append((metrics.psnr(sr, hr, region=region) - start, metrics.consistency(sr, to_image(lr), *self.reduction)))
+            same = metrics.consistency(sr, to_image(lr), *self.reduction) if self.held else np.nan
+            found.append((metrics.psnr(sr, hr, region=region) - start, same))
             if len(found) == 1:
                 self.picture = sr
         generator.train(was_training)

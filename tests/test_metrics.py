@@ -169,7 +169,10 @@ def test_speckle_contrast_of_known_looks():
         image = np.round(255 * to_display(torch.from_numpy(intensity)).numpy()).astype(np.uint8)
         assert metrics.speckle_contrast(image, window=31) == pytest.approx(looks**-0.5, rel=0.05)
         assert metrics.enl(image, np.ones(image.shape, bool)) == pytest.approx(looks, rel=0.06)
-    assert np.isnan(metrics.enl(np.full((9, 9), 50, np.uint8), np.ones((9, 9), bool)))
+    for level, side in ((0, 10), (7, 100), (50, 9)):
+        assert np.isnan(metrics.enl(np.full((side, side), level, np.uint8), np.ones((side, side), bool)))
+    colour = np.repeat(image[..., None], 3, 2)
+    assert metrics.speckle_contrast(colour) == pytest.approx(metrics.speckle_contrast(image))
 
 
 def test_epi_and_cnr_by_hand():

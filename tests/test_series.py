@@ -83,7 +83,8 @@ def test_smoke_run_makes_everything(smoke_run):
     table = pd.read_csv(folder / "evaluation/metrics.csv")
     assert list(table.method.unique()) == ["nearest", "bicubic", "linear", "srresnet", "srgan", "noise"]
     assert list(table.columns[:7]) == ["image", "patient", "label", "method", "region", "psnr", "ssim"]
-    assert table.psnr.between(10, 60).all() and table.judge.ge(0).all() and set(table.region) == {"whole", "valid"}
+    assert table.psnr.between(10, 60).all() and table.judge.ge(0).all() and set(table.region) == {"whole", "valid", "retina"}
+    assert table[["axial_power_db", "speckle", "epi", "boundary_px"]].notna().all().all()
     for name, _, _ in NOTEBOOKS.values():
         executed = nbformat.read(folder / "notebooks" / f"{name}.ipynb", as_version=4)
         outputs = [o for c in executed.cells if c.cell_type == "code" for o in c.outputs]

@@ -30,8 +30,7 @@ def test_interval_is_that_of_the_mean():
     assert (low + high) / 2 == pytest.approx(values.mean(), abs=0.02)
     assert high - low == pytest.approx(2 * 1.96 * values.std() / 20, rel=0.06)
     assert np.isnan(statistics.interval([3.0])[0])
-    both = statistics.interval(np.stack([values, values + 1]))
-    assert both[0][1] - both[0][0] == pytest.approx(1)
+    assert statistics.interval([np.nan, *values]) == statistics.interval(values)
 
 
 def test_holm_by_hand():
@@ -40,17 +39,27 @@ def test_holm_by_hand():
 
 
 def test_paired_wilcoxon():
-    """Six patients, all differences of one sign: the exact two-sided p is 2 / 2^6; three comparisons in the family."""
+    """Six patients, all differences of one sign: the exact two-sided p is 2 / 2^6; three questions can be asked."""
     base = np.arange(6.0)
-    found = statistics.compare(
-        table({"bicubic": base, "srresnet": base + 1 + base / 10, "srgan": base + 1 + base / 10 - (-1) ** base * (base + 1)}, "abcdef"),
-        "psnr",
-    )
-    assert list(found.index) == [("srresnet", "bicubic"), ("srgan", "bicubic"), ("srgan", "srresnet")]
-    assert found.p.iloc[0] == pytest.approx(2 / 2**6) and found.p_holm.iloc[0] == pytest.approx(6 / 2**6)
-    assert found.difference.iloc[0] == pytest.approx(1.25) and found.p_holm.iloc[2] > 0.5
+    sharp = base + 1 + base / 10
+    found = statistics.compare(table({"bicubic": base, "srresnet": sharp, "srgan": sharp - (-1) ** base * (base + 1)}, "abcdef"), "psnr")
+    assert list(zip(found.method, found.against, strict=True)) == [("srresnet", "bicubic"), ("srgan", "bicubic"), ("srgan", "srresnet")]
+    assert found.p[0] == pytest.approx(2 / 2**6) and found.p_holm[0] == pytest.approx(6 / 2**6) and (found.patients == 6).all()
+    assert found.difference[0] == pytest.approx(1.25) and found.p_holm[2] > 0.5
     same = statistics.compare(table({"bicubic": base, "srresnet": base}, "abcdef"), "psnr")
-    assert same.p.iloc[0] == 1 and same.difference.iloc[0] == 0
+    assert same.p[0] == 1 and same.difference[0] == 0
+
+
+def test_missing_values():
+    """A measure that one patient lacks is summarised over the others, and says so; one that nobody has is left out."""
+    found = table({"bicubic": [1, 2, 3, 4], "srgan": [3, 4, 5, 6]}).assign(lesion=[np.nan, np.nan, 1, 2, 3, 3, 5, 6], none=np.nan)
+    summary = statistics.summarise(found)
+    assert summary.lesion["bicubic"] == 1.5 and summary.lesion_n["bicubic"] == 2 and summary.lesion_low["bicubic"] == 1
+    text = statistics.with_intervals(summary)
+    assert "(n = 2)" in text.loc["lesion", "bicubic"] and "n =" not in text.loc["lesion", "srgan"] and "none" not in text.index
+    asked = statistics.compare(found, "lesion")
+    assert list(asked.patients) == [2] and asked.difference[0] == 4
+    assert statistics.compare(found, "none").empty
 
 
 def test_few_patients_are_flagged():
@@ -60,18 +69,15 @@ def test_few_patients_are_flagged():
     assert "rough" not in many and "corrected" not in many
 
 
-def test_gain_by_region_class_and_size():
-    found = pd.concat(
-        [
-            table({"bicubic": [10, 20, 30, 45], "srgan": [11, 21, 32, 46]}).assign(region=r, height=8, width=w)
-            for r, w in (("whole", 9), ("valid", 9))
-        ]
-    )
+def test_parts_by_region_class_and_size():
+    one = table({"bicubic": [10, 20, 30, 45], "srgan": [11, 21, 32, 46]}).assign(height=8, width=9)
+    found = pd.concat([one.assign(region="whole"), one])
     found.loc[found.patient == "3", ["label", "width"]] = "DME", 12
-    by_class = statistics.gain_by(found, "label")
-    assert by_class.srgan.to_dict() == {"DME": 1, "NORMAL": pytest.approx(1.5)} and list(by_class.patients) == [1, 2]
-    assert list(statistics.gain_by(found, "size").index) == ["12 x 8", "9 x 8"]
-    assert statistics.gain_by(found, "region").srgan["whole"] == pytest.approx(4 / 3)
+    by_class = statistics.parts(found, "label")
+    assert by_class.loc[("DME (1 of 1 patients)", "gain_db"), "srgan"] == "1.00"
+    assert by_class.loc[("NORMAL (3 of 2 patients)", "gain_db"), "srgan"] == "1.50 [1.00, 2.00]"
+    assert set(statistics.parts(found, "size").index.get_level_values(0)) == {"12 x 8 (1 of 1 patients)", "9 x 8 (3 of 2 patients)"}
+    assert list(statistics.parts(found, "region").index.get_level_values(0)) == ["whole (4 of 3 patients)", "valid (4 of 3 patients)"]
 
 
 def test_numbers_for_readers():

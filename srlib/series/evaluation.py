@@ -130,7 +130,8 @@ def evaluate_path(config: Config, root: Path, paths, folder: Path) -> pd.DataFra
     generators, network, rows = {alpha: blend(*ends, alpha) for alpha in ALPHAS}, judge().to(device), []
     for path in paths:
         lr, hr = read_pair(root / path, config)
-        protocol = Protocol(lr, hr, config.reduction, config.border, network, device)
+        truth = phantom_truth(path, config) if config.data == "phantom" else None
+        protocol = Protocol(lr, hr, config.reduction, config.border, network, device, truth)
         for alpha, generator in generators.items():
             rows += [{"alpha": alpha, "image": path} | measured for measured in protocol.measure(upscale(lr, generator))]
     table = pd.DataFrame(rows).round(6)
@@ -143,8 +144,8 @@ def evaluate_folders(
 ) -> tuple[pd.DataFrame, list[str]]:
     """Judge anybody's SR images under the series' protocol: each image of `sr_dir` against the HR image with the same stem.
 
-    HR is cropped to a multiple of the scale; LR, for the consistency, is made from it. Returns the table (region whole and
-    valid) and a line for each image that could not be measured. Raises UserError where none could.
+    HR is cropped to a multiple of the scale; LR, for the consistency, is made from it. Returns the table (regions whole, valid
+    and, of grey images, retina) and a line for each image that could not be measured. Raises UserError where none could.
     """
     hr_paths: dict[str, list[Path]] = {}
     for path in find_images(hr_dir):

@@ -58,14 +58,16 @@ def _publish(run: Run) -> list[Path]:
     table = pd.read_csv(run.folder / "evaluation" / "metrics.csv", dtype={"patient": str})
     numbers = statistics.with_intervals(statistics.summarise(table)).rename(columns=NAMES)
     numbers.index = [statistics.MEASURES[name][0] for name in numbers.index]
-    tests = statistics.compare(table, "judge").rename(index=NAMES).reset_index()
+    config, made = run.config, run.provenance["made_by"]
     text = [
-        "# Executed results: phantoms, `quick`",
-        "Made by `python -m srlib pictures RUN` from a run's report. **Phantoms are synthetic scans: not a result on OCT.**",
+        f"# Executed results: the phantom run `{run.folder.name}`",
+        "Made by `python -m srlib pictures RUN` from the report of a run. **Phantoms are synthetic scans: not a result on OCT.**",
+        f"Profile {config.profile}, x{config.scale}, {config.pretrain_steps:,} MSE steps, {config.gan_steps:,} adversarial steps, seed {config.seed}; "
+        f"git {made.get('git', '')}, torch {made.get('versions', {}).get('torch', '')}, {made.get('cores', '')} CPU cores.",
         f"Valid region, mean by patient. {statistics.caution(table)}",
         _markdown(numbers.rename_axis("measure").reset_index()),
-        "Feature distance in the judge, patient by patient (paired Wilcoxon, Holm's correction):",
-        _markdown(tests.round(4)),
+        "Feature distance in the judge, patient by patient (paired Wilcoxon signed-rank tests, Holm's correction over the table's rows):",
+        _markdown(report.readable_tests(table, "judge")),
     ]
     written = []
     for picture, caption in report.pictures(run.folder):

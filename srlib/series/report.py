@@ -29,9 +29,11 @@ figcaption { color: var(--soft); font-size: 0.9rem; } a { color: var(--accent); 
 
 CAPTIONS = {  # figure file stem (without a trailing number): caption, in the order of the report
     "comparison": "A test scan, and the framed square: LR, the methods and HR, with PSNR, SSIM and the judge's distance in the valid region.",
-    "measures": "PSNR gain against the judge's feature distance, with 95 % intervals over patients: up and to the left is better. The grey path mixes the weights of SRResNet and SRGAN.",
+    "measures": "PSNR gain against the judge's feature distance, with 95 % intervals over patients: up and to the left is better. The grey path mixes the weights of SRResNet and SRGAN; it is measured on four scans and drawn from SRResNet's point on.",
     "profile": "Grey levels through the layers, along the line.",
     "spectra": "Radial power spectrum, mean over test scans. Right of the dashed line LR knows nothing: what stands there is made up.",
+    "spectra_axial": "The same along depth.",
+    "spectra_lateral": "The same across.",
     "texture": "Texture and speckle in the retina, as distances to HR: zero is as HR.",
     "errors": "Where each method errs.",
     "added": "What the networks added to bicubic.",
@@ -49,9 +51,8 @@ def pictures(folder: Path) -> list[tuple[Path, str]]:
     """The figures of a run that the report shows, in its order, each with its caption."""
     found = []
     for stem, caption in CAPTIONS.items():
-        for picture in sorted((folder / "figures").glob(f"{stem}*")):
-            if re.fullmatch(rf"{stem}(_\d+)?", picture.stem):
-                found.append((picture, caption))
+        numbered = [(re.fullmatch(rf"{stem}_?(\d*)", picture.stem), picture) for picture in sorted((folder / "figures").glob(f"{stem}*"))]
+        found += [(picture, caption) for match, picture in sorted((int(m[1] or 0), p) for m, p in numbered if m)]
     return found
 
 
@@ -65,13 +66,16 @@ def result_table(summary: pd.DataFrame) -> str:
     return shown.to_html(border=0, escape=False).replace("<th></th>", "<th>measure</th>")
 
 
-def test_table(table: pd.DataFrame, measure: str) -> str:
-    """`statistics.compare` as HTML."""
+def readable_tests(table: pd.DataFrame, measure: str) -> pd.DataFrame:
+    """`statistics.compare` as text for readers."""
     from ..figures import NAMES
 
-    found = statistics.compare(table, measure).rename(index=NAMES).reset_index()
-    found = found.rename(columns={"low": "95 % from", "high": "to", "p_holm": "p (Holm)"})
-    return found.to_html(border=0, index=False, float_format=lambda v: f"{v:.3f}")
+    found = statistics.compare(table, measure).replace({"method": NAMES, "against": NAMES})
+    for column in ("difference", "low", "high"):
+        found[column] = found[column].map("{:+.3f}".format)
+    for column in ("p", "p_holm"):
+        found[column] = found[column].map(lambda p: "below .001" if p < 0.001 else f"{p:.3f}")
+    return found.rename(columns={"low": "95 % from", "high": "to", "p_holm": "p (Holm)"})
 
 
 def _figure(picture: Path, caption: str) -> str:
@@ -100,7 +104,7 @@ def build_report(folder: Path) -> Path:
         parts += [f"<div class=wide>{result_table(statistics.summarise(table))}</div>"]
         for measure in ("psnr", "judge"):
             parts.append(
-                f"<h3>{statistics.MEASURES[measure][0]}, patient by patient</h3><div class=wide>{test_table(table, measure)}</div>"
+                f"<h3>{statistics.MEASURES[measure][0]}, patient by patient</h3><div class=wide>{readable_tests(table, measure).to_html(border=0, index=False)}</div>"
             )
         parts.append("<p class=note>Paired Wilcoxon signed-rank tests; p (Holm) is corrected for all rows of its table.</p>")
     parts += ["<h2>Pictures</h2>", *shown[1:]]

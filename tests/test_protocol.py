@@ -1,0 +1,70 @@
+"""The protocol: which regions and measures an image gets."""
+
+import numpy as np
+import pytest
+import torch
+
+from srlib import phantom
+from srlib.degrade import crop_to_multiple, downsample, to_image, to_tensor, upsample
+from srlib.features import judge
+from srlib.protocol import Protocol
+from srlib.statistics import MEASURES
+
+
+def measured(hr, scale=4, truth=None, change=lambda sr: sr):
+    hr = crop_to_multiple(hr, scale)
+    lr = to_image(downsample(to_tensor(hr), scale))
+    sr = change(to_image(upsample(to_tensor(lr), scale)))
+    rows = Protocol(lr, hr, (scale, "bicubic", 0.0), 4, judge(), torch.device("cpu"), truth).measure(sr)
+    return {row["region"]: row for row in rows}
+
+
+@pytest.mark.parametrize("scale", [3, 8])
+def test_a_phantom_with_its_truth(scale):
+    drawn = phantom.draw(1, 250, 310, "dme")
+    found = measured(drawn.image, scale, drawn)
+    assert list(found) == ["whole", "valid", "retina"]
+    for row in found.values():
+        assert set(row) - {"region"} == set(MEASURES) - {"gain_db"}
+        assert all(np.isfinite(value) for name, value in row.items() if name != "region")
+    whole = found["whole"]
+    assert whole["high_power_db"] < -3 and whole["epi"] < 1 and whole["enl_db"] > 0 and whole["boundary_px"] > 0.1
+    assert found["retina"]["psnr"] != whole["psnr"]
+
+
+def test_hr_itself_is_at_every_goal():
+    drawn = phantom.draw(1, 250, 310, "dme")
+    hr = crop_to_multiple(drawn.image, 4)
+    found = measured(drawn.image, 4, drawn, change=lambda sr: hr)["retina"]
+    for name, goal in {
+        "high_power_db": 0,
+        "axial_power_db": 0,
+        "judge": 0,
+        "speckle": 0,
+        "cnr_db": 0,
+        "enl_db": 0,
+        "boundary_px": 0,
+    }.items():
+        assert found[name] == pytest.approx(goal, abs=1e-9), name
+    for name in ("ssim", "ms_ssim", "checkerboard", "epi", "lesion_contrast"):
+        assert found[name] == pytest.approx(1), name
+
+
+def test_colour_has_no_retina_but_a_grey_scan_in_colour_has():
+    grey = phantom.bscan(2, 160, 200)
+    three = np.repeat(grey[..., None], 3, 2)
+    assert set(measured(three)) == {"whole", "valid", "retina"}
+    assert measured(three)["retina"]["speckle"] == pytest.approx(measured(grey)["retina"]["speckle"])
+    three[..., 2] //= 2
+    found = measured(three)
+    assert set(found) == {"whole", "valid"} and np.isnan(found["whole"]["cnr_db"])
+
+
+def test_an_image_of_nothing_but_fill_has_no_numbers():
+    found = measured(np.full((96, 96), 255, np.uint8))
+    assert np.isnan(found["valid"]["psnr"]) and np.isnan(found["retina"]["psnr"])
+
+
+def test_another_size_is_refused():
+    with pytest.raises(ValueError, match="is the scale right"):
+        measured(phantom.bscan(2, 96, 96), change=lambda sr: sr[:-4])
