@@ -88,7 +88,8 @@ def with_intervals(summary: pd.DataFrame) -> pd.DataFrame:
     def text(measure, row):
         mean, low, high, n = (row[f"{measure}{end}"] for end in ("", "_low", "_high", "_n"))
         digits = 3 if abs(summary[measure]).max() < 3 and measure != "gain_db" else 2
-        said = f"{mean:.{digits}f}" + (f" [{low:.{digits}f}, {high:.{digits}f}]" if low < high else "")
+        # a no-break space within the brackets
+        said = f"{mean:.{digits}f}" + (f" [{low:.{digits}f},\u00a0{high:.{digits}f}]" if low < high else "")
         return said + (f" (n = {n:.0f})" if n < row["psnr_n"] else "")
 
     return pd.DataFrame({method: [text(m, row) for m in shown] for method, row in summary.iterrows()}, index=shown)

@@ -19,7 +19,7 @@ CSS = """
 @media (prefers-color-scheme: dark) { :root { --ink: #e8eaed; --soft: #a2abb5; --line: #3a4149; --paper: #17191c; --accent: #ff9d5c; } }
 body { font: 16px/1.55 system-ui, sans-serif; color: var(--ink); background: var(--paper); max-width: 68rem; margin: 0 auto; padding: 1.5rem; }
 h1 { font-size: 1.7rem; margin: 0.2em 0; } h2 { font-size: 1.2rem; margin: 2em 0 0.5em; } h3 { font-size: 1rem; margin: 1.5em 0 0.5em; }
-p.note { color: var(--soft); } p.phantom { color: var(--accent); font-weight: 600; }
+p.note { color: var(--soft); overflow-wrap: anywhere; } p.phantom { color: var(--accent); font-weight: 600; }
 div.wide { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 0.92rem; }
 td small { white-space: nowrap; color: var(--soft); } th, td { padding: 0.3rem 0.6rem; border-bottom: 1px solid var(--line); text-align: right; } th:first-child, td:first-child { text-align: left; }
@@ -130,7 +130,7 @@ def build_report(folder: Path) -> Path:
     }
     facts = "; ".join(f"{k} {v}" for k, v in lines.items() if v != "")
     settings = "".join(f"<tr><td>{k}<td>{html.escape(str(v))}" for k, v in vars(config).items())
-    parts.append(f"<p class=note>{html.escape(facts)}</p><details><summary>all settings</summary><table>{settings}</table></details>")
+    parts.append(f"<p class=note>{html.escape(facts)}</p><details><summary>all settings</summary><div class=wide><table>{settings}</table></div></details>")
     page = f'<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content="width=device-width, initial-scale=1"><title>{html.escape(folder.name)}</title><style>{CSS}</style><body>{"".join(parts)}</body></html>\n'
     out = folder / "index.html"
     out.write_text(page)
