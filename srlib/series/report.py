@@ -130,7 +130,9 @@ def build_report(folder: Path) -> Path:
     }
     facts = "; ".join(f"{k} {v}" for k, v in lines.items() if v != "")
     settings = "".join(f"<tr><td>{k}<td>{html.escape(str(v))}" for k, v in vars(config).items())
-    parts.append(f"<p class=note>{html.escape(facts)}</p><details><summary>all settings</summary><div class=wide><table>{settings}</table></div></details>")
+    parts.append(
+        f"<p class=note>{html.escape(facts)}</p><details><summary>all settings</summary><div class=wide><table>{settings}</table></div></details>"
+    )
     page = f'<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content="width=device-width, initial-scale=1"><title>{html.escape(folder.name)}</title><style>{CSS}</style><body>{"".join(parts)}</body></html>\n'
     out = folder / "index.html"
     out.write_text(page)
