@@ -60,9 +60,10 @@ def result_table(summary: pd.DataFrame) -> str:
     """`statistics.summarise`'s table as HTML: a row for each measure with its unit, a column for each method, intervals in brackets."""
     from ..figures import NAMES
 
-    shown = statistics.with_intervals(summary).replace(r" \[", "<br><small>[", regex=True).replace(r"\]$", "]</small>", regex=True)
-    shown = shown.rename(columns=NAMES, index={name: title for name, (title, _) in statistics.MEASURES.items()})
-    shown.insert(len(shown.columns), "better", [statistics.MEASURES[name][1] for name in statistics.with_intervals(summary).index])
+    shown = statistics.with_intervals(summary)
+    titles, better = zip(*(statistics.MEASURES[name] for name in shown.index), strict=True)
+    shown = shown.replace(r" (\[.*)$", r"<br><small>\1</small>", regex=True)
+    shown = shown.rename(columns=NAMES).set_axis(titles).assign(better=better)
     return shown.to_html(border=0, escape=False).replace("<th></th>", "<th>measure</th>")
 
 
