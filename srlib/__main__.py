@@ -52,6 +52,8 @@ def _parser() -> argparse.ArgumentParser:
     ev.add_argument("hr_dir", metavar="HR_DIR")
     ev.add_argument("--scale", type=int, default=4, choices=(2, 3, 4, 8))
     ev.add_argument("--channels", type=int, default=1, choices=(1, 3), help="3: colour, measured on luma (default: grey)")
+    ev.add_argument("--no-retina", action="store_true", help="the grey images are no B-scans: no region between inner surface and RPE")
+    ev.add_argument("--lpips", action="store_true", help="measure LPIPS too (AlexNet's weights are downloaded once)")
     ev.add_argument("--out", metavar="CSV", help="write a row for each image and region")
     ev.set_defaults(command=_evaluate)
 
@@ -128,7 +130,9 @@ def _evaluate(args) -> int:
     from .series.evaluation import evaluate_folders
     from .statistics import measures
 
-    table, failed = evaluate_folders(args.sr_dir, args.hr_dir, args.scale, channels=args.channels)
+    table, failed = evaluate_folders(
+        args.sr_dir, args.hr_dir, args.scale, channels=args.channels, bscan=not args.no_retina, with_lpips=args.lpips
+    )
     for line in failed:
         print(f"error: {line}", file=sys.stderr)
     if args.out:

@@ -125,6 +125,8 @@ class Config:
     ema: float = _setting(0.0, "srgan", "decay of the averaged generator; 0: the last weights", low=0, high=0.99999)
     # evaluation
     border: int = _setting(4, "evaluation", "pixels cut from each border before measuring", low=0)
+    retina: bool = _setting(True, "evaluation", "measure the retina as a region too; False for grey images that are no B-scans")
+    lpips: bool = _setting(False, "evaluation", "measure LPIPS too; its AlexNet weights are downloaded once")
     max_test_images: int = _setting(0, "evaluation", "measure at most this many test images (0: all), patients first", low=0)
     # machine
     device: str = _setting("auto", "machine", "auto takes cuda, mps or cpu", ("auto", "cuda", "mps", "cpu"))

@@ -190,6 +190,21 @@ def _load_encoder(name: str, model: nn.Module) -> nn.Module:
     return model.eval()
 
 
+def lpips() -> nn.Module:
+    """LPIPS with AlexNet (Zhang et al. 2018), as torchmetrics has it: (sr, hr), each (1, 3, H, W) in [0, 1], to a number, lower is nearer.
+    UserError where AlexNet's ImageNet weights, torchvision's, cannot be had."""
+    from torchmetrics.image import LearnedPerceptualImagePatchSimilarity
+
+    try:
+        return LearnedPerceptualImagePatchSimilarity("alex", normalize=True).eval()
+    except OSError as error:  # urllib's errors among them
+        home = Path(torch.hub.get_dir()) / "checkpoints"
+        raise UserError(
+            f"lpips=True needs torchvision's AlexNet weights, which could not be downloaded ({type(error).__name__}); "
+            f"put alexnet-owt-7be5be79.pth into {home}, or set lpips to False"
+        ) from None
+
+
 def judge() -> nn.Module:
     """The judge, frozen: (N, 1 or 3, H, W) in [0, 1] to three feature maps, for `metrics.feature_distance` only."""
     model = _load_encoder("judge", Judge())

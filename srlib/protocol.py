@@ -13,16 +13,31 @@ BOUNDARIES = ("RNFL", "EZ", "RPE")  # phantoms: what begins at the boundaries wh
 
 
 class Protocol:
-    """One HR image, prepared once, against which any number of SR images are measured. `truth`: what a phantom was drawn from, else None."""
+    """One HR image, prepared once, against which any number of SR images are measured.
 
-    def __init__(self, lr: np.ndarray, hr: np.ndarray, reduction: tuple, border: int, network: torch.nn.Module, device, truth=None):
-        self.lr, self.hr, self.reduction, self.border = lr, hr, reduction, border
+    `network` is the judge; `truth` what a phantom was drawn from, else None; `bscan`: whether a grey image shows a retina; `lpips`:
+    `features.lpips()`, or None where it is not wanted.
+    """
+
+    def __init__(
+        self,
+        lr: np.ndarray,
+        hr: np.ndarray,
+        reduction: tuple,
+        border: int,
+        network: torch.nn.Module,
+        device,
+        truth=None,
+        bscan=True,
+        lpips=None,
+    ):
+        self.lr, self.hr, self.reduction, self.border, self.lpips = lr, hr, reduction, border, lpips
         self.scale, self.truth = reduction[0], truth
         self.network, self.device = network, device
         valid = valid_region(hr)
         self.regions = {"whole": None, "valid": None if valid.all() else valid}
         self.vitreous = np.zeros(valid.shape, bool)
-        if hr.ndim == 2 or (hr == hr[..., :1]).all():  # grey, so a B-scan; colour photographs have no retina
+        if bscan and (hr.ndim == 2 or (hr == hr[..., :1]).all()):  # colour photographs have no retina
             self.regions["retina"], self.vitreous = retina.retina(hr, truth)
         self.hr_maps = self._maps(hr)
         self.hr_power = {name: metrics.spectrum(hr, region) for name, region in self.regions.items()}
@@ -36,6 +51,13 @@ class Protocol:
     @torch.inference_mode()
     def _maps(self, image):
         return self.network(to_tensor(image).to(self.device))
+
+    @torch.inference_mode()
+    def _lpips(self, sr: np.ndarray) -> float:
+        """Of the whole image less its border; nan under 64 pixels a side, where AlexNet has nothing left."""
+        inner = np.s_[self.border : sr.shape[0] - self.border, self.border : sr.shape[1] - self.border]
+        pair = [to_tensor(image[inner]).expand(-1, 3, -1, -1).clamp(0, 1).to(self.device) for image in (sr, self.hr)]
+        return self.lpips(*pair).item() if min(pair[0].shape[-2:]) >= 64 else float("nan")
 
     def measure(self, sr: np.ndarray) -> list[dict]:
         """A dict for each region with every measure; the regions agree where there is no fill. ValueError for another size."""
@@ -76,6 +98,8 @@ class Protocol:
             "cnr_db": metrics.cnr(sr, self._tissue, self.vitreous) - self.hr_cnr,
             "enl_db": float(10 * np.log10(enl)) if enl > 0 else float("nan"),
         }
+        if self.lpips is not None:
+            found["lpips"] = self._lpips(sr)
         if self.truth is not None:
             shifts = [retina.boundary_shift(sr, self.hr, self.truth.surfaces[s][: sr.shape[1]]) for s in BOUNDARIES]
             found["boundary_px"] = float(np.mean(shifts))

@@ -22,6 +22,7 @@ MEASURES = {  # column of metrics.csv: (what it is, what is better)
     "checkerboard": ("checkerboard (HR: 1)", "near 1"),
     "consistency": ("LR consistency (dB)", "above 38"),
     "judge": ("feature distance (judge)", "lower"),
+    "lpips": ("LPIPS, AlexNet, whole image", "lower"),
     "speckle": ("speckle contrast less HR's", "near 0"),
     "epi": ("edge preservation (HR: 1)", "near 1"),
     "cnr_db": ("CNR less HR's (dB)", "near 0"),

@@ -165,6 +165,8 @@ def test_evaluate_command(tmp_path, capsys):
     table = pd.read_csv(tmp_path / "m.csv")
     assert len(table) == 6 and set(table.region) == {"whole", "valid", "retina"}
     assert table.psnr.min() == pytest.approx(10 * np.log10(255**2 / 25), abs=0.05)
+    main(["evaluate", str(tmp_path / "sr"), str(tmp_path / "hr"), "--no-retina", "--out", str(tmp_path / "m.csv")])
+    assert set(pd.read_csv(tmp_path / "m.csv").region) == {"whole", "valid"}
 
 
 def test_load_generator_refuses_other_files(tmp_path):

@@ -1,10 +1,13 @@
 """The protocol: which regions and measures an image gets."""
 
+from urllib.error import URLError
+
 import numpy as np
 import pytest
 import torch
 
-from srlib import phantom
+from srlib import features, phantom
+from srlib.config import UserError
 from srlib.degrade import crop_to_multiple, downsample, to_image, to_tensor, upsample
 from srlib.features import judge
 from srlib.protocol import Protocol
@@ -25,7 +28,7 @@ def test_a_phantom_with_its_truth(scale):
     found = measured(drawn.image, scale, drawn)
     assert list(found) == ["whole", "valid", "retina"]
     for row in found.values():
-        assert set(row) - {"region"} == set(MEASURES) - {"gain_db"}
+        assert set(row) - {"region"} == set(MEASURES) - {"gain_db", "lpips"}
         assert all(np.isfinite(value) for name, value in row.items() if name != "region")
     whole = found["whole"]
     assert whole["high_power_db"] < -3 and whole["epi"] < 1 and whole["enl_db"] > 0 and whole["boundary_px"] > 0.1
@@ -68,3 +71,39 @@ def test_an_image_of_nothing_but_fill_has_no_numbers():
 def test_another_size_is_refused():
     with pytest.raises(ValueError, match="is the scale right"):
         measured(phantom.bscan(2, 96, 96), change=lambda sr: sr[:-4])
+
+
+def test_a_grey_photograph_has_no_retina():
+    from skimage import data
+
+    hr = data.camera()[:160, :160]
+    lr = to_image(downsample(to_tensor(hr), 4))
+    rows = Protocol(lr, hr, (4, "bicubic", 0.0), 4, judge(), torch.device("cpu"), bscan=False).measure(hr)
+    assert [row["region"] for row in rows] == ["whole", "valid"]
+
+
+def test_lpips_where_its_weights_are(monkeypatch):
+    """AlexNet with random weights stands in for the trained one, which is not here: HR is at 0, more blur is further."""
+    import torchvision
+    from skimage.filters import gaussian
+
+    plain = torchvision.models.alexnet
+    monkeypatch.setattr(torchvision.models, "alexnet", lambda weights=None, **_: plain(weights=None))
+    torch.manual_seed(0)
+    network, hr = features.lpips(), phantom.bscan(3, 160, 192)
+    lr = to_image(downsample(to_tensor(hr), 4))
+    protocol = Protocol(lr, hr, (4, "bicubic", 0.0), 4, judge(), torch.device("cpu"), lpips=network)
+    blurred = [np.round(gaussian(hr, sigma, preserve_range=True)).astype(np.uint8) for sigma in (1, 3)]
+    found = [protocol.measure(sr)[0]["lpips"] for sr in (hr, *blurred)]
+    assert found[0] == pytest.approx(0, abs=1e-6) and found[0] < found[1] < found[2]
+
+
+def test_lpips_says_where_its_weights_go(monkeypatch):
+    import torchvision
+
+    def refused(*_, **__):
+        raise URLError("no network")
+
+    monkeypatch.setattr(torchvision.models, "alexnet", refused)
+    with pytest.raises(UserError, match=r"AlexNet weights, which could not be downloaded \(URLError\); put alexnet.*checkpoints"):
+        features.lpips()

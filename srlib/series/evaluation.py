@@ -18,7 +18,7 @@ from .. import metrics
 from ..config import Config, UserError, load_config
 from ..data import find_images, read_image, read_pair, valid_region
 from ..degrade import crop_to_multiple, to_image, to_tensor, upsample
-from ..features import judge
+from ..features import judge, lpips
 from ..inference import load_generator, upscale
 from ..models import LinearFilter, blend
 from ..protocol import Protocol
@@ -87,6 +87,7 @@ def evaluate_run(config: Config, root: Path, manifest: pd.DataFrame, folder: Pat
         lr, hr = read_pair(root / path, config)
         tuning.append((path, upscale(lr, networks["srresnet"]), hr))
     strength = fit_noise(tuning, scale)
+    options = dict(bscan=config.retina, lpips=lpips().to(device) if config.lpips else None)
     network = judge().to(device)
 
     def methods(lr, hr, name):
@@ -105,7 +106,7 @@ def evaluate_run(config: Config, root: Path, manifest: pd.DataFrame, folder: Pat
     for item in tqdm(chosen.itertuples(), total=len(chosen), desc="evaluate", unit="image", mininterval=1.0, ncols=100, file=sys.stdout):
         lr, hr = read_pair(root / item.path, config)
         truth = phantom_truth(item.path, config) if config.data == "phantom" else None
-        protocol = Protocol(lr, hr, config.reduction, config.border, network, device, truth)
+        protocol = Protocol(lr, hr, config.reduction, config.border, network, device, truth, **options)
         for method, sr in methods(lr, hr, item.path):
             target = folder / "evaluation" / "sr" / method / png_name(item.path)
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -131,7 +132,7 @@ def evaluate_path(config: Config, root: Path, paths, folder: Path) -> pd.DataFra
     for path in paths:
         lr, hr = read_pair(root / path, config)
         truth = phantom_truth(path, config) if config.data == "phantom" else None
-        protocol = Protocol(lr, hr, config.reduction, config.border, network, device, truth)
+        protocol = Protocol(lr, hr, config.reduction, config.border, network, device, truth, config.retina)
         for alpha, generator in generators.items():
             rows += [{"alpha": alpha, "image": path} | measured for measured in protocol.measure(upscale(lr, generator))]
     table = pd.DataFrame(rows).round(6)
@@ -140,18 +141,18 @@ def evaluate_path(config: Config, root: Path, paths, folder: Path) -> pd.DataFra
 
 
 def evaluate_folders(
-    sr_dir: str | Path, hr_dir: str | Path, scale: int = 4, border: int = 4, channels: int = 1
+    sr_dir: str | Path, hr_dir: str | Path, scale: int = 4, border: int = 4, channels: int = 1, bscan: bool = True, with_lpips: bool = False
 ) -> tuple[pd.DataFrame, list[str]]:
     """Judge anybody's SR images under the series' protocol: each image of `sr_dir` against the HR image with the same stem.
 
     HR is cropped to a multiple of the scale; LR, for the consistency, is made from it. Returns the table (regions whole, valid
-    and, of grey images, retina) and a line for each image that could not be measured. Raises UserError where none could.
+    and, of grey images where `bscan`, retina) and a line for each image that could not be measured. Raises UserError where none could.
     """
     hr_paths: dict[str, list[Path]] = {}
     for path in find_images(hr_dir):
         hr_paths.setdefault(path.stem, []).append(path)
     config, rows, failed = load_config("quick", scale=scale, channels=channels), [], []
-    network = judge()
+    network, perceptual = judge(), lpips() if with_lpips else None
     for path in tqdm(find_images(sr_dir), desc="evaluate", unit="image", ncols=100):
         found = hr_paths.get(path.stem, [])
         if len(found) != 1:
@@ -160,7 +161,7 @@ def evaluate_folders(
         try:
             lr, hr = read_pair(found[0], config)
             sr = read_image(path, channels)
-            measured = Protocol(lr, hr, config.reduction, border, network, "cpu").measure(sr)
+            measured = Protocol(lr, hr, config.reduction, border, network, "cpu", None, bscan, perceptual).measure(sr)
         except ValueError as error:  # UserError among them
             failed.append(f"{path}: {error}")
             continue
