@@ -181,11 +181,11 @@ PROFILES: dict[str, dict] = {
     "quick": dict(
         _SHORT,
         data="phantom",
-        phantoms=40,
+        phantoms=120,  # with 40, validation turned after 2,000 steps
         width=32,
-        blocks=8,
+        blocks=16,
         batch=8,
-        pretrain_steps=3000,
+        pretrain_steps=2400,
         pretrain_lr=1e-3,
         pretrain_schedule="one-cycle",
         content_features="oct-encoder",

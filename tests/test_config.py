@@ -24,7 +24,7 @@ def test_paper_is_the_published_recipe():
 
 def test_every_departure_is_listed():
     listed = {row["setting"] for stage in STAGES for row in departures(load_config("quick"), stage)}
-    assert {"global_skip", "width", "blocks", "pretrain_steps", "content_features", "content_weight", "channels"} <= listed
+    assert {"global_skip", "width", "pretrain_steps", "content_features", "content_weight", "channels"} <= listed
 
 
 @pytest.mark.parametrize(

@@ -206,7 +206,7 @@ class Run:
 
         c = self.config
         if c.data == "phantom" and c.phantoms == 0:
-            raise UserError("data='phantom' needs phantoms > 0 (quick has 40)")
+            raise UserError("data='phantom' needs phantoms > 0 (quick has 120)")
         root = sources.make_phantoms(c) if c.data == "phantom" else sources.locate(c.data).absolute()
         both, paired = (root / "lr").is_dir() and (root / "hr").is_dir(), c.degradation == "paired"
         if both != paired:
