@@ -110,7 +110,11 @@ class Weights:
         self.adversarial, self.content, self.pixel = config.adversarial_weight, config.content_weight, 0.0
 
     def calibrate(self, config: Config, content: float, adversarial: float, pixel: float) -> None:
-        """From the terms' mean values before the first step."""
+        """From the terms' mean values before the first step. Raises UserError for an adversarial loss that has no size to go by."""
+        if not adversarial > 0:
+            raise UserError(
+                f"adversarial_loss={config.adversarial_loss!r} is {adversarial:.3g} at the start, so content_weight=0 cannot be calibrated; set it"
+            )
         unit = self.adversarial * adversarial / config.adversarial_share  # the whole loss at the start
         self.content = unit * (1 - config.adversarial_share - config.pixel_share) / max(content, 1e-12)
         self.pixel = unit * config.pixel_share / max(pixel, 1e-12)

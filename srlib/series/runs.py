@@ -18,7 +18,7 @@ from ..statistics import by_patient
 from .run_folder import _read_config
 
 SRLIB = Path(sources.__file__).resolve().parent
-NO_RESULT = {"__main__.py", "figures.py", "plots.py"}  # a change of these changes no number of a run
+NO_RESULT = {"__main__.py", "figures.py", "plots.py", "run_plots.py"}  # a change of these changes no number of a run
 
 
 @functools.cache
@@ -65,7 +65,7 @@ def read_runs(folders, reference: Path, with_stale: bool = False) -> tuple[pd.Da
     test images in the same way.
 
     means: a row for each run, method and patient, `statistics.by_patient` in the valid region with the columns run, group and seed before
-    it. facts, a row for each run: folder, group, seed, `changed` (settings that differ from the reference's), and the shares of the loss
+    it. facts, a row for each run: folder, config, group, seed, `changed` (settings that differ from the reference's), and the shares of the loss
     terms at the first validation of the game. Runs that differ in the seed alone are one group, named after the first of them. left out:
     a run's name to the reason.
     """
@@ -92,7 +92,7 @@ def read_runs(folders, reference: Path, with_stale: bool = False) -> tuple[pd.Da
         table = by_patient(pd.read_csv(folder / "evaluation" / "metrics.csv", dtype={"patient": str})).reset_index()
         means.append(pd.concat([pd.DataFrame({"run": name, "group": group, "seed": seed}, index=table.index), table], axis=1))
         shares = pd.read_csv(folder / "srgan" / "history.csv").filter(like="_share").iloc[0]
-        facts.append({"run": name, "group": group, "seed": seed, "changed": changed, "folder": folder, **shares})
+        facts.append({"run": name, "group": group, "seed": seed, "changed": changed, "folder": folder, "config": config, **shares})
     return pd.concat(means, ignore_index=True), pd.DataFrame(facts).set_index("run"), out
 
 

@@ -74,6 +74,13 @@ def read_sweep(which: str) -> tuple[str, dict]:
     return file.stem, content
 
 
+def sweeps() -> pd.DataFrame:
+    """What comes with the series: a row for each file in notebooks/experiments."""
+    rows = [(path.stem, read_sweep(path.stem)[1]) for path in sorted(EXPERIMENTS.glob("*.yaml"))]
+    facts = [{"sweep": name, "points": len(c["points"]), "seeds": len(c["seeds"]), "about": c["about"]} for name, c in rows]
+    return pd.DataFrame(facts).set_index("sweep")
+
+
 def make_points(content: dict, home: Path, profile: str = "", seeds=None, data: str = "", overrides: dict | None = None) -> list[Point]:
     """The points in order, all seeds of one after another. Arguments win over the file, but not over what a point is about."""
     profile, found = profile or content.get("profile", "quick"), {}
@@ -104,6 +111,7 @@ def sweep(
     print(f"{name}: {content.get('about', '')}\n{len(points)} points in {home}")
     outcome = {}
     for number, point in enumerate(points, 1):
+        runs.code_hash.cache_clear()  # somebody may edit while hours pass
         state = point.state
         print(f"[{number}/{len(points)}] {point.folder.name}: {state}", flush=True)
         if not only_list and state != "finished" and (again or not state.startswith("stale")):
