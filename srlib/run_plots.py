@@ -44,7 +44,18 @@ def plane(means: pd.DataFrame, x: str = "judge", y: str = "gain_db") -> plt.Figu
         ax.plot(both[x], both[y], color=colours[group], lw=0.8, alpha=0.5, zorder=1)
         for method, marker in MARKERS.items():
             ax.scatter(*both.loc[method], s=48, marker=marker, color=colours[group], edgecolor="white", lw=0.6, zorder=3)
-    for method in ("bicubic", "linear", "noise"):
+    ax.axhline(0, color=COLOURS["bicubic"], ls="--", lw=1)
+    ax.annotate(
+        "bicubic",
+        (1, 0),
+        xycoords=("axes fraction", "data"),
+        xytext=(-2, 3),
+        textcoords="offset points",
+        ha="right",
+        fontsize=8,
+        color=COLOURS["bicubic"],
+    )
+    for method in ("linear", "noise"):  # bicubic's own distance would stretch the axis
         at = runs.loc[groups.index[0]].loc[method]
         ax.scatter(*at, s=36, color="#999999", marker="s", zorder=2)
         ax.annotate(NAMES[method], tuple(at), xytext=(6, 5), textcoords="offset points", fontsize=8, color="#666666")
@@ -111,7 +122,7 @@ def differences(table: pd.DataFrame, measure: str, reference: str) -> plt.Figure
         ax.plot(row.difference, k, "o", color="#D55E00" if clear else "#555555", ms=5, zorder=3)
     ax.axvline(0, color="#444444", lw=0.8)
     ax.set(yticks=range(len(table)), yticklabels=list(table.index[::-1]), xlabel=f"{MEASURES[measure][0]}: less {reference}")
-    ax.set_title("Grey: what other seeds alone would do; orange: beyond that, and beyond the patients")
+    ax.set_title("Grey: seeds alone. Orange: beyond seeds and patients.", loc="left")
     ax.grid(axis="y", visible=False)
     return fig
 
