@@ -8,6 +8,8 @@ Usage:
   ./run_all.sh [OPTIONS]        make the environment and run the six notebooks (profile quick)
   ./run_all.sh test [ARGS]      make the environment and run the tests (ARGS go to pytest; -m slow for the slow ones)
   ./run_all.sh lab              make the environment and open JupyterLab
+  ./run_all.sh sweep NAME [--list]              one run for each of a list of settings (notebooks/experiments)
+  ./run_all.sh downstream RUN                   does SR help a classifier? of a finished run
   ./run_all.sh upscale IN OUT --weights FILE    super-resolve an image or a folder
   ./run_all.sh evaluate SR_DIR HR_DIR           measure SR images under the series' protocol
   ./run_all.sh calibrate [DIR]                  how like real scans are the phantoms? statistics side by side
@@ -104,7 +106,7 @@ case "${1:-}" in
     cd "$here/notebooks"
     exec "$python" -m jupyterlab "$@"
     ;;
-  upscale | evaluate | calibrate | train-encoder | bench)
+  sweep | downstream | upscale | evaluate | calibrate | train-encoder | bench)
     cd "$start"
     exec "$python" -m srlib "$@"
     ;;

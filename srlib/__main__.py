@@ -40,6 +40,23 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--gpus", type=int, metavar="N", help="train on so many GPUs (default: all), as -p gpus N")
     run.set_defaults(command=_run)
 
+    sweep = commands.add_parser("sweep", help="one run for each of a list of settings and seeds")
+    sweep.add_argument("sweep", metavar="NAME", help="a YAML file, or the name of one in notebooks/experiments")
+    sweep.add_argument("--profile", default="", help="another profile than the file's")
+    sweep.add_argument("--data", default="", help="folder of images, 'phantom' or 'kermany' (default: the profile's)")
+    sweep.add_argument("--seeds", nargs="+", type=int, metavar="N", help="other seeds than the file's")
+    sweep.add_argument("--run-dir", default="", help="folder of the points (default: runs/sweeps/NAME)")
+    sweep.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="change one setting of all (repeatable)")
+    sweep.add_argument("--again", action="store_true", help="run stale points anew; the old ones are kept in stale/")
+    sweep.add_argument("--list", action="store_true", help="say how each point stands and run nothing")
+    sweep.set_defaults(command=_sweep)
+
+    down = commands.add_parser("downstream", help="does SR help a classifier of the classes? of a finished run")
+    down.add_argument("run_dir", metavar="RUN")
+    down.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N", help="of the classifiers (default: 0 1 2)")
+    down.add_argument("--steps", type=int, default=400, metavar="N", help="of each classifier (default: 400)")
+    down.set_defaults(command=_downstream)
+
     up = commands.add_parser("upscale", help="super-resolve an image or a folder of images")
     up.add_argument("source", metavar="IN", help="an image, or a folder of images")
     up.add_argument("out", metavar="OUT", help="folder for <stem>.png, or a .png file for one image")
@@ -95,18 +112,38 @@ def _value(text: str):
     return value if isinstance(value, int | float | bool) else text
 
 
+def _overrides(args) -> tuple[str, dict]:
+    """(data, overrides) of --data and the -p."""
+    overrides = {name: _value(value) for name, value in args.p}
+    if "feature_weights" in overrides:
+        overrides["feature_weights"] = _path(str(overrides["feature_weights"]))
+    return str(overrides.pop("data", args.data)), overrides
+
+
 def _run(args) -> None:
     from .series.runner import run_series
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # TERM stops as Ctrl-C does, between notebooks too
-    overrides = {name: _value(value) for name, value in args.p}
+    data, overrides = _overrides(args)
     if args.gpus is not None:
         overrides["gpus"] = args.gpus
-    if "feature_weights" in overrides:
-        overrides["feature_weights"] = _path(str(overrides["feature_weights"]))
-    data = str(overrides.pop("data", args.data))
     report = run_series(args.profile, _path(args.run_dir), _path(data), overrides, args.start, args.only)
     print(f"report: {report}")
+
+
+def _sweep(args) -> int:
+    from .series.sweep import sweep
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    data, overrides = _overrides(args)
+    failed = sweep(args.sweep, args.profile, args.seeds, _path(data), overrides, _path(args.run_dir), args.again, args.list)
+    return 1 if failed else 0
+
+
+def _downstream(args) -> None:
+    from .series.downstream import downstream
+
+    print(downstream(_path(args.run_dir), args.seeds, args.steps))
 
 
 def _upscale(args) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import importlib
 import re
 from dataclasses import dataclass, field
 
@@ -21,8 +22,10 @@ class UserError(ValueError):
         return [f"{type(self).__name__}: {self}"]
 
 
-def _setting(default, stage: str, doc: str, choices: tuple = (), low=None, high=None):
-    return field(default=default, metadata={"stage": stage, "doc": doc, "choices": choices, "low": low, "high": high})
+def _setting(default, stage: str, doc: str, choices: tuple = (), low=None, high=None, registry: str = ""):
+    """`registry`: 'module.DICT' of srlib whose keys are choices, too; it is asked only for a value that is not in `choices`, as it needs torch."""
+    meta = {"stage": stage, "doc": doc, "choices": choices, "low": low, "high": high, "registry": registry}
+    return field(default=default, metadata=meta)
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,7 @@ class Config:
         "data",
         "how LR is made (srlib/degrade.py); paired: it is read from lr/ beside hr/",
         ("bicubic", "bicubic-matlab", "gaussian", "axial", "speckle", "area", "nearest", "paired"),
+        registry="degrade.KINDS",
     )
     degradation_amount: float = _setting(
         0.0,
@@ -57,9 +61,15 @@ class Config:
     val_share: float = _setting(0.1, "data", "share of the patients used for validation", low=0.01, high=0.45)
     test_share: float = _setting(0.2, "data", "share of the patients used for the test", low=0.01, high=0.45)
     max_images: int = _setting(0, "data", "take at most this many images (0: all), whole patients at random", low=0)
+    train_patients: int = _setting(
+        0, "data", "train on so many of the training patients (0: all); validation and test stay the same", low=0
+    )
     data_seed: int = _setting(0, "data", "seed of the phantoms and of the split", low=0)
     # pretrain
     seed: int = _setting(0, "pretrain", "seed of weights and crops in both training stages", low=0)
+    generator: str = _setting(
+        "srresnet", "pretrain", "the network (srlib/models.py); rrdb: ESRGAN's blocks", ("srresnet", "rrdb"), registry="models.GENERATORS"
+    )
     width: int = _setting(64, "pretrain", "feature maps of the generator", low=4)
     blocks: int = _setting(16, "pretrain", "residual blocks of the generator", low=1)
     batch_norm: bool = _setting(True, "pretrain", "batch normalisation in the generator")
@@ -76,14 +86,24 @@ class Config:
         "pretrain",
         "mse or l1 of the batch; psnr: minus the mean PSNR of its crops, so that a fill's edge does not outweigh tissue",
         ("mse", "l1", "psnr"),
+        registry="losses.PRETRAIN",
     )
     pretrain_clip: float = _setting(0.0, "pretrain", "longest gradient of a step, its norm; longer ones are cut to it; 0: off", low=0)
     precision: str = _setting(
         "auto", "pretrain", "autocast: auto takes bf16 or fp16 where the hardware has it", ("auto", "fp32", "bf16", "fp16")
     )
     # srgan
-    content_features: str = _setting("vgg19:relu5_4", "srgan", "network:layer of the content loss")
-    feature_weights: str = _setting("", "srgan", "state dict for a VGG (a file, or a folder to search); '': torchvision's IMAGENET1K_V1")
+    content_features: str = _setting(
+        "vgg19:relu5_4",
+        "srgan",
+        "network:layer of the content loss (srlib/features.py); oct-vgg: VGG-19 tuned to tell the run's classes; none: pixels (SRGAN-MSE)",
+        ("vgg19", "vgg16", "resnet50", "random-vgg19", "oct-vgg", "oct-encoder", "none"),
+        registry="features.EXTRACTORS",
+    )
+    feature_weights: str = _setting(
+        "", "srgan", "state dict for a VGG or ResNet (a file, or a folder to search); '': torchvision's IMAGENET1K_V1"
+    )
+    tuning_steps: int = _setting(200, "srgan", "steps that tune the VGG of oct-vgg, where that is the content loss", low=1)
     content_weight: float = _setting(
         (1 / 12.75) ** 2, "srgan", "factor of the content loss; 0: calibrated from adversarial_share on the first batches", low=0
     )
@@ -92,6 +112,7 @@ class Config:
         "srgan",
         "standard: D judges each image alone; relativistic: whether HR looks more real than the mean SR (Jolicoeur-Martineau 2018)",
         ("standard", "relativistic"),
+        registry="losses.ADVERSARIAL",
     )
     adversarial_weight: float = _setting(1e-3, "srgan", "factor of the adversarial loss", low=0)
     adversarial_share: float = _setting(
@@ -255,9 +276,13 @@ def _check(setting, value):
         value = float(value)
     if type(value) is not kind:
         raise UserError(f"{setting.name} takes a {kind.__name__}, not {value!r}; its default is {setting.default!r}")
-    if meta["choices"] and value not in meta["choices"]:
+    choices, chosen = meta["choices"], value.partition(":")[0] if meta["registry"] else value
+    if meta["registry"] and chosen not in choices:
+        module, name = meta["registry"].split(".")
+        choices = [*choices, *getattr(importlib.import_module(f".{module}", __package__), name)]
+    if choices and chosen not in choices:
         if kind is str:
-            raise UserError(f"{setting.name} cannot be {value!r}; {_nearest(value, meta['choices'])}")
+            raise UserError(f"{setting.name} cannot be {value!r}; {_nearest(chosen, dict.fromkeys(choices))}")
         near = min(meta["choices"], key=lambda c: abs(c - value))
         raise UserError(f"{setting.name} cannot be {value!r}; the nearest valid value is {near!r}")
     for bound, bad in ((meta["low"], lambda b: not value >= b), (meta["high"], lambda b: not value <= b)):

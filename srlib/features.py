@@ -1,4 +1,4 @@
-"""Frozen feature extractors: VGG through torchvision, and the project's own small OCT encoders.
+"""Frozen feature extractors: VGG and ResNet through torchvision, and the project's own small OCT encoders.
 
 An extractor takes (N, 1 or 3, H, W) in [0, 1] and returns feature maps. The copy of grey to three channels and ImageNet's
 normalisation happen here and nowhere else.
@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -26,10 +28,14 @@ SHA256 = {
     "oct-encoder": "74e331affd6f60aa32bf742064591455f1aaa8f232a8a6a721f78b31f4a49ae9",
     "judge": "03a64856a91b123cdd6d29440e563b57c450fd302445917874e06b16c3cffc5a",
 }
-VGG_HELP = (
-    "set feature_weights to a file or folder with torchvision's vgg19-dcbb9e9d.pth (a full state dict or the convolutions alone), "
-    "or set content_features to 'oct-encoder'"
+WEIGHTS_HELP = (
+    "set feature_weights to a file or folder with torchvision's {network}-*.pth (vgg19-dcbb9e9d.pth, vgg16-397923af.pth, "
+    "resnet50-0676ba61.pth; of a VGG the convolutions suffice), or set content_features to 'oct-encoder'"
 )
+
+
+class WeightsMissing(UserError):
+    """Weights that are neither here nor can be downloaded."""
 
 
 def normalise(image: torch.Tensor) -> torch.Tensor:
@@ -112,32 +118,94 @@ class _JudgeBlock(nn.Module):
 
 
 def feature_extractor(name: str = "vgg19:relu5_4", weights: str | Path | None = None) -> nn.Module:
-    """A frozen extractor of one feature map: 'vgg19:LAYER', 'vgg16:LAYER' or 'oct-encoder:LAYER' ('oct-encoder': relu3_2).
+    """A frozen extractor of one feature map: 'NETWORK:LAYER', NETWORK one of EXTRACTORS; without a layer its usual one.
 
-    A layer is reluB_C (after the activation, as in the paper: VGG54 is relu5_4, VGG22 relu2_2) or convB_C (before it).
-    `weights`, for a VGG: a state dict file or a folder that holds one, full or convolutions only; without it torchvision's
-    IMAGENET1K_V1, which needs the network once. Raises UserError for an unknown name or weights that cannot be had.
+    A layer of a VGG or of 'oct-encoder' is reluB_C (after the activation, as in the paper: VGG54 is relu5_4, VGG22 relu2_2) or
+    convB_C (before it); of resnet50 layer1 to layer4. `weights`, for ImageNet's networks: a state dict file or a folder that holds one,
+    full or convolutions only; without it torchvision's IMAGENET1K_V1, which needs the network once. Raises UserError for an unknown
+    name, WeightsMissing for weights that cannot be had.
     """
     network, _, layer = name.partition(":")
-    if network == "oct-encoder":
-        layers = _load_encoder("oct-encoder", OctEncoder()).features
-        layer = layer or "relu3_2"
-        names = [n for n, _ in layers.named_children()]
-    elif network in ("vgg16", "vgg19"):
-        layers = getattr(torchvision.models, network)(weights=None).features
-        names = _vgg_names(layers)
-        layer = layer or "relu5_4"
+    if network not in EXTRACTORS:
+        raise UserError(f"content_features={name!r} is unknown; take one of {', '.join(EXTRACTORS)}, with or without ':LAYER'")
+    return Frozen(EXTRACTORS[network](layer, weights))
+
+
+def _upto(network: str, layers: dict[str, nn.Module], layer: str) -> nn.Sequential:
+    """The layers up to one that a content loss can use; UserError where there is none of that name."""
+    usable = [n for n in layers if n.startswith(("relu", "conv", "layer"))]
+    if layer not in usable:
+        raise UserError(f"{network} has no layer {layer!r}; it has {', '.join(usable)}")
+    return nn.Sequential(*list(layers.values())[: list(layers).index(layer) + 1])
+
+
+def _imagenet(network: str, layer: str, weights) -> nn.Module:
+    model = getattr(torchvision.models, network)(weights=None)
+    if network == "resnet50":
+        layers, layer = dict(list(model.named_children())[:8]), layer or "layer3"  # without the classifier
     else:
-        raise UserError(f"content_features={name!r} is unknown; take 'vgg19:relu5_4', 'vgg16:LAYER' or 'oct-encoder'")
-    if layer not in names or layer.startswith(("pool", "bn")):
-        valid = ", ".join(n for n in names if n.startswith(("relu", "conv")))
-        raise UserError(f"{network} has no layer {layer!r}; it has {valid}")
-    if network.startswith("vgg"):
+        layers, layer = (
+            dict(zip(_vgg_names(model.features), model.features, strict=True)),
+            layer or {"vgg19": "relu5_4", "vgg16": "relu5_3"}[network],
+        )
+    body = _upto(network, layers, layer)
+    load_imagenet(network, model, weights)
+    return body
+
+
+def load_imagenet(network: str, model: nn.Module, weights: str | Path | None) -> None:
+    """ImageNet's weights into the model's convolutions (VGG) or all of it but the classifier (ResNet)."""
+    help = WEIGHTS_HELP.format(network=network)
+    if not weights:
         try:
-            layers.load_state_dict(_vgg_state(network, weights))
-        except RuntimeError:
-            raise UserError(f"feature_weights={str(weights)!r} holds weights of another network than {network}; {VGG_HELP}") from None
-    return Frozen(layers[: names.index(layer) + 1])
+            state = getattr(torchvision.models, network)(weights="IMAGENET1K_V1", progress=False).state_dict()
+        except Exception as error:
+            raise WeightsMissing(f"{network}'s ImageNet weights could not be downloaded ({type(error).__name__}); {help}") from None
+    else:
+        path = find_weights(weights, network)
+        try:
+            state = dict(torch.load(path, map_location="cpu", weights_only=True))
+        except Exception as error:
+            raise UserError(f"{path}: holds no state dict of {network} ({type(error).__name__}); {help}") from None
+    kept = r"(features\.)?(\d+\.(weight|bias))$" if network.startswith("vgg") else r"()((?!fc\.).*)$"
+    state = {match[2]: value for key, value in state.items() if (match := re.match(kept, key))}
+    try:
+        target = model.features if network.startswith("vgg") else model
+        missing, unknown = target.load_state_dict(state, strict=False)
+    except RuntimeError:
+        unknown = True
+    if unknown or any(not key.startswith("fc.") for key in missing):
+        raise UserError(f"feature_weights={str(weights)!r} holds weights of another network than {network}; {help}")
+
+
+def _random_vgg(layer: str, weights) -> nn.Module:
+    """VGG-19 as it is before any training, seeded: a control that knows nothing of images."""
+    with torch.random.fork_rng([]):
+        torch.manual_seed(0)
+        layers = torchvision.models.vgg19(weights=None).features
+    return _upto("random-vgg19", dict(zip(_vgg_names(layers), layers, strict=True)), layer or "relu5_4")
+
+
+def _oct_encoder(layer: str, weights) -> nn.Module:
+    return _upto("oct-encoder", dict(_load_encoder("oct-encoder", OctEncoder()).features.named_children()), layer or "relu3_2")
+
+
+def _pixels(layer: str, weights) -> nn.Module:
+    """No network: the content loss is then a mean squared error of pixels (the paper's SRGAN-MSE)."""
+    return nn.Identity()
+
+
+# Name: a function of (layer, '' where none was given; the setting feature_weights) that gives the layers up to there, which take
+# (N, 3, H, W) in ImageNet's normalisation. A new extractor is a function and a line.
+EXTRACTORS: dict[str, Callable[[str, str | Path | None], nn.Module]] = {
+    "vgg19": partial(_imagenet, "vgg19"),
+    "vgg16": partial(_imagenet, "vgg16"),
+    "resnet50": partial(_imagenet, "resnet50"),
+    "random-vgg19": _random_vgg,
+    "oct-vgg": partial(_imagenet, "vgg19"),  # of the weights that `classify.tuned_vgg` writes
+    "oct-encoder": _oct_encoder,
+    "none": _pixels,
+}
 
 
 def _vgg_names(layers: nn.Sequential) -> list[str]:
@@ -152,30 +220,14 @@ def _vgg_names(layers: nn.Sequential) -> list[str]:
     return names
 
 
-def _vgg_state(network: str, weights: str | Path | None) -> dict[str, torch.Tensor]:
-    if not weights:
-        try:
-            model = getattr(torchvision.models, network)(weights="IMAGENET1K_V1", progress=False)
-        except Exception as error:
-            reason = type(error).__name__
-            raise UserError(f"{network}'s ImageNet weights could not be downloaded ({reason}); {VGG_HELP}") from None
-        return model.features.state_dict()
-    path = find_weights(weights, network)
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        return {k.removeprefix("features."): v for k, v in state.items() if re.match(r"(features\.)?\d+\.(weight|bias)$", k)}
-    except Exception as error:
-        raise UserError(f"{path}: holds no state dict of {network} ({type(error).__name__}); {VGG_HELP}") from None
-
-
 def find_weights(weights: str | Path, network: str) -> Path:
-    """The weights file that `feature_weights` means (a relative path from the repository): itself, or the first .pth/.pt file with the network's name in a folder."""
+    """The weights file that `feature_weights` means (a relative path from the repository): itself, or the first .pth/.pt file with the network's name in a folder. Raises WeightsMissing."""
     path = WEIGHTS.parent.parent / Path(weights).expanduser()
     if path.is_file():
         return path
     found = sorted(p for p in (*path.glob("*.pt*"), *path.glob("*/*.pt*")) if network in p.name)
     if not found:
-        raise UserError(f"feature_weights={str(weights)!r}: no {network} weights there; {VGG_HELP}")
+        raise WeightsMissing(f"feature_weights={str(weights)!r}: no {network} weights there; {WEIGHTS_HELP.format(network=network)}")
     return found[0]
 
 

@@ -13,19 +13,21 @@ from tqdm import tqdm
 
 from .checkpoint import load_weights
 from .config import UserError
-from .models import Generator
+from .models import build
 from .reading import find_images, pixel_size, png_name, read_image, slices
 
 TILE, OVERLAP = 320, 48  # LR pixels
 WARNING = "synthetic detail, research only, not for diagnosis"
 
 
-def load_generator(path: str | Path, device: str | torch.device = "cpu") -> Generator:
+def load_generator(path: str | Path, device: str | torch.device = "cpu") -> torch.nn.Module:
     """A generator in eval mode from `srresnet.pt` or `srgan.pt`. Raises UserError for a file that is not one."""
     stored = load_weights(path)
     try:
-        generator = Generator(**stored["settings"])
+        generator = build(stored["settings"])
         generator.load_state_dict(stored["weights"])
+    except KeyError as error:
+        raise UserError(f"{path} holds a generator {error}, which is not in models.GENERATORS; register it before loading") from None
     except (TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"{path}: its weights do not fit a generator of this version ({str(error).splitlines()[0]})") from None
     return generator.to(device, memory_format=torch.channels_last).eval()  # 1.5 times faster on a CPU

@@ -1,6 +1,13 @@
-"""The perceptual loss of Ledig et al. 2017, section 2.2: content loss on features, adversarial loss on logits."""
+"""The perceptual loss of Ledig et al. 2017, section 2.2: content loss on features, adversarial loss on logits; and pretraining's losses.
+
+A new loss is a function (or two) and a line in PRETRAIN or ADVERSARIAL.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -53,3 +60,25 @@ def psnr_loss(sr: torch.Tensor, hr: torch.Tensor, floor: float = 2.5e-6) -> torc
     """Minus the mean PSNR (dB) of a batch (N, C, H, W) in [0, 1]: 10 log10 of each image's MSE, then the mean. `floor` is added to
     the MSE (56 dB), so that an image without error, such as a crop of fill, has no endless gradient."""
     return 10 * (F.mse_loss(sr, hr, reduction="none").mean((1, 2, 3)) + floor).log10().mean()
+
+
+PRETRAIN: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {  # of sr, hr in [0, 1]
+    "mse": lambda sr, hr: F.mse_loss(2 * sr - 1, 2 * hr - 1),
+    "l1": lambda sr, hr: F.l1_loss(2 * sr - 1, 2 * hr - 1),
+    "psnr": psnr_loss,
+}
+
+
+class Adversarial(NamedTuple):
+    """A game's two losses on logits (N, 1). `relative`: only the difference of HR's and SR's logits counts, so that the generator's loss
+    gets HR's logits, too; otherwise it gets None in their place."""
+
+    generator: Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor]  # of sr_logits, hr_logits
+    discriminator: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # of hr_logits, sr_logits
+    relative: bool = False
+
+
+ADVERSARIAL: dict[str, Adversarial] = {
+    "standard": Adversarial(adversarial_loss, discriminator_loss),
+    "relativistic": Adversarial(adversarial_loss, partial(discriminator_loss, relativistic=True), relative=True),
+}

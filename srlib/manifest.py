@@ -81,6 +81,17 @@ def build_manifest(
     return table
 
 
+def fewer_patients(table: pd.DataFrame, count: int, seed: int = 0) -> pd.DataFrame:
+    """The manifest with `count` training patients left, the classes in turn; those of a smaller count are among those of a larger one.
+    Raises UserError where there are not so many."""
+    first = table[table.split == "train"].groupby("patient", sort=True).label.first()
+    if count > len(first):
+        raise UserError(f"train_patients={count}, but the training split has {len(first)}; set it to {len(first)} or less, or 0 for all")
+    first = first.iloc[np.random.default_rng([seed, 2]).permutation(len(first))]
+    order = first.groupby(first).cumcount().sort_values(kind="stable").index
+    return table[(table.split != "train") | table.patient.isin(order[:count])].reset_index(drop=True)
+
+
 def inspect_files(root: Path, relatives: list[str]) -> Iterator[list[list]]:
     """For each file, in order: a list of [path, sha256, height, width, reason], one for each slice; `reason` is '' for a usable one.
 

@@ -146,3 +146,36 @@ def caution(table: pd.DataFrame) -> str:
         if len(QUESTIONS) * 2 / 2**patients > 0.05:
             said += ", and no corrected Wilcoxon test can reach p = .05"
     return said + "; one training, so what another seed would change is not in them."
+
+
+def between(means: pd.DataFrame, measure: str, method: str, reference: str) -> pd.DataFrame:
+    """Does a change of settings show beyond chance? Each group of runs less the group `reference`, in one measure of one method.
+
+    `means`: a row for each run, method and patient (columns group, seed, method, patient and the measures: `by_patient` of several runs).
+    Two kinds of noise are held apart. `low`, `high`: the 95 % bootstrap interval over patients of the paired difference (seeds averaged).
+    `seeds_margin`: how far the means of two such groups lie apart by another choice of seeds alone, in 95 of 100 cases (t distribution,
+    variance between seeds pooled over the groups; nan with one seed a group). `verdict` says which of them the difference exceeds.
+    Patients that a run lacks are left out of all.
+    """
+    rows = means[means.method == method]
+    values = rows.pivot_table(index="patient", columns=["group", "seed"], values=measure).dropna()
+    runs = values.mean().groupby("group")
+    count, freedom = runs.size(), int((runs.size() - 1).sum())
+    spread = np.sqrt((runs.var(ddof=0) * count).sum() / freedom) if freedom else np.nan
+    by_group, found = values.T.groupby("group").mean().T, []
+    for group in dict.fromkeys(rows.group):
+        if group == reference or group not in by_group:
+            continue
+        gap = (by_group[group] - by_group[reference]).to_numpy()
+        low, high = interval(gap)
+        margin = stats.t.ppf(0.975, freedom) * spread * np.sqrt(1 / count[group] + 1 / count[reference]) if freedom else np.nan
+        patients, seeds = not low <= 0 <= high, abs(gap.mean()) > margin
+        verdict = "beyond both" if patients and seeds else "not beyond patients" if not patients else "not beyond seeds"
+        if np.isnan(margin):
+            verdict = "one seed: unknown" if patients else verdict
+        found.append(
+            {"group": group, "difference": gap.mean(), "low": low, "high": high, "patients": len(gap), "seeds": int(count[group]),
+             "seeds_margin": margin, "verdict": verdict}
+        )  # fmt: skip
+    columns = ["group", "difference", "low", "high", "patients", "seeds", "seeds_margin", "verdict"]
+    return pd.DataFrame(found, columns=columns).set_index("group")

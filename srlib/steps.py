@@ -16,15 +16,20 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from . import parallel
 from .config import Config, UserError
 from .degrade import upsample
-from .losses import ContentLoss, adversarial_loss, discriminator_loss, grid_loss, psnr_loss
-from .models import Discriminator, Generator
+from .losses import ADVERSARIAL, PRETRAIN, ContentLoss, grid_loss
+from .models import Discriminator, build
 
 CALIBRATION_BATCHES = 4
 FASTEST = torch.channels_last  # 1.6 times faster than NCHW in bf16 on a CPU
 
 
-def make_generator(config: Config) -> Generator:
-    return Generator(config.scale, config.channels, config.width, config.blocks, config.global_skip, config.batch_norm, config.smooth)
+def make_generator(config: Config) -> torch.nn.Module:
+    """The generator of the settings, one of `models.GENERATORS`; UserError for settings that it cannot have."""
+    names = ("generator", "scale", "channels", "width", "blocks", "global_skip", "batch_norm", "smooth")
+    try:
+        return build({name: getattr(config, name) for name in names})
+    except ValueError as error:
+        raise UserError(str(error)) from None
 
 
 def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
@@ -89,9 +94,9 @@ class Pretraining:
     def step(self, k: int, lr: torch.Tensor, hr: torch.Tensor) -> dict[str, torch.Tensor]:
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
             sr = self.network(lr)
-        mse = F.mse_loss(2 * sr - 1, 2 * hr - 1)
-        loss = {"mse": lambda: mse, "l1": lambda: F.l1_loss(2 * sr - 1, 2 * hr - 1), "psnr": lambda: psnr_loss(sr, hr)}
-        norm = _update(loss[self.config.pretrain_loss](), self.generator, self.optimizer, self.scaler, self.config.pretrain_clip)
+        mse = F.mse_loss(2 * sr.detach() - 1, 2 * hr - 1)
+        loss = PRETRAIN[self.config.pretrain_loss](sr, hr)
+        norm = _update(loss, self.generator, self.optimizer, self.scaler, self.config.pretrain_clip)
         self.scaler.update()
         self.scheduler.step()
         return {"loss": mse, "g_norm": norm}
@@ -105,7 +110,11 @@ class Weights:
         self.adversarial, self.content, self.pixel = config.adversarial_weight, config.content_weight, 0.0
 
     def calibrate(self, config: Config, content: float, adversarial: float, pixel: float) -> None:
-        """From the terms' mean values before the first step."""
+        """From the terms' mean values before the first step. Raises UserError for an adversarial loss that has no size to go by."""
+        if not adversarial > 0:
+            raise UserError(
+                f"adversarial_loss={config.adversarial_loss!r} is {adversarial:.3g} at the start, so content_weight=0 cannot be calibrated; set it"
+            )
         unit = self.adversarial * adversarial / config.adversarial_share  # the whole loss at the start
         self.content = unit * (1 - config.adversarial_share - config.pixel_share) / max(content, 1e-12)
         self.pixel = unit * config.pixel_share / max(pixel, 1e-12)
@@ -124,7 +133,9 @@ class Game:
     batches that the calibration takes, is called in step 0 where `content_weight` is 0. `parts`: what a checkpoint needs.
     """
 
-    def __init__(self, config: Config, device: torch.device, generator: Generator, extractor: torch.nn.Module, first_batches: Callable):
+    def __init__(
+        self, config: Config, device: torch.device, generator: torch.nn.Module, extractor: torch.nn.Module, first_batches: Callable
+    ):
         self.config, self.device, self.first_batches = config, device, first_batches
         self.generator = _placed(generator, config, device)
         torch.manual_seed(config.seed + 1)
@@ -137,7 +148,7 @@ class Game:
         self.g_schedule, self.d_schedule = (
             torch.optim.lr_scheduler.MultiStepLR(o, [drop], 0.1) for o in (self.g_optimizer, self.d_optimizer)
         )
-        self.relativistic = config.adversarial_loss == "relativistic"
+        self.adversarial = ADVERSARIAL[config.adversarial_loss]
         self.dtype = autocast_dtype(config.precision, device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype is torch.float16)
         self.weights = Weights(config)
@@ -169,8 +180,8 @@ class Game:
         self.discriminator.requires_grad_(False)
         with self._autocast():
             with torch.no_grad():
-                real = self.discriminator(self._view(hr, k, 0)) if self.relativistic else None
-            adversarial = adversarial_loss(self.discriminator(self._view(sr, k, 2)), real)
+                real = self.discriminator(self._view(hr, k, 0)) if self.adversarial.relative else None
+            adversarial = self.adversarial.generator(self.discriminator(self._view(sr, k, 2)), real)
             content = self.content_loss(self._rolled(sr, k), self._rolled(hr, k))
         return dict(content=content, adversarial=adversarial, pixel=F.mse_loss(2 * sr - 1, 2 * hr - 1))
 
@@ -189,7 +200,7 @@ class Game:
             sr = self.g_network(lr)
             self.discriminator.requires_grad_(True)
             d_hr, d_sr = self.d_network(self._view(hr, k, 0)), self.d_network(self._view(sr.detach(), k, 1))
-            d_loss = discriminator_loss(d_hr, d_sr, self.relativistic)
+            d_loss = self.adversarial.discriminator(d_hr, d_sr)
         learns = not config.d_pause or parallel.mean(d_loss).item() >= config.d_pause
         d_norm = _update(d_loss, self.discriminator, self.d_optimizer, self.scaler) if learns else torch.zeros((), device=self.device)
         terms = {key: getattr(self.weights, key) * value for key, value in self._generator_terms(k, sr, hr).items()}
@@ -202,12 +213,12 @@ class Game:
         self.g_schedule.step()
         self.d_schedule.step()
         shares = {f"{key}_share": value / loss for key, value in terms.items()}
-        if self.relativistic:  # a constant added to all logits means nothing
+        if self.adversarial.relative:  # a constant added to all logits means nothing
             d_hr, d_sr = d_hr - d_sr.mean(), d_sr - d_hr.mean()
         d = dict(d_loss=d_loss, d_hr=d_hr.sigmoid().mean(), d_sr=d_sr.sigmoid().mean(), d_learnt=torch.tensor(float(learns)), d_norm=d_norm)
         return dict(loss=loss, g_norm=g_norm, **d, **terms, **shares)
 
-    def released(self) -> Generator:
+    def released(self) -> torch.nn.Module:
         """The generator that is validated and released: the averaged one, or the last where `ema` is 0."""
         if not self.config.ema:
             return self.generator

@@ -20,6 +20,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from . import checkpoint, health, metrics, parallel
+from .classify import tuned_vgg
 from .config import Config, UserError
 from .data import Crops, batches, held_batches, read_pair, valid_region
 from .degrade import downsample, to_image, to_tensor, upsample
@@ -144,21 +145,23 @@ def train_srgan(config: Config, train, val, folder, fingerprint: str = "", show=
     """The adversarial stage (sections 2.1 and 2.2), from `folder/srresnet.pt`: D and G in turn, one step each.
 
     `folder/srgan/` gets checkpoint.pt and history.csv, `folder/srgan.pt` the averaged weights (EMA; the last ones where
-    `ema` is 0), never chosen by PSNR. Returns the history: step, session, seconds, loss; content, adversarial, pixel and, with
+    `ema` is 0), never chosen by PSNR, and the factors of the loss terms, given or calibrated. Returns the history: step, session, seconds, loss; content, adversarial, pixel and, with
     `grid_weight`, grid (each weighted, as they enter the loss), and the share of each; d_loss, d_hr and d_sr (D's mean probability for
     HR and SR), d_learnt (the share of steps in which D was updated), the gradients' norms g_norm and d_norm (0 where D paused);
     gain_db and consistency_db of the averaged weights. What `health.warnings` says of it is printed, each warning once.
     """
-    folder, device = Path(folder), pick_device(config.device)
+    folder, device, weights = Path(folder), pick_device(config.device), config.feature_weights
+    if config.content_features.partition(":")[0] == "oct-vgg":
+        weights = tuned_vgg(config, train, val, folder, device)  # here, so that several processes find it made
     if count := parallel.processes(config, device):
         return parallel.launch("train_srgan", count, config, train, val, folder, fingerprint, show)
     pretrained = checkpoint.load_weights(folder / "srresnet.pt")
     generator = make_generator(config)
-    if generator.settings != pretrained["settings"]:
+    if generator.settings != {"generator": "srresnet"} | pretrained["settings"]:
         raise UserError(f"{folder / 'srresnet.pt'} has another shape than the settings; run notebook 03 again or choose another run_dir")
     generator.load_state_dict(pretrained["weights"])
     stream = training_pairs(train, config, device, config.gan_steps, config.seed + 1)
-    extractor = feature_extractor(config.content_features, config.feature_weights)
+    extractor = feature_extractor(config.content_features, weights)
     game, validation, told = Game(config, device, generator, extractor, lambda: stream(0)), Validation(val, config, device), set()
 
     def validate():
@@ -174,7 +177,7 @@ def train_srgan(config: Config, train, val, folder, fingerprint: str = "", show=
 
     def done():
         model = copy.deepcopy(game.released()).eval()
-        checkpoint.save_weights(folder / "srgan.pt", model, name="srgan")
+        checkpoint.save_weights(folder / "srgan.pt", model, name="srgan", loss_weights=game.weights.state_dict())
 
     return run_steps("srgan", config, folder, fingerprint, config.gan_steps, game.parts, stream, game.step, validate, done, watched)
 

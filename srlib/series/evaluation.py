@@ -26,6 +26,7 @@ from ..reading import png_name
 from ..sources import phantom_truth
 from ..statistics import summarise
 from ..training import pick_device, training_pairs
+from .run_folder import Run
 
 METHODS = ("nearest", "bicubic", "linear", "srresnet", "srgan", "noise")
 ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)  # from SRResNet's weights to SRGAN's
@@ -194,3 +195,32 @@ def mean_spectra(
         for name, image in images.items():
             sums.setdefault(name, []).append(metrics.psd(image, None if region.all() else region, direction))
     return {name: (curves[0][0], np.mean([db for _, db in curves], 0)) for name, curves in sums.items()}
+
+
+def evaluate_cross(trained: dict[Path, Config], tests: list[Config]) -> pd.DataFrame:
+    """Networks of several runs (folder to settings), each tested on LR made in every way of `tests`, on the test images of the first run.
+
+    A row for each run, test and image: method, trained and tested (the degradations), seed, image, patient, psnr (valid region), gain_db
+    over bicubic of the same LR, judge."""
+    first = Run(*next(iter(trained.items())))
+    device, rows = pick_device(first.config.device), []
+    network = judge().to(device)
+    networks = {(folder, m): load_generator(folder / f"{m}.pt", device) for folder in trained for m in ("srresnet", "srgan")}
+    chosen = choose(first.manifest[first.manifest.split == "test"], first.config.max_test_images)
+    bar = tqdm(total=len(tests) * len(chosen), desc="cross", unit="image", mininterval=1.0, ncols=100, file=sys.stdout)
+    for config in tests:
+        for item in chosen.itertuples():
+            lr, hr = read_pair(first.root / item.path, config)
+            region = valid_region(hr)
+            start = metrics.psnr(to_image(upsample(to_tensor(lr), config.scale)), hr, config.border, region)
+            with torch.inference_mode():
+                hr_maps = network(to_tensor(hr).to(device))
+            for (folder, method), generator in networks.items():
+                sr, own = upscale(lr, generator), trained[folder]
+                with torch.inference_mode():
+                    distance = metrics.feature_distance(network(to_tensor(sr).to(device)), hr_maps, region)
+                psnr = metrics.psnr(sr, hr, config.border, region)
+                facts = {"method": method, "trained": own.degradation, "tested": config.degradation, "seed": own.seed}
+                rows.append(facts | {"image": item.path, "patient": item.patient, "psnr": psnr, "gain_db": psnr - start, "judge": distance})
+            bar.update()
+    return pd.DataFrame(rows).round(6)

@@ -202,7 +202,7 @@ class Run:
 
         Raises UserError where a training in the folder was made from other images.
         """
-        from .. import data, sources
+        from .. import data, manifest, sources
 
         c = self.config
         if c.data == "phantom" and c.phantoms == 0:
@@ -217,6 +217,8 @@ class Run:
             )
         options = c.patient_pattern, c.val_share, c.test_share, c.max_images, c.data_seed, c.scale if paired else 0
         table = data.build_manifest(root, c.channels, *options)
+        if c.train_patients:
+            table = manifest.fewer_patients(table, c.train_patients, c.data_seed)
         data.check_split(table)
         text = table.to_csv(index=False)
         file = self.folder / "manifest.csv"

@@ -1,0 +1,110 @@
+"""Finished runs read beside each other: which can be compared, what differs in their settings, what they measured by patient."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import hashlib
+import json
+import re
+from pathlib import Path
+
+import pandas as pd
+
+from .. import sources
+from ..config import FIELDS, Config, UserError, stage_of
+from ..reading import find_images
+from ..statistics import by_patient
+from .run_folder import _read_config
+
+SRLIB = Path(sources.__file__).resolve().parent
+NO_RESULT = {"__main__.py", "figures.py", "plots.py", "run_plots.py"}  # a change of these changes no number of a run
+
+
+@functools.cache
+def code_hash() -> str:
+    """SHA-256 of what computes a run's numbers: srlib's science and the evaluation, comments and layout aside."""
+    files = sorted(p for p in (*SRLIB.glob("*.py"), SRLIB / "series/evaluation.py") if p.name not in NO_RESULT)
+    return hashlib.sha256("".join(ast.dump(ast.parse(p.read_text())) for p in files).encode()).hexdigest()
+
+
+@functools.cache
+def data_hash(data: str) -> str:
+    """SHA-256 of the image files that the setting `data` means, names and content; of phantoms '', as code and settings draw them."""
+    if data == "phantom":
+        return ""
+    root, total = sources.locate(data), hashlib.sha256()
+    for path in find_images(root):
+        total.update(path.relative_to(root).as_posix().encode() + hashlib.sha256(path.read_bytes()).digest())
+    return total.hexdigest()
+
+
+def made_from(config: Config) -> dict:
+    """What the numbers of a run with these settings come from; two that are equal may be compared."""
+    settings = {name: getattr(config, name) for name in FIELDS if name == "profile" or stage_of(name) != "machine"}
+    return {"code": code_hash(), "data": data_hash(config.data), "settings": settings}
+
+
+def stale(folder: Path) -> str:
+    """Why a sweep's point must not stand beside newer ones ('code', 'data' changed since), or ''. Other runs keep no such record."""
+    file = folder / "sweep.json"
+    if not file.exists():
+        return ""
+    then, now = json.loads(file.read_text())["made_from"], made_from(_read_config(folder / "config.json"))
+    return " and ".join(key for key in ("code", "data") if then[key] != now[key])
+
+
+def find_runs(home: Path) -> list[Path]:
+    """The finished runs in a folder, and those of the sweeps in it."""
+    files = [*home.glob("*/evaluation/metrics.csv"), *home.glob("sweeps/*/*/evaluation/metrics.csv")]
+    return sorted(f.parent.parent for f in files if (f.parent.parent / "config.json").exists())
+
+
+def read_runs(folders, reference: Path, with_stale: bool = False) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, str]]:
+    """(means, facts, left out) of the runs that can be compared with the run `reference`, which comes first: those measured on the same
+    test images in the same way.
+
+    means: a row for each run, method and patient, `statistics.by_patient` in the valid region with the columns run, group and seed before
+    it. facts, a row for each run: folder, config, group, seed, `changed` (settings that differ from the reference's), and the shares of the loss
+    terms at the first validation of the game. Runs that differ in the seed alone are one group, named after the first of them. left out:
+    a run's name to the reason.
+    """
+    means, facts, out, groups = [], [], {}, {}
+    reference = Path(reference)
+    own, images = _read_config(reference / "config.json"), _test_images(reference)
+    for folder in [reference, *(f for f in map(Path, folders) if f.resolve() != reference.resolve())]:
+        name = folder.name if folder.parent == reference.parent else f"{folder.parent.name}/{folder.name}"
+        try:
+            config = _read_config(folder / "config.json")
+        except UserError as error:
+            out[name] = str(error)
+            continue
+        if any(getattr(config, k) != getattr(own, k) for k in ("channels", "border", "max_test_images")) or _test_images(folder) != images:
+            out[name] = "other test images or another protocol"
+            continue
+        if (why := stale(folder)) and not with_stale:
+            out[name] = f"stale: {why} changed since"
+            continue
+        settings = {k: v for k, v in vars(config).items() if k != "data" and k != "profile" and stage_of(k) != "machine"}
+        seed = settings.pop("seed")
+        group = groups.setdefault(json.dumps(settings), re.sub(r"-seed\d+$", "", name))
+        changed = {k: v for k, v in settings.items() if v != getattr(own, k)}
+        table = by_patient(pd.read_csv(folder / "evaluation" / "metrics.csv", dtype={"patient": str})).reset_index()
+        means.append(pd.concat([pd.DataFrame({"run": name, "group": group, "seed": seed}, index=table.index), table], axis=1))
+        shares = pd.read_csv(folder / "srgan" / "history.csv").filter(like="_share").iloc[0]
+        facts.append({"run": name, "group": group, "seed": seed, "changed": changed, "folder": folder, "config": config, **shares})
+    return pd.concat(means, ignore_index=True), pd.DataFrame(facts).set_index("run"), out
+
+
+def _test_images(folder: Path) -> set[str]:
+    table = pd.read_csv(folder / "manifest.csv", usecols=["sha256", "split"])
+    return set(table.sha256[table.split == "test"])
+
+
+def group_table(means: pd.DataFrame, measures=("gain_db", "ssim", "high_power_db", "judge")) -> pd.DataFrame:
+    """Mean of each measure for each (group, method), both networks, over patients, then seeds; where a group has several seeds, M_sd is
+    the standard deviation between them."""
+    runs = means[means.method.isin(["srresnet", "srgan"])].groupby(["group", "method", "seed"], sort=False)[list(measures)].mean()
+    groups = runs.groupby(["group", "method"], sort=False)
+    table = groups.mean().join(groups.std().add_suffix("_sd")).assign(seeds=groups.size())
+    return table.dropna(axis=1, how="all")

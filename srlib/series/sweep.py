@@ -1,0 +1,184 @@
+"""`sweep`: the same run over a list of settings and seeds, from a small YAML file in notebooks/experiments.
+
+A file has: `about`, a sentence; `profile`; `settings` that all points share; `points`, a list of settings in which they differ ({}: none);
+`seeds`; and perhaps `cross: true`, which tests each point on every point's degradation. Each point and seed is a run folder,
+runs/sweeps/<name>/<point>-seed<k>, made by `run_series` as any run is; `sweep.json` in it records what it was made from.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import yaml
+
+from ..config import Config, UserError, load_config
+from . import runs
+from .run_folder import REPOSITORY, Run, _now, _write, run_path
+from .runner import run_series
+
+EXPERIMENTS = REPOSITORY / "notebooks" / "experiments"
+KEYS = {"about", "profile", "settings", "points", "seeds", "cross"}
+
+
+@dataclass(frozen=True)
+class Point:
+    """One run of a sweep: its folder, its settings as overrides of the profile, and the same as a Config."""
+
+    folder: Path
+    overrides: dict
+    config: Config
+
+    @property
+    def record(self) -> dict:
+        file = self.folder / "sweep.json"
+        return json.loads(file.read_text()) if file.exists() else {}
+
+    def note(self, **facts) -> None:
+        _write(self.folder / "sweep.json", json.dumps(self.record | facts, indent=1) + "\n")
+
+    @property
+    def state(self) -> str:
+        """'new', 'finished', 'interrupted', 'failed: why', or 'stale: what changed'."""
+        record = self.record
+        if not record:
+            return "stale: not made by a sweep" if (self.folder / "config.json").exists() else "new"
+        now = runs.made_from(self.config)
+        if changed := [key for key in now if record["made_from"][key] != now[key]]:
+            return f"stale: {' and '.join(changed)} changed"
+        return "finished" if record["finished"] else f"failed: {record['error']}" if record["error"] else "interrupted"
+
+
+def read_sweep(which: str) -> tuple[str, dict]:
+    """(name, content) of a YAML file, or of the one in notebooks/experiments with that name. Raises UserError, with what is wrong."""
+    named = EXPERIMENTS / f"{which}.yaml"
+    file = named if named.exists() else Path(which).expanduser()
+    if not file.is_file():
+        raise UserError(
+            f"there is no sweep {which!r}; give a YAML file, or one of {', '.join(sorted(p.stem for p in EXPERIMENTS.glob('*.yaml')))}"
+        )
+    try:
+        content = yaml.safe_load(file.read_text())
+    except yaml.YAMLError as error:
+        raise UserError(f"{file} is not YAML ({str(error).splitlines()[0]})") from None
+    if not isinstance(content, dict) or not KEYS >= content.keys() >= {"points"}:
+        raise UserError(f"{file} needs points: a list of settings, and may have {', '.join(sorted(KEYS - {'points'}))}; nothing else")
+    if not isinstance(content["points"], list) or not all(isinstance(point, dict) for point in content["points"]):
+        raise UserError(f"{file}: points must be a list of settings, such as '- {{scale: 2}}'")
+    return file.stem, content
+
+
+def sweeps() -> pd.DataFrame:
+    """What comes with the series: a row for each file in notebooks/experiments."""
+    rows = [(path.stem, read_sweep(path.stem)[1]) for path in sorted(EXPERIMENTS.glob("*.yaml"))]
+    facts = [{"sweep": name, "points": len(c["points"]), "seeds": len(c["seeds"]), "about": c["about"]} for name, c in rows]
+    return pd.DataFrame(facts).set_index("sweep")
+
+
+def make_points(content: dict, home: Path, profile: str = "", seeds=None, data: str = "", overrides: dict | None = None) -> list[Point]:
+    """The points in order, all seeds of one after another. Arguments win over the file, but not over what a point is about."""
+    profile, found = profile or content.get("profile", "quick"), {}
+    for settings in content["points"]:
+        for seed in content.get("seeds", [0]) if seeds is None else seeds:
+            wanted = {**content.get("settings", {}), **({"data": data} if data else {}), **(overrides or {}), **settings, "seed": seed}
+            name = "_".join(f"{k}-{v}" for k, v in settings.items()) or "base"
+            folder = home / f"{re.sub(r'[^A-Za-z0-9._-]', '-', name)}-seed{seed}"
+            found[folder] = Point(folder, wanted, load_config(profile, **wanted))
+    return list(found.values())
+
+
+def sweep(
+    which: str,
+    profile: str = "",
+    seeds=None,
+    data: str = "",
+    overrides: dict | None = None,
+    run_dir: str = "",
+    again=False,
+    only_list=False,
+) -> int:
+    """Run what is not finished, and return the number of failed points; what happens to each is printed. With `again`, stale points are
+    moved to `stale/` and run anew; with `only_list`, nothing is run. The table of finished points goes to table.csv."""
+    name, content = read_sweep(which)
+    home = run_path("", run_dir or f"runs/sweeps/{name}").resolve()
+    points = make_points(content, home, profile, seeds, data, overrides)
+    print(f"{name}: {content.get('about', '')}\n{len(points)} points in {home}")
+    outcome = {}
+    for number, point in enumerate(points, 1):
+        runs.code_hash.cache_clear()  # somebody may edit while hours pass
+        state = point.state
+        print(f"[{number}/{len(points)}] {point.folder.name}: {state}", flush=True)
+        if not only_list and state != "finished" and (again or not state.startswith("stale")):
+            state = _run(point, points, again=state.startswith("stale"))
+            print(f"    {state}", flush=True)
+        outcome.setdefault(state.partition(":")[0], []).append(point)
+    print("; ".join(f"{len(found)} {state}: {', '.join(p.folder.name for p in found)}" for state, found in outcome.items()))
+    if stale := outcome.get("stale"):
+        print(f"{len(stale)} stale point(s) are in no table; --again runs them anew")
+    if done := outcome.get("finished"):
+        _tables(home, done, content.get("cross", False) and not only_list)
+    return len(outcome.get("failed", []))
+
+
+def _run(point: Point, points: list[Point], again: bool) -> str:
+    """Run one point to its end; 'finished', 'failed: why' or 'skipped: how to get the weights'."""
+    from ..features import WeightsMissing, feature_extractor
+
+    if again:
+        kept = point.folder.parent / "stale" / f"{point.folder.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+        kept.parent.mkdir(exist_ok=True)
+        point.folder.rename(kept)
+    try:
+        feature_extractor(point.config.content_features, point.config.feature_weights)
+        _share_pretraining(point, points)
+        point.note(made_from=runs.made_from(point.config), finished=None, error=None)
+        run_series(point.config.profile, str(point.folder), "", point.overrides)
+        point.note(finished=_now())
+    except WeightsMissing as error:
+        return f"skipped: {error}"
+    except (UserError, RuntimeError) as error:
+        point.note(made_from=runs.made_from(point.config), finished=None, error=str(error))
+    return point.state
+
+
+def _share_pretraining(point: Point, points: list[Point]) -> None:
+    """Give a new point the finished pretraining of another that was made from the same: with one seed it would be the same to the byte."""
+    if point.folder.exists():
+        return
+    mine, stage = Run(point.folder, point.config), "pretrain"
+    for other in points:
+        theirs = Run(other.folder, other.config)
+        if other.record and not other.state.startswith("stale") and theirs.settings(stage) == mine.settings(stage):
+            facts = theirs.provenance["stages"].get(stage, {})
+            if facts.get("finished"):
+                shutil.copytree(other.folder / stage, point.folder / stage)
+                shutil.copy2(other.folder / "srresnet.pt", point.folder)
+                mine.record("stages", stage, **facts, taken_from=other.folder.name)
+                print(f"    pretraining taken from {other.folder.name}", flush=True)
+                return
+
+
+def _tables(home: Path, done: list[Point], cross: bool) -> None:
+    means, _, _ = runs.read_runs([p.folder for p in done], done[0].folder)
+    table = runs.group_table(means)
+    table.to_csv(home / "table.csv")
+    print(table.round(3).to_string())
+    if cross:
+        from .evaluation import evaluate_cross
+
+        kinds = list(dict.fromkeys(p.config.degradation for p in done))
+        table = evaluate_cross({p.folder: p.config for p in done}, [dataclasses.replace(done[0].config, degradation=k) for k in kinds])
+        table.to_csv(home / "cross.csv", index=False)
+        print(cross_table(table).round(2).to_string())
+
+
+def cross_table(table: pd.DataFrame, measure: str = "gain_db") -> pd.DataFrame:
+    """`evaluate_cross`'s table as means over patients, then seeds: a row for (method, trained on), a column for each tested degradation."""
+    by_seed = table.groupby(["method", "trained", "tested", "seed", "patient"], sort=False)[measure].mean()
+    return by_seed.groupby(["method", "trained", "tested"], sort=False).mean().unstack("tested")

@@ -1,0 +1,551 @@
+"""What can be exchanged, and runs beside each other: registries, extractors, sweeps, noise between patients and seeds, downstream."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+from srlib import checkpoint, classify, degrade, features, losses, models, statistics, steps, training
+from srlib.config import UserError, load_config
+from srlib.data import build_manifest
+from srlib.features import EXTRACTORS, WeightsMissing, feature_extractor
+from srlib.inference import load_generator
+from srlib.manifest import fewer_patients
+from srlib.series import downstream, runs, sweep
+from srlib.series.run_folder import REPOSITORY, open_run
+
+TINY = dict(crop=32, batch=4, pretrain_steps=3, gan_steps=2, validate_every=2, checkpoint_every=3, width=8, blocks=1, d_width=4)
+
+
+@pytest.fixture(scope="module")
+def random_weights(tmp_path_factory):
+    """State dicts without meaning of three networks in a folder, named as torchvision names them."""
+    folder = tmp_path_factory.mktemp("weights")
+    torch.manual_seed(0)
+    for name, file in (("vgg19", "vgg19-dcbb9e9d.pth"), ("vgg16", "vgg16-397923af.pth")):
+        torch.save(getattr(torchvision.models, name)(weights=None).features.state_dict(), folder / file)
+    torch.save(torchvision.models.resnet50(weights=None).state_dict(), folder / "resnet50-0676ba61.pth")
+    return folder
+
+
+class Plain(nn.Module):
+    """A generator with nothing of SRResNet's."""
+
+    def __init__(self, scale, channels, **_):
+        super().__init__()
+        self.scale, self.body = scale, nn.Conv2d(channels, channels * scale**2, 3, padding=1)
+
+    def forward(self, lr):
+        return degrade.upsample(lr, self.scale) + nn.functional.pixel_shuffle(self.body(lr).float(), self.scale)
+
+
+# --------------------------------------------------------------------------------------------- registries
+@pytest.mark.parametrize("name", models.GENERATORS)
+@pytest.mark.parametrize("scale", [3, 4])
+def test_every_generator_scales_and_comes_back_from_its_file(name, scale, tmp_path):
+    net = steps.make_generator(load_config("smoke", generator=name, scale=scale, crop=48)).eval()
+    lr = torch.rand(2, 1, 12, 10)
+    torch.testing.assert_close(net(lr), degrade.upsample(lr, scale))  # the global skip's start
+    nn.init.normal_(net.tail.weight, std=0.01)
+    checkpoint.save_weights(tmp_path / "a.pt", net)
+    again = load_generator(tmp_path / "a.pt")
+    assert again.settings == net.settings and again.settings["generator"] == name and type(again) is type(net)
+    assert torch.equal(models.blend(again, again, 0.5).tail.weight, net.tail.weight)
+    torch.testing.assert_close(again(lr), net(lr))
+
+
+def test_a_file_without_the_name_is_srresnet(tmp_path):
+    net = models.Generator(4, 1, 8, 1)
+    assert "generator" not in net.settings  # as files were written before
+    checkpoint.save_weights(tmp_path / "old.pt", net)
+    assert type(load_generator(tmp_path / "old.pt")) is models.Generator
+
+
+def test_rrdb_is_another_network():
+    rrdb, plain = (steps.make_generator(load_config("smoke", generator=name, width=8)) for name in ("rrdb", "srresnet"))
+    assert (
+        sum(isinstance(m, nn.Conv2d) for m in rrdb.blocks.modules()) == 15 != sum(isinstance(m, nn.Conv2d) for m in plain.blocks.modules())
+    )
+    block, x = rrdb.blocks[0], torch.rand(1, 8, 6, 6)
+    torch.testing.assert_close(block(x).shape, x.shape)
+    nn.init.zeros_(block.parts[2][4].weight), nn.init.zeros_(block.parts[2][4].bias)
+    with torch.no_grad():
+        y = x
+        for part in block.parts[:2]:
+            maps = [y]
+            for convolution in part[:-1]:
+                maps.append(nn.functional.leaky_relu(convolution(torch.cat(maps, 1)), 0.2))
+            y = y + 0.2 * part[-1](torch.cat(maps, 1))
+        torch.testing.assert_close(block(x), x + 0.2 * y)
+    with pytest.raises(UserError, match="set batch_norm to False"):
+        steps.make_generator(load_config("paper", generator="rrdb"))
+
+
+def test_what_a_cell_registers_trains(images, tmp_path, monkeypatch):
+    """One entry of each kind, known to load_config and used by both stages; the weights say which network they are."""
+    used = []
+
+    def noted(name, function):
+        def call(*args):
+            used.append(name)
+            return function(*args)
+
+        return call
+
+    with pytest.raises(UserError, match="generator cannot be 'plain'"):
+        load_config("smoke", generator="plain")
+    monkeypatch.setitem(models.GENERATORS, "plain", Plain)
+    monkeypatch.setitem(degrade.KINDS, "peak", noted("peak", lambda hr, scale, amount: nn.functional.max_pool2d(hr, scale)))
+    monkeypatch.setitem(losses.PRETRAIN, "fourth", noted("fourth", lambda sr, hr: ((sr - hr) ** 4).mean()))
+    squares = losses.Adversarial(
+        noted("g", lambda sr, hr: ((sr - 1) ** 2).mean()), noted("d", lambda hr, sr: ((hr - 1) ** 2).mean() + (sr**2).mean())
+    )
+    monkeypatch.setitem(losses.ADVERSARIAL, "squares", squares)
+    monkeypatch.setitem(features.EXTRACTORS, "pool", noted("pool", lambda layer, weights: nn.AvgPool2d(2)))
+    chosen = dict(generator="plain", degradation="peak", pretrain_loss="fourth", adversarial_loss="squares", content_features="pool")
+    config = load_config("smoke", **TINY, **chosen, d_pause=0.0)
+    training.pretrain_generator(config, *images, tmp_path)
+    history = training.train_srgan(config, *images, tmp_path)
+    assert set(used) == {"peak", "fourth", "g", "d", "pool"} and history.content.iloc[-1] > 0
+    assert type(load_generator(tmp_path / "srgan.pt")) is Plain
+    monkeypatch.delitem(models.GENERATORS, "plain")
+    with pytest.raises(UserError, match="register it"):
+        load_generator(tmp_path / "srgan.pt")
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ({"generator": "srresnt"}, "did you mean 'srresnet'"),
+        ({"content_features": "vgg91:relu5_4"}, "did you mean 'vgg19'"),
+        ({"adversarial_loss": "relative"}, "did you mean 'relativistic'"),
+        ({"degradation": "gausian"}, "did you mean 'gaussian'"),
+    ],
+)
+def test_misspelt_entries(setting, words):
+    with pytest.raises(UserError, match=words):
+        load_config("smoke", **setting)
+
+
+def test_the_settings_know_every_entry():
+    """What `choices` lists without torch is what the registries hold."""
+    from srlib.config import FIELDS
+
+    known = {"generator": models.GENERATORS, "pretrain_loss": losses.PRETRAIN, "adversarial_loss": losses.ADVERSARIAL}
+    for name, registry in (known | {"content_features": EXTRACTORS}).items():
+        assert set(FIELDS[name].metadata["choices"]) == set(registry), name
+
+
+def test_a_loss_without_size_cannot_be_calibrated(images, tmp_path, monkeypatch):
+    monkeypatch.setitem(losses.ADVERSARIAL, "negative", losses.Adversarial(lambda sr, hr: -(sr**2).mean() - 1, losses.discriminator_loss))
+    config = load_config("smoke", **TINY, adversarial_loss="negative")
+    training.pretrain_generator(config, *images, tmp_path)
+    with pytest.raises(UserError, match="content_weight=0 cannot be calibrated"):
+        training.train_srgan(config, *images, tmp_path)
+
+
+# --------------------------------------------------------------------------------------------- extractors
+@pytest.mark.parametrize(
+    ("name", "channels", "stride"),
+    [("vgg16:relu5_3", 512, 16), ("vgg16", 512, 16), ("resnet50:layer1", 256, 4), ("resnet50:layer3", 1024, 16), ("resnet50", 1024, 16)],
+)
+def test_extractors_of_other_networks(random_weights, name, channels, stride):
+    """Each finds its own file in the folder, and stops at its layer."""
+    net = feature_extractor(name, random_weights)
+    maps = net.train()(torch.rand(1, 1, 64, 64))
+    assert maps.shape == (1, channels, 64 // stride, 64 // stride)
+    assert not any(p.requires_grad for p in net.parameters()) and not any(m.training for m in net.modules())
+
+
+def test_resnet_has_its_files_weights(random_weights):
+    state = torch.load(random_weights / "resnet50-0676ba61.pth", weights_only=True)
+    body = feature_extractor("resnet50:layer2", random_weights).body
+    assert torch.equal(body[0].weight, state["conv1.weight"]) and torch.equal(body[5][0].conv2.weight, state["layer2.0.conv2.weight"])
+    with pytest.raises(UserError, match="another network than resnet50"):
+        feature_extractor("resnet50:layer2", random_weights / "vgg16-397923af.pth")
+    with pytest.raises(UserError, match="has no layer 'layer5'"):
+        feature_extractor("resnet50:layer5", random_weights)
+
+
+def test_random_vgg_is_the_same_each_time_and_disturbs_nothing():
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    one = feature_extractor("random-vgg19:relu1_2")
+    assert torch.equal(torch.rand(3), expected)
+    image = torch.rand(1, 1, 16, 16)
+    assert torch.equal(one(image), feature_extractor("random-vgg19:relu1_2")(image)) and one(image).std() > 0
+
+
+def test_none_is_the_error_of_pixels():
+    sr, hr = torch.rand(2, 1, 8, 8), torch.rand(2, 1, 8, 8)
+    scale = sum(1 / s**2 for s in features.IMAGENET_STD) / 3
+    assert losses.ContentLoss(feature_extractor("none"))(sr, hr).item() == pytest.approx(scale * ((sr - hr) ** 2).mean().item(), rel=1e-5)
+
+
+def test_missing_weights_say_how_to_get_them(tmp_path):
+    for name in ("vgg16:relu5_3", "resnet50:layer3", "oct-vgg"):
+        with pytest.raises(WeightsMissing, match=r"feature_weights.*\.pth"):
+            feature_extractor(name, tmp_path)
+
+
+def test_extractors_start_at_the_same_share_of_the_loss(images, tmp_path):
+    """Calibrated: on the batches of the calibration all terms have their stated shares, whichever the extractor; and it is recorded."""
+    training.pretrain_generator(load_config("smoke", **TINY), *images, tmp_path / "a")
+    for name in ("none", "oct-encoder:relu1_2", "random-vgg19:relu1_2"):
+        config = load_config("smoke", **TINY, content_features=name, content_weight=0.0, grid_weight=0.0)
+        folder = tmp_path / name.replace(":", "")
+        folder.mkdir()
+        (folder / "srresnet.pt").write_bytes((tmp_path / "a/srresnet.pt").read_bytes())
+        first = training.train_srgan(config, *images, folder).iloc[0]
+        assert first.content_share == pytest.approx(1 - config.adversarial_share - config.pixel_share, abs=0.2), name
+        recorded = torch.load(folder / "srgan.pt", weights_only=True)["loss_weights"]
+        assert recorded["content"] > 0 and recorded["adversarial"] == config.adversarial_weight
+
+
+def test_oct_vgg_is_tuned_once_on_the_runs_classes(images, tmp_path, random_weights, capsys):
+    config = load_config("smoke", **TINY, content_features="oct-vgg:relu2_2", feature_weights=str(random_weights), tuning_steps=2)
+    training.pretrain_generator(config, *images, tmp_path)
+    training.train_srgan(config, *images, tmp_path)
+    file = tmp_path / "srgan/oct-vgg.pt"
+    tuned, start = torch.load(file, weights_only=True), torch.load(random_weights / "vgg19-dcbb9e9d.pth", weights_only=True)
+    assert tuned.keys() == start.keys() and not torch.equal(tuned["0.weight"], start["0.weight"])
+    assert "validation images named rightly" in capsys.readouterr().out
+    before = file.stat().st_mtime_ns
+    assert classify.tuned_vgg(config, *images, tmp_path, torch.device("cpu")) == file and file.stat().st_mtime_ns == before
+    one_class = [p for p in images[0] if "/NORMAL/" in str(p)]
+    with pytest.raises(UserError, match="two classes"):
+        classify.tuned_vgg(config, one_class, images[1], tmp_path / "new", torch.device("cpu"))
+
+
+# --------------------------------------------------------------------------------------------- classifier, patients
+def test_a_classifier_learns_what_can_be_learnt():
+    """Two textures at the same mean: right on images that were not trained on, and chance with the labels shuffled apart."""
+    rng = np.random.default_rng(0)
+
+    def scan(label):
+        image = np.full((64, 96), 60.0)
+        image[30:50] += 60
+        wave = np.sin(np.arange(64)[:, None] if label else np.arange(96)[None]) * 40
+        return np.clip(image + wave + rng.normal(0, 5, image.shape), 0, 249).astype(np.uint8)
+
+    labels = [k % 2 for k in range(24)]
+    images = [scan(k) for k in labels]
+    rows = [classify.retina_row(i) for i in images]
+    torch.manual_seed(0)
+    model = features.OctEncoder(widths=(8, 8), classes=2)
+    classify.train_classifier(model, images[:16], rows[:16], labels[:16], 30, 8, 0, side=32)
+    p = classify.probabilities(model, images[16:], rows[16:], 32)
+    assert (p.argmax(1) == labels[16:]).all() and np.allclose(p.sum(1), 1, atol=1e-5)
+
+
+def test_squares_stay_inside_and_ignore_fill():
+    image = np.zeros((300, 500), np.uint8)
+    image[200], image[:20] = 200, 255
+    assert classify.retina_row(image) == 200
+    rng = np.random.default_rng(0)
+    for _ in range(30):
+        patch = classify.square(image, 295, 224, rng)
+        assert patch.shape == (1, 224, 224)
+    left, right = (classify.square(np.tile(np.arange(250, dtype=np.uint8), (64, 1)), 30, 50, across=a)[0, 0, 0] * 255 for a in (0, 1))
+    assert (round(left.item()), round(right.item())) == (50, 150)
+
+
+def test_fewer_training_patients_the_same_test(scan_folder):
+    table = build_manifest(scan_folder)
+    few, more = fewer_patients(table, 2), fewer_patients(table, 3)
+    for part, count in ((few, 2), (more, 3)):
+        assert part[part.split == "train"].patient.nunique() == count
+        pd.testing.assert_frame_equal(
+            part[part.split != "train"].reset_index(drop=True), table[table.split != "train"].reset_index(drop=True)
+        )
+    assert set(few.path) < set(more.path) and few.attrs["skipped"] == []
+    assert few[few.split == "train"].label.nunique() == 2  # the classes in turn
+    with pytest.raises(UserError, match="train_patients=99"):
+        fewer_patients(table, 99)
+
+
+def test_train_patients_reaches_the_run(scan_folder, tmp_path):
+    run = open_run("01", "smoke", str(tmp_path / "run"), str(scan_folder), {"train_patients": 1})
+    run.make_manifest()
+    assert run.manifest[run.manifest.split == "train"].patient.nunique() == 1
+
+
+# --------------------------------------------------------------------------------------------- beyond the noise
+def made_means(effects: dict[str, float], seeds: int, between_seeds: float, patients: int = 20):
+    rng, rows = np.random.default_rng(0), []
+    level = rng.normal(0, 3, patients)  # hard and easy scans
+    for group, effect in effects.items():
+        for seed in range(seeds):
+            shift = between_seeds * (seed - (seeds - 1) / 2)
+            gains = level + effect + shift + rng.normal(0, 0.02, patients)
+            rows += [{"group": group, "seed": seed, "method": "srgan", "patient": str(k), "gain_db": g} for k, g in enumerate(gains)]
+    return pd.DataFrame(rows)
+
+
+def test_differences_beyond_patients_and_seeds():
+    found = statistics.between(made_means({"base": 0.0, "same": 0.0, "better": 1.0}, 3, 0.1), "gain_db", "srgan", "base")
+    assert list(found.index) == ["same", "better"]
+    better = found.loc["better"]
+    assert better.verdict == "beyond both" and better.difference == pytest.approx(1, abs=0.02) and better.low > 0.9
+    assert found.loc["same", "verdict"].startswith("not beyond")
+    # by hand: three seeds 0.1 apart have a standard deviation of 0.1, six degrees of freedom
+    assert better.seeds_margin == pytest.approx(2.447 * 0.1 * np.sqrt(2 / 3), rel=0.15)
+
+
+def test_a_difference_within_the_seeds_is_none():
+    found = statistics.between(made_means({"base": 0.0, "other": 0.3}, 3, 0.5), "gain_db", "srgan", "base")
+    assert found.loc["other", "verdict"] == "not beyond seeds" and found.loc["other", "low"] > 0
+    found = statistics.between(made_means({"base": 0.0, "other": 0.3}, 1, 0.0), "gain_db", "srgan", "base")
+    assert found.loc["other", "verdict"] == "one seed: unknown" and np.isnan(found.loc["other", "seeds_margin"])
+
+
+# --------------------------------------------------------------------------------------------- sweep
+@pytest.fixture
+def series(monkeypatch):
+    """`run_series` replaced by one that writes what the sweep asks of it: {folder name: how often}; names in `fails` fail."""
+    ran, fails = [], {}
+
+    def run_series(profile, run_dir, data, overrides):
+        folder = Path(run_dir)
+        ran.append(folder.name)
+        run = open_run("01", profile, run_dir, data, overrides)
+        (folder / "manifest.csv").write_text("sha256,split\na,test\n")
+        if folder.name in fails:
+            raise fails[folder.name]
+        for stage in ("pretrain", "srgan"):
+            (folder / stage).mkdir(exist_ok=True)
+            (folder / stage / "history.csv").write_text("step,gain_db,content_share\n1,0.5,0.4\n")
+        (folder / "evaluation").mkdir(exist_ok=True)
+        psnr = {"bicubic": 28.0, "srresnet": 28.0 + run.config.seed, "srgan": 29.0 + run.config.seed}
+        rows = [{"image": p, "patient": p, "label": "x", "method": m, "region": "valid", "psnr": psnr[m]}
+                for p in "ab" for m in psnr]  # fmt: skip
+        table = pd.DataFrame(rows).assign(ssim=0.5, high_power_db=-1.0, judge=0.2)
+        table.to_csv(folder / "evaluation/metrics.csv", index=False)
+
+    monkeypatch.setattr(sweep, "run_series", run_series)
+    return ran, fails
+
+
+def written(path, points, **more):
+    path.write_text(json.dumps({"about": "a test", "profile": "smoke", "points": points, "seeds": [0, 1]} | more))
+    return str(path)
+
+
+def test_a_sweep_runs_skips_fails_and_continues(series, tmp_path, capsys):
+    ran, fails = series
+    file, home = written(tmp_path / "two.yaml", [{}, {"width": 4}], settings={"phantoms": 8}), tmp_path / "out"
+    fails["base-seed1"] = RuntimeError("a bad moment")
+    assert sweep.sweep(file, run_dir=str(home)) == 1
+    names = ["base-seed0", "base-seed1", "width-4-seed0", "width-4-seed1"]
+    assert ran == names  # the failed one does not end the loop
+    said = capsys.readouterr().out
+    assert "1 failed: base-seed1" in said and "a bad moment" in said and "3 finished" in said
+    fails["base-seed1"] = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt):
+        sweep.sweep(file, run_dir=str(home))
+    assert ran[4:] == ["base-seed1"]
+    sweep.sweep(file, run_dir=str(home), only_list=True)
+    assert "base-seed1: interrupted" in capsys.readouterr().out and len(ran) == 5
+    fails.clear()
+    assert sweep.sweep(file, run_dir=str(home)) == 0 and ran[5:] == ["base-seed1"]
+    table = pd.read_csv(home / "table.csv")
+    assert set(table.group) == {"base", "width-4"} and (table.seeds == 2).all()
+    assert table.gain_db[table.method == "srgan"].tolist() == [1.0 + 0.5, 1.0 + 0.5]
+    assert sweep.sweep(file, seeds=[0, 7], run_dir=str(home)) == 0 and ran[6:] == ["base-seed7", "width-4-seed7"]
+
+
+def test_changed_code_data_and_settings_make_points_stale(series, tmp_path, scan_folder, capsys, monkeypatch):
+    ran, _ = series
+    file, home = written(tmp_path / "s.yaml", [{}], seeds=[0]), tmp_path / "out"
+
+    def go(**options):
+        runs.data_hash.cache_clear()
+        sweep.sweep(file, data=str(scan_folder), run_dir=str(home), **options)
+        return capsys.readouterr().out
+
+    go()
+    assert "finished" in go() and ran == ["base-seed0"]
+    assert "stale: settings changed" in go(overrides={"gan_lr": 1e-3}) and len(ran) == 1
+    image = next(scan_folder.rglob("*.png"))
+    before = image.read_bytes()
+    image.write_bytes(before[:-1] + b"x")
+    said = go()
+    assert "stale: data changed" in said and "--again" in said and "gain_db" not in said and len(ran) == 1
+    _, facts, out = runs.read_runs([home / "base-seed0"], _beside(home, tmp_path))
+    assert out == {"out/base-seed0": "stale: data changed since"} and len(facts) == 1
+    assert len(runs.read_runs([home / "base-seed0"], _beside(home, tmp_path), with_stale=True)[1]) == 2
+    image.write_bytes(before)
+    assert "finished" in go()
+    code = lambda: "other"  # noqa: E731
+    code.cache_clear = lambda: None
+    monkeypatch.setattr(runs, "code_hash", code)
+    assert "stale: code changed" in go() and len(ran) == 1
+    assert "stale" not in go(again=True).splitlines()[-1] and len(ran) == 2
+    assert len(list((home / "stale").iterdir())) == 1 and (home / "base-seed0/evaluation/metrics.csv").exists()
+
+
+def _beside(home, tmp_path):
+    """A run that no sweep made, with the same test images."""
+    import shutil
+
+    target = tmp_path / "plain"
+    if not target.exists():
+        shutil.copytree(home / "base-seed0", target)
+        (target / "sweep.json").unlink()
+    return target
+
+
+def test_runs_on_other_images_are_left_out(series, tmp_path):
+    file, home = written(tmp_path / "s.yaml", [{}, {"width": 4}, {"border": 8}]), tmp_path / "out"
+    sweep.sweep(file, run_dir=str(home))
+    (home / "width-4-seed1/manifest.csv").write_text("sha256,split\nb,test\n")
+    means, facts, out = runs.read_runs(runs.find_runs(home), home / "base-seed1")
+    assert list(facts.index) == ["base-seed1", "base-seed0", "width-4-seed0"] and facts.changed["width-4-seed0"] == {"width": 4}
+    assert out.keys() == {"width-4-seed1", "border-8-seed0", "border-8-seed1"} and "other test images" in out["width-4-seed1"]
+    assert list(facts.group) == ["base", "base", "width-4"]
+    assert set(means.run) == set(facts.index)
+
+
+def test_code_counts_comments_do_not(tmp_path, monkeypatch):
+    (tmp_path / "series").mkdir()
+    for name, text in (("a.py", "x = 1\n"), ("plots.py", "y = 1\n"), ("series/evaluation.py", "z = 1\n")):
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(runs, "SRLIB", tmp_path)
+
+    def now():
+        runs.code_hash.cache_clear()
+        return runs.code_hash()
+
+    first = now()
+    (tmp_path / "a.py").write_text("x = 1  # as it was\n")
+    (tmp_path / "plots.py").write_text("y = 2\n")
+    assert now() == first
+    (tmp_path / "a.py").write_text("x = 2\n")
+    assert now() != first
+    runs.code_hash.cache_clear()
+
+
+def test_points_whose_weights_are_missing_are_skipped(series, tmp_path, capsys):
+    ran, _ = series
+    file = written(tmp_path / "f.yaml", [{"content_features": "vgg16:relu5_3"}, {"content_features": "none"}], seeds=[0])
+    assert sweep.sweep(file, overrides={"feature_weights": str(tmp_path)}, run_dir=str(tmp_path / "out")) == 0
+    said = capsys.readouterr().out
+    assert ran == ["content_features-none-seed0"] and "1 skipped" in said and "vgg16-397923af.pth" in said
+
+
+def test_wrong_sweeps_are_one_sentence(tmp_path):
+    for text, words in (
+        ("points: {scale: 2}", "points must be a list"),
+        ("- 1", "needs points"),
+        ("points: [{}]\nseed: 1", "nothing else"),
+        ("points: [", "is not YAML"),
+        ("points: [{scal: 2}]", "did you mean 'scale'"),
+    ):
+        (tmp_path / "x.yaml").write_text(text)
+        with pytest.raises(UserError, match=words):
+            sweep.sweep(str(tmp_path / "x.yaml"), run_dir=str(tmp_path / "out"))
+    with pytest.raises(UserError, match="features"):
+        sweep.sweep("feature")
+    assert not (tmp_path / "out").exists()
+
+
+def test_shipped_sweeps(tmp_path):
+    table = sweep.sweeps()
+    assert set(table.index) == {"scale", "features", "losses", "degradation", "data"}
+    points = {name: sweep.make_points(sweep.read_sweep(name)[1], tmp_path) for name in table.index}
+    for name, found in points.items():
+        assert len(found) == table.points[name] * table.seeds[name] and all(p.config.profile == "quick" for p in found)
+    assert {p.config.scale for p in points["scale"]} == {2, 3, 4, 8}
+    assert {p.config.train_patients for p in points["data"]} == {8, 32, 128, 512}
+    assert {p.config.content_features.partition(":")[0] for p in points["features"]} == set(EXTRACTORS)
+    assert all(p.config.content_weight == 0 for p in points["features"])  # calibrated: an equal share
+    assert {p.config.degradation for p in points["degradation"]} == set(degrade.KINDS) - {"bicubic-matlab"}
+
+
+def test_arguments_win_but_not_over_the_point(tmp_path):
+    content = {"points": [{"width": 4}], "settings": {"blocks": 1, "batch": 4}, "profile": "smoke"}
+    (point,) = sweep.make_points(content, tmp_path, "quick", [3], "phantom", {"width": 99, "batch": 6})
+    assert (point.config.width, point.config.batch, point.config.blocks, point.config.seed) == (4, 6, 1, 3)
+    assert point.config.profile == "quick" and point.folder.name == "width-4-seed3"
+
+
+@pytest.mark.slow
+def test_a_real_sweep(tmp_path):
+    """Two points that share their pretraining, made through papermill, end as the plain run does, to the byte; then the cross table and
+    the classifier, on one of them."""
+
+    def srlib(*args):
+        command = [sys.executable, "-m", "srlib", *map(str, args)]
+        return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=900)
+
+    file = written(tmp_path / "real.yaml", [{"adversarial_share": 0.5}, {}, {"degradation": "area"}], seeds=[1], cross=True)
+    done = srlib("sweep", file, "--run-dir", tmp_path / "out")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "pretraining taken from adversarial_share-0.5-seed1" in done.stdout
+    plain = srlib("run", "--profile", "smoke", "-p", "seed", 1, "--run-dir", tmp_path / "plain")
+    assert plain.returncode == 0, plain.stderr
+    metrics = [tmp_path / folder / "evaluation/metrics.csv" for folder in ("plain", "out/base-seed1", "out/adversarial_share-0.5-seed1")]
+    assert metrics[0].read_bytes() == metrics[1].read_bytes() != metrics[2].read_bytes()
+    cross = pd.read_csv(tmp_path / "out/cross.csv")
+    assert {*zip(cross.trained, cross.tested)} == {(a, b) for a in ("bicubic", "area") for b in ("bicubic", "area")}
+    own = cross[(cross.trained == "bicubic") & (cross.tested == "bicubic") & (cross.method == "srgan")].set_index("image").psnr
+    table = pd.read_csv(metrics[1])
+    measured = table[(table.method == "srgan") & (table.region == "valid")].set_index("image").psnr
+    assert any(
+        np.allclose(part.reindex(measured.index), measured, atol=1e-3)
+        for part in (own.groupby(level=0).first(), own.groupby(level=0).last())
+    )
+    again = srlib("sweep", file, "--run-dir", tmp_path / "out")
+    assert again.returncode == 0 and "run folder" not in again.stdout and "3 finished" in again.stdout
+    helped = srlib("downstream", tmp_path / "plain", "--seeds", 0, 1, "--steps", 3)
+    assert helped.returncode == 0, helped.stderr
+    assert "a demonstration, not a result on OCT" in helped.stdout
+    answers = pd.read_csv(tmp_path / "plain/downstream.csv", dtype={"patient": str})
+    manifest = pd.read_csv(tmp_path / "plain/manifest.csv", dtype={"patient": str})
+    assert (
+        set(answers.patient) <= set(manifest.patient[manifest.split == "test"])
+        and len(answers.groupby(["trained", "tested", "seed"])) == 14
+    )
+    shown = srlib("run", "--profile", "smoke", "-p", "seed", 1, "--run-dir", tmp_path / "plain", "--only", "06")
+    assert shown.returncode == 0, shown.stderr
+    assert (tmp_path / "plain/figures/downstream.png").exists()
+
+
+# --------------------------------------------------------------------------------------------- downstream
+def test_scores_by_hand():
+    truth = np.array([0, 0, 1, 1])
+    right = np.array([[0.9, 0.1], [0.8, 0.2], [0.3, 0.7], [0.1, 0.9]])
+    assert downstream.scores(truth, right) == (1, 1, 1)
+    assert downstream.scores(truth, right[:, ::-1])[:2] == (0, 0)
+    one_wrong = np.array([[0.9, 0.1], [0.4, 0.6], [0.45, 0.55], [0.1, 0.9]])  # AUC: 3 of 4 pairs in order
+    accuracy, auc, f1 = downstream.scores(truth, one_wrong)
+    assert (accuracy, auc) == (0.75, 0.75) and f1 == pytest.approx((2 / 3 + 4 / 5) / 2)
+    assert downstream.scores(truth, np.full((4, 2), 0.5))[1] == 0.5  # ties
+
+
+def test_downstream_intervals_are_over_patients():
+    """Ten scans of each of six patients that are all right or all wrong: the interval is as wide as six, not sixty, observations allow."""
+    rows = []
+    for trained, tested in downstream.PAIRS:
+        for patient in range(6):
+            right = patient < 3 or tested == "hr"
+            label = "AB"[patient % 2]
+            p = {"p_A": 0.9, "p_B": 0.1} if (label == "A") == right else {"p_A": 0.1, "p_B": 0.9}
+            rows += [dict(path=f"{patient}-{k}", patient=str(patient), label=label, trained=trained, tested=tested, seed=s, **p)
+                     for k in range(10) for s in (0, 1)]  # fmt: skip
+    table = pd.DataFrame(rows)
+    summary = downstream.summarise(table)
+    row = summary.loc["hr", "bicubic"]
+    assert row.accuracy == 0.5 and row.accuracy_low <= 0.17 and row.accuracy_high >= 0.83 and row.accuracy_sd == 0
+    assert summary.loc[("hr", "hr"), "accuracy"] == 1 and summary.loc[("hr", "hr"), "accuracy_gain"] == 0.5
+    assert summary.loc[("srgan", "srgan"), "accuracy_gain"] == 0
+    assert "demonstration" in downstream.caution(table, True) and "demonstration" not in downstream.caution(table, False)
+    assert "1.000" in downstream.readable(summary).to_string()

@@ -1,0 +1,130 @@
+"""A notebook in the real JupyterLab, in a headless Chromium driven by its remote-debugging protocol: Run All, outputs, pictures, links."""
+
+import contextlib
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from srlib.series.run_folder import REPOSITORY
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
+FLAGS = ("headless", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-background-networking", "disable-component-update",
+         "disable-sync", "disable-dev-shm-usage", "remote-debugging-port=0", "window-size=1400,1000")  # fmt: skip
+
+
+class Page:
+    """One tab of the browser; `js` gives the value of an expression, which may be a promise."""
+
+    def __init__(self, url: str):
+        import websocket  # websocket-client comes with jupyter-server
+
+        self.socket, self.count = websocket.create_connection(url, timeout=300, suppress_origin=True), 0
+
+    def call(self, method: str, **params):
+        self.count += 1
+        self.socket.send(json.dumps({"id": self.count, "method": method, "params": params}))
+        while (answer := json.loads(self.socket.recv())).get("id") != self.count:
+            pass
+        assert "error" not in answer, answer
+        return answer["result"]
+
+    def js(self, expression: str):
+        answer = self.call("Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True)
+        assert "exceptionDetails" not in answer, answer["exceptionDetails"]
+        return answer["result"].get("value")
+
+    def wait(self, expression: str, seconds: float):
+        """The expression's value once it is true."""
+        deadline = time.monotonic() + seconds
+        while not (value := self.js(expression)):
+            assert time.monotonic() < deadline, f"not in {seconds} s: {expression}"
+            time.sleep(0.5)
+        return value
+
+
+@contextlib.contextmanager
+def started(command, log: Path, **kwargs):
+    with open(log, "w") as file:
+        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, **kwargs)
+    try:
+        yield process
+    finally:
+        process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(20)
+        process.kill()
+
+
+def answered(what, seconds: float = 90):
+    """What `what()` returns, tried until it does not fail."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            return what()
+        except (OSError, ValueError):
+            assert time.monotonic() < deadline
+            time.sleep(0.3)
+
+
+@pytest.fixture
+def lab(tmp_path):
+    """A tab on JupyterLab, which serves copies of the notebooks with the smoke profile; (page, address)."""
+    if not BROWSER:
+        pytest.skip("needs chromium on the PATH, which this machine lacks")
+    (tmp_path / "srlib").symlink_to(REPOSITORY / "srlib")  # found from the notebooks' folder, as in the repository
+    (tmp_path / "notebooks").mkdir()
+    for path in (REPOSITORY / "notebooks").glob("*.ipynb"):
+        notebook = nbformat.read(path, as_version=4)
+        cell = next(c for c in notebook.cells if "parameters" in c.metadata.get("tags", []))
+        cell.source = f'profile = "smoke"\nrun_dir = {str(tmp_path / "run")!r}\ndata = ""\noverrides = {{}}'
+        nbformat.write(notebook, tmp_path / "notebooks" / path.name)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    server = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--ServerApp.port={port}", "--IdentityProvider.token=",
+              "--expose-app-in-browser", f"--ServerApp.root_dir={tmp_path / 'notebooks'}"]  # fmt: skip
+    own = {f"JUPYTER_{name}_DIR": str(tmp_path / name.lower()) for name in ("CONFIG", "RUNTIME")}
+    browser = [BROWSER, *(f"--{flag}" for flag in FLAGS), f"--user-data-dir={tmp_path / 'browser'}", "about:blank"]
+    with (
+        started(server, tmp_path / "lab.log", env=os.environ | own, cwd=tmp_path),
+        started(browser, tmp_path / "browser.log"),
+    ):
+        address = f"http://127.0.0.1:{port}"
+        answered(lambda: urllib.request.urlopen(f"{address}/api", timeout=5).read())
+        tools = answered(lambda: (tmp_path / "browser/DevToolsActivePort").read_text().splitlines()[0])
+        tabs = answered(lambda: json.load(urllib.request.urlopen(f"http://127.0.0.1:{tools}/json", timeout=5)))
+        yield Page(next(t["webSocketDebuggerUrl"] for t in tabs if t["type"] == "page")), address
+
+
+@pytest.mark.slow
+def test_run_all_in_jupyterlab(lab):
+    page, address = lab
+    page.call("Emulation.setFocusEmulationEnabled", enabled=True)  # a headless page has no focus, so that no tab would be the current one
+    page.call("Page.navigate", url=f"{address}/lab/tree/01_explore_data.ipynb")
+    opened = "[...(window.jupyterapp?.shell?.widgets('main') ?? [])].find(w => w.context?.path === '01_explore_data.ipynb')"
+    page.wait(f"{opened}?.sessionContext.session?.kernel?.status === 'idle'", 120)
+    page.js(f"jupyterapp.shell.activateById({opened}.id)")
+    page.js("jupyterapp.commands.execute('notebook:run-all-cells').then(() => true)")
+    cells = f"{opened}.content.model.toJSON().cells.filter(c => c.cell_type === 'code')"
+    page.wait(f"{cells}.every(c => c.execution_count)", 280)
+    outputs = json.loads(page.js(f"JSON.stringify({cells}.flatMap(c => c.outputs))"))
+    kinds = [o["output_type"] for o in outputs]
+    assert "error" not in kinds and sum("image/png" in o.get("data", {}) for o in outputs) >= 3
+    warned = ["".join(o["text"]) for o in outputs if o["output_type"] == "stream" and o["name"] == "stderr"]
+    assert not [text for text in warned if "%|" not in text], warned  # progress bars aside
+    page.js(f"{opened}.content.scrollToItem(0).then(() => true)")
+    page.wait("[...document.querySelectorAll('.jp-Notebook img')].some(i => i.complete && i.naturalWidth > 100)", 30)
+    page.js(f"{opened}.content.scrollToItem({opened}.content.widgets.length - 1).then(() => true)")
+    link = "document.querySelector('.jp-RenderedMarkdown a[href*=\"02_synthesize_lr\"]')"
+    page.wait(f"!!{link}", 30)
+    page.js(f"{link}.click()")
+    page.wait("[...jupyterapp.shell.widgets('main')].some(w => w.context?.path === '02_synthesize_lr.ipynb')", 60)
