@@ -21,6 +21,10 @@ class UserError(ValueError):
         return [f"{type(self).__name__}: {self}"]
 
 
+class OutOfTime(UserError):
+    """`max_hours` ended a training, saved."""
+
+
 def _setting(default, stage: str, doc: str, choices: tuple = (), low=None, high=None):
     return field(default=default, metadata={"stage": stage, "doc": doc, "choices": choices, "low": low, "high": high})
 
