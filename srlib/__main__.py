@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import os
 import signal
 import sys
 
@@ -88,10 +89,24 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--device", default="auto", choices=("auto", "cuda", "mps", "cpu"))
     bench.set_defaults(command=_bench)
 
+    _add_kaggle(commands.add_parser("kaggle", help="the series as Kaggle kernels: build, check, send, ask, fetch"))
+
     pictures = commands.add_parser("pictures", help="put a phantom run's figures into the notebooks and the README")
     pictures.add_argument("run_dir", metavar="RUN")
     pictures.set_defaults(command=_pictures)
     return parser
+
+
+def _add_kaggle(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("action", choices=("build", "check", "push", "status", "pull"), help="push builds and checks first")
+    parser.add_argument("--user", default=os.environ.get("KAGGLE_USERNAME", ""), help="your name on Kaggle (default: KAGGLE_USERNAME)")
+    parser.add_argument("--chain", action="store_true", help="six kernels that follow each other, instead of one with all notebooks")
+    parser.add_argument("--profile", default="kaggle", help="a complete set of settings (default: kaggle)")
+    parser.add_argument("--vgg", default="", metavar="OWNER/SLUG", help="a data set with VGG-19's weights; without it they are downloaded")
+    parser.add_argument("--public", action="store_true", help="everybody may see the kernels (default: private)")
+    parser.add_argument("--wait", action="store_true", help="push: stay until all kernels have finished, sending each when it is ready")
+    parser.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="change one setting (repeatable)")
+    parser.set_defaults(command=_kaggle)
 
 
 def _path(text: str) -> str:
@@ -199,6 +214,29 @@ def _bench(args) -> None:
     from .series.bench import bench
 
     print(bench(args.device))
+
+
+def _kaggle(args) -> int:
+    from .series import kaggle, kaggle_push
+
+    settings = dict(profile=args.profile, vgg=args.vgg, public=args.public, overrides={name: _value(value) for name, value in args.p})
+    if args.action == "push":
+        print(kaggle_push.push(args.user, args.chain, args.wait, **settings))
+    elif args.action == "pull":
+        print(kaggle_push.pull(args.user, args.chain))
+    elif args.action == "status":
+        for title in kaggle.titles(args.chain):
+            name = f"{args.user}/{kaggle.slug(title)}"
+            print(f"{name}: {kaggle_push.status(name).lower() or 'not there'}")
+    elif args.action == "build":
+        for folder in kaggle.build(args.user, args.chain, **settings):
+            print(folder)
+    else:
+        wrong = [sentence for title in kaggle.titles(args.chain) for sentence in kaggle.check(kaggle.OUT / kaggle.slug(title))]
+        for sentence in wrong:
+            print(f"error: {sentence}", file=sys.stderr)
+        return 1 if wrong else print("nothing to object to") or 0
+    return 0
 
 
 def _pictures(args) -> None:

@@ -22,6 +22,10 @@ class UserError(ValueError):
         return [f"{type(self).__name__}: {self}"]
 
 
+class OutOfTime(UserError):
+    """`max_hours` ended a training, saved."""
+
+
 def _setting(default, stage: str, doc: str, choices: tuple = (), low=None, high=None, registry: str = ""):
     """`registry`: 'module.DICT' of srlib whose keys are choices, too; it is asked only for a value that is not in `choices`, as it needs torch."""
     meta = {"stage": stage, "doc": doc, "choices": choices, "low": low, "high": high, "registry": registry}

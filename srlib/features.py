@@ -11,6 +11,7 @@ had; `judge` (residual, another seed and activation) only measures: no loss uses
 from __future__ import annotations
 
 import hashlib
+import io
 import re
 from collections.abc import Callable
 from functools import partial
@@ -21,8 +22,9 @@ import torchvision
 from torch import nn
 
 from .config import UserError
+from .places import HOME, REPOSITORY, mounts, read_bytes
 
-WEIGHTS = Path(__file__).resolve().parent.parent / "data" / "weights"
+WEIGHTS = REPOSITORY / "data" / "weights"
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SHA256 = {
     "oct-encoder": "74e331affd6f60aa32bf742064591455f1aaa8f232a8a6a721f78b31f4a49ae9",
@@ -221,11 +223,13 @@ def _vgg_names(layers: nn.Sequential) -> list[str]:
 
 
 def find_weights(weights: str | Path, network: str) -> Path:
-    """The weights file that `feature_weights` means (a relative path from the repository): itself, or the first .pth/.pt file with the network's name in a folder. Raises WeightsMissing."""
-    path = WEIGHTS.parent.parent / Path(weights).expanduser()
+    """The weights file that `feature_weights` means (a relative path from the repository, on Kaggle from the working folder): itself, or
+    the first .pth/.pt file with the network's name in a folder, or in the data set OWNER/SLUG where Kaggle has mounted it. Raises WeightsMissing."""
+    path = HOME / Path(weights).expanduser()
     if path.is_file():
         return path
-    found = sorted(p for p in (*path.glob("*.pt*"), *path.glob("*/*.pt*")) if network in p.name)
+    folders = [path, *mounts("datasets", str(weights))]
+    found = [p for f in folders for p in sorted((*f.glob("*.pt*"), *f.glob("*/*.pt*"))) if network in p.name]
     if not found:
         raise WeightsMissing(f"feature_weights={str(weights)!r}: no {network} weights there; {WEIGHTS_HELP.format(network=network)}")
     return found[0]
@@ -233,11 +237,15 @@ def find_weights(weights: str | Path, network: str) -> Path:
 
 def _load_encoder(name: str, model: nn.Module) -> nn.Module:
     path = WEIGHTS / f"{name}.pt"
-    if not path.exists():
-        raise UserError(f"{path}: no such file; get it from the repository")
-    if hashlib.sha256(path.read_bytes()).hexdigest() != SHA256[name]:
+    try:
+        content = read_bytes(path)
+    except OSError:
+        raise UserError(
+            f"{path}: no such file; get it from the repository (a Kaggle kernel carries those that its settings ask for)"
+        ) from None
+    if hashlib.sha256(content).hexdigest() != SHA256[name]:
         raise UserError(f"{path} is not the released file (SHA-256 differs); get it from the repository again")
-    state = torch.load(path, map_location="cpu", weights_only=True)
+    state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     model.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()})
     return model.eval()
 

@@ -16,7 +16,7 @@ import torch
 from tqdm import tqdm
 
 from . import checkpoint, parallel
-from .config import Config, UserError
+from .config import Config, OutOfTime, UserError
 
 
 class Best:
@@ -180,7 +180,7 @@ def run_steps(name, config: Config, folder: Path, fingerprint: str, total: int, 
                 parallel.largest(0.0)  # all wait for the first one's files
                 bar.close()
                 if ends > 1:
-                    raise UserError(
+                    raise OutOfTime(
                         f"{name}: max_hours={config.max_hours:g} are over, saved at step {k + 1}; run the same again to continue"
                     )
                 print(f"{name}: stopped and saved at step {k + 1}; run the same again to continue")

@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from .config import Config, UserError
+from .config import Config, OutOfTime, UserError
 
 GRACE_SECONDS = 90  # that the processes get to save when they are asked to stop
 
@@ -128,7 +128,8 @@ def launch(stage: str, count: int, config: Config, train, val, folder, fingerpri
             os.killpg(process.pid, signal.SIGKILL)
         process.stdout.close()
     if failed.exists():
-        raise UserError(failed.read_text())
+        late, text = json.loads(failed.read_text())
+        raise (OutOfTime if late else UserError)(text)
     if status:
         raise RuntimeError(f"{home.name}: one of {count} training processes died ({log} says more); run the same again to continue")
     return pd.read_csv(history)

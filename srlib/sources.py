@@ -13,9 +13,8 @@ from PIL import Image
 
 from . import degrade, phantom
 from .config import UserError
+from .places import HOME, KAGGLE_INPUT, read_bytes
 
-REPOSITORY = Path(__file__).resolve().parent.parent
-KAGGLE_INPUT = Path("/kaggle/input")
 KAGGLEHUB = Path.home() / ".cache/kagglehub/datasets/paultimothymooney/kermany2018"
 EYES, POSITIONS = 900000, {1: 0.0, 2: 0.6}  # phantom files: the first patient's number; scan number to mm from the fovea
 KERMANY_HELP = (
@@ -25,13 +24,13 @@ KERMANY_HELP = (
 
 
 def locate(data: str) -> Path:
-    """The folder that the setting `data` means: a path (a relative one from the repository), or 'kermany', looked for in data/, Kaggle's mounts and kagglehub's cache.
+    """The folder that the setting `data` means: a path (a relative one from the repository, on Kaggle from the working folder), or 'kermany', looked for in data/, Kaggle's mounts and kagglehub's cache.
 
     Raises UserError with what to do where it is not there. (Phantoms are made by `make_phantoms`.)
     """
     if data != "kermany":
-        return REPOSITORY / Path(data).expanduser()
-    roots = [REPOSITORY / "data", KAGGLE_INPUT, *KAGGLE_INPUT.glob("*"), *KAGGLE_INPUT.glob("datasets/*/*"), KAGGLEHUB]
+        return HOME / Path(data).expanduser()
+    roots = [data_home(), KAGGLE_INPUT, *KAGGLE_INPUT.glob("*"), *KAGGLE_INPUT.glob("datasets/*/*"), KAGGLEHUB]
     for root in roots:
         for inner in ("OCT2017", "OCT2017 ", "oct2017/OCT2017 ", "oct2017/OCT2017"):  # Kaggle's copy has a trailing space
             for folder in (root / inner, *root.glob(f"*/{inner}"), *root.glob(f"versions/*/{inner}")):
@@ -45,15 +44,13 @@ def locate(data: str) -> Path:
         reason = "kagglehub is not installed"
     except Exception as error:  # no network, no account, another tree
         reason = f"kagglehub could not get it ({type(error).__name__})"
-    raise UserError(f"Kermany's OCT2017 was not found in {REPOSITORY / 'data'} or on Kaggle's mounts, and {reason}; {KERMANY_HELP}")
+    raise UserError(f"Kermany's OCT2017 was not found in {data_home()} or on Kaggle's mounts, and {reason}; {KERMANY_HELP}")
 
 
 def make_phantoms(config) -> Path:
     """Write the phantoms of `config` once, as files named like Kermany's, and return their folder (data/phantoms/<hash>)."""
     key = ("phantoms", "phantom_height", "phantom_width", "phantom_rotation", "phantom_jpeg", "data_seed")
-    source = hashlib.sha256(
-        b"".join(Path(module.__file__).read_bytes() for module in (phantom, degrade, sys.modules[__name__]))
-    ).hexdigest()
+    source = hashlib.sha256(b"".join(read_bytes(module.__file__) for module in (phantom, degrade, sys.modules[__name__]))).hexdigest()
     text = repr([(k, getattr(config, k)) for k in key] + [source])
     folder = data_home() / "phantoms" / hashlib.sha256(text.encode()).hexdigest()[:12]
     if (folder / "complete").exists():
@@ -93,5 +90,4 @@ def phantom_truth(path: str | Path, config) -> phantom.Phantom | None:
 
 def data_home() -> Path:
     """Where data/ is: beside srlib, or in Kaggle's working folder."""
-    working = Path("/kaggle/working")
-    return working / "data" if working.is_dir() and not os.access(REPOSITORY, os.W_OK) else REPOSITORY / "data"
+    return HOME / "data"

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from . import checkpoint, health, metrics, parallel
 from .classify import tuned_vgg
-from .config import Config, UserError
+from .config import Config, OutOfTime, UserError
 from .data import Crops, batches, held_batches, read_pair, valid_region
 from .degrade import downsample, to_image, to_tensor, upsample
 from .features import feature_extractor
@@ -195,7 +195,7 @@ def main(job: str) -> int:
         globals()[facts["stage"]](config, *paths, facts["folder"], facts["fingerprint"])
     except UserError as error:
         part = Path(job).with_name(f"job.error.{parallel.rank()}")
-        part.write_text(str(error))
+        part.write_text(json.dumps([isinstance(error, OutOfTime), str(error)]))
         part.replace(Path(job).with_name("job.error"))
         return 1  # torchrun then ends the others, which may wait for this one
     except KeyboardInterrupt:

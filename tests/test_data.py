@@ -16,10 +16,11 @@ from srlib.config import UserError, load_config
 from srlib.data import Crops, batches, build_manifest, check_split, find_images, held_batches, read_image, read_pair, valid_region
 from srlib.manifest import near_duplicates
 from srlib.phantom import PATHOLOGIES, bscan
+from srlib.places import REPOSITORY
 from srlib.reading import lr_partner
 from srlib.series.evaluation import evaluate_run
 from srlib.series.run_folder import open_run
-from srlib.sources import REPOSITORY, locate
+from srlib.sources import locate
 from srlib.training import pretrain_generator, train_srgan
 
 
@@ -129,13 +130,13 @@ def test_folders_without_images(tmp_path):
 def test_kermany_is_found_on_kaggles_mounts(tmp_path, monkeypatch, tree):
     monkeypatch.setattr(sources, "KAGGLE_INPUT", tmp_path)
     monkeypatch.setattr(sources, "KAGGLEHUB", tmp_path / "hub")
-    monkeypatch.setattr(sources, "REPOSITORY", tmp_path / "repository")
+    monkeypatch.setattr(sources, "HOME", tmp_path / "repository")
     (tmp_path / tree / "train" / "CNV").mkdir(parents=True)
     assert locate("kermany") == tmp_path / tree
 
 
 def test_kermany_that_is_missing_says_where_to_get_it(tmp_path, monkeypatch):
-    for name in ("KAGGLE_INPUT", "KAGGLEHUB", "REPOSITORY"):
+    for name in ("KAGGLE_INPUT", "KAGGLEHUB", "HOME"):
         monkeypatch.setattr(sources, name, tmp_path)
     with pytest.raises(UserError, match=r"not found.*mendeley.*--data"):
         locate("kermany")

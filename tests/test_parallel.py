@@ -13,7 +13,7 @@ import torch
 from test_training import TINY, same, weights
 
 from srlib import parallel, training
-from srlib.config import UserError, load_config
+from srlib.config import OutOfTime, UserError, load_config
 
 SETTINGS = TINY | {"device": "cpu", "precision": "fp32"}
 
@@ -37,7 +37,7 @@ def test_two_processes_play_the_game_and_resume(images, tmp_path):
     training.pretrain_generator(config, *images, tmp_path / "whole")
     training.pretrain_generator(config, *images, tmp_path / "cut")
     history = parallel.launch("train_srgan", 2, config, *images, tmp_path / "whole", "")
-    with pytest.raises(UserError, match="max_hours=1e-09 are over, saved at step 1;"):
+    with pytest.raises(OutOfTime, match="max_hours=1e-09 are over, saved at step 1;"):
         parallel.launch("train_srgan", 2, load_config("smoke", **SETTINGS, max_hours=1e-9), *images, tmp_path / "cut", "")
     again = parallel.launch("train_srgan", 2, config, *images, tmp_path / "cut", "")
     columns = [c for c in history if c not in ("seconds", "session")]

@@ -19,8 +19,8 @@ import pandas as pd
 from filelock import FileLock, Timeout
 
 from ..config import FIELDS, STAGES, Config, UserError, load_config, stage_of
+from ..places import HOME, REPOSITORY
 
-REPOSITORY = Path(__file__).resolve().parent.parent.parent
 NOTEBOOKS = {  # number: (file, stage whose settings it accepts, stages it needs)
     "01": ("01_explore_data", "data", ()),
     "02": ("02_synthesize_lr", None, ("data",)),
@@ -35,8 +35,7 @@ PACKAGES = ("torch", "torchvision", "numpy", "scikit-image", "opencv-python-head
 
 def run_path(profile: str, run_dir: str = "") -> Path:
     """The folder that `run_dir` means: absolute, or under the repository (Kaggle's working folder there); '' is runs/<profile>."""
-    home = Path("/kaggle/working") if "KAGGLE_KERNEL_RUN_TYPE" in os.environ else REPOSITORY
-    return home / (Path(run_dir).expanduser() if run_dir else Path("runs") / profile)
+    return HOME / (Path(run_dir).expanduser() if run_dir else Path("runs") / profile)
 
 
 def _sha256(path: Path) -> str:
@@ -197,17 +196,25 @@ class Run:
             self.record("stages", name, finished=_now(), seconds=round(time.monotonic() - start, 1))
 
     # -------------------------------------------------------------------------------------------- data
+    def find_images(self) -> Path:
+        """The folder of the images, found by the setting `data`; phantoms are made where they are missing."""
+        from .. import sources
+
+        if self.config.data != "phantom":
+            return sources.locate(self.config.data).absolute()
+        if self.config.phantoms == 0:
+            raise UserError("data='phantom' needs phantoms > 0 (quick has 120)")
+        return sources.make_phantoms(self.config)
+
     def make_manifest(self) -> pd.DataFrame:
         """Find or make the images, split them by patient, write manifest.csv (and skipped.csv); the table.
 
         Raises UserError where a training in the folder was made from other images.
         """
-        from .. import data, manifest, sources
+        from .. import data, manifest
 
         c = self.config
-        if c.data == "phantom" and c.phantoms == 0:
-            raise UserError("data='phantom' needs phantoms > 0 (quick has 120)")
-        root = sources.make_phantoms(c) if c.data == "phantom" else sources.locate(c.data).absolute()
+        root = self.find_images()
         both, paired = (root / "lr").is_dir() and (root / "hr").is_dir(), c.degradation == "paired"
         if both != paired:
             raise UserError(

@@ -78,7 +78,7 @@ def sweeps() -> pd.DataFrame:
     """What comes with the series: a row for each file in notebooks/experiments."""
     rows = [(path.stem, read_sweep(path.stem)[1]) for path in sorted(EXPERIMENTS.glob("*.yaml"))]
     facts = [{"sweep": name, "points": len(c["points"]), "seeds": len(c["seeds"]), "about": c["about"]} for name, c in rows]
-    return pd.DataFrame(facts).set_index("sweep")
+    return pd.DataFrame(facts, columns=["sweep", "points", "seeds", "about"]).set_index("sweep")  # empty where there is no clone
 
 
 def make_points(content: dict, home: Path, profile: str = "", seeds=None, data: str = "", overrides: dict | None = None) -> list[Point]:

@@ -1,0 +1,221 @@
+"""The official kaggle command line sends the built kernels to a recorder on loopback, which answers as Kaggle does, or does not."""
+
+import hashlib
+import json
+import os
+import re
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from srlib import __main__ as command
+from srlib.config import UserError
+from srlib.series import kaggle, kaggle_push
+
+KEY = "0123456789abcdef0123456789abcdef"
+CARRIED = kaggle._carried
+SETTINGS = {"profile": "smoke", "overrides": {"data": "kermany"}}
+
+
+class Recorder(ThreadingHTTPServer):
+    """Kaggle's side: the kernels that were sent, their state and their output; `trouble` is what the next sending meets."""
+
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.calls, self.kernels, self.state, self.output, self.trouble = [], [], {}, {}, None
+
+    def sent(self, slug: str) -> dict:
+        return [k for k in self.kernels if k["slug"] == slug][-1]
+
+
+class Handler(BaseHTTPRequestHandler):
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])) or "{}")
+        what = self.path.rpartition("/")[2]
+        self.server.calls.append((self.path, self.headers.get("Authorization", "")))
+        name = f"{body.get('userName')}/{body.get('kernelSlug')}"
+        if what == "SaveKernel":
+            self.save(body)
+        elif what == "GetKernelSessionStatus" and name in self.server.state:
+            state, message = self.server.state[name]
+            self.answer({"status": state} | ({"failureMessage": message} if message else {}))
+        elif what == "ListKernelSessionOutput":
+            files, log = self.server.output.get(name, ({}, ""))
+            self.answer({"files": [{"url": f"http://localhost/file/{name}/{f}", "fileName": f} for f in files], "log": log})
+        else:
+            self.answer({"code": 404, "message": "404 Client Error: Not Found"}, 404)
+
+    def save(self, body):
+        trouble = self.server.trouble
+        if trouble == "drop":
+            self.close_connection = True
+            self.connection.close()
+        elif isinstance(trouble, int):
+            self.answer({"code": trouble, "message": f"{trouble} says the recorder"}, trouble)
+        elif isinstance(trouble, dict):
+            self.answer(trouble)
+        else:
+            self.server.kernels.append(body)
+            self.server.state[body["slug"]] = ("running", "")
+            self.answer({"url": f"https://www.kaggle.com/code/{body['slug']}", "versionNumber": len(self.server.kernels)})
+
+    def do_GET(self):
+        self.server.calls.append((self.path, ""))
+        _, name, file = re.search(r"(/file/)([\w-]+/[\w-]+)/(.*)", self.path).groups()
+        content = self.server.output[name][0][file]
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(content)))
+        self.send_header("Last-Modified", "Tue, 24 Nov 2026 08:00:00 GMT")
+        self.end_headers()
+        self.wfile.write(content)
+
+    def answer(self, content: dict, code: int = 200):
+        text = json.dumps(content).encode()
+        self.send_response(code)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def recorder(monkeypatch, tmp_path):
+    """The recorder, and an environment in which the command line reaches nothing else. Only LOCALHOST keeps it from the real service."""
+    pytest.importorskip("kaggle", exc_type=ImportError)
+    server = Recorder()
+    for name in [n for n in os.environ if n.upper().startswith("KAGGLE") or n.lower().endswith("_proxy")]:
+        monkeypatch.delenv(name)
+    here = f"http://127.0.0.1:{server.server_port}"
+    for name, value in {
+        "KAGGLE_API_ENVIRONMENT": "LOCALHOST", "http_proxy": here, "https_proxy": "http://127.0.0.1:9", "HOME": str(tmp_path),
+        "KAGGLE_USERNAME": "someone", "KAGGLE_KEY": KEY,
+    }.items():  # fmt: skip
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(kaggle, "OUT", tmp_path / "built")
+    monkeypatch.setattr(kaggle_push, "REPOSITORY", tmp_path)
+    monkeypatch.setattr(kaggle, "_carried", lambda config: "# srlib is left out here, to save time")
+    (tmp_path / "README.md").write_text("[![Kaggle](https://kaggle.com/static/images/open-in-kaggle.svg)](#on-kaggle)\n")
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()
+    assert server.calls and all(path.startswith("http://localhost/") for path, _ in server.calls)
+
+
+def handed_over(finished: bool, **files: bytes) -> dict[str, bytes]:
+    facts = {"finished": finished, "files": {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}}
+    return {f"runs/smoke/{n}": c for n, c in files.items()} | {"runs/smoke/handover.json": json.dumps(facts).encode()}
+
+
+def push(*extra: str) -> int:
+    return command.main(["kaggle", "push", "--user", "someone", "--profile", "smoke", "-p", "data", "kermany", *extra])
+
+
+def test_what_kaggle_receives(recorder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(kaggle, "_carried", CARRIED)
+    assert push("--vgg", "someone/weights", "-p", "content_features", "vgg19:relu5_4") == 0
+    said = capsys.readouterr()
+    assert "Kernel version 1 successfully pushed. Please check progress at https://www.kaggle.com/code/someone/srgan-for-oct" in said.out
+    (got,) = recorder.kernels
+    notebook = json.loads(got.pop("text"))
+    wanted = {
+        "slug": "someone/srgan-for-oct", "newTitle": "SRGAN for OCT", "language": "python", "kernelType": "notebook", "isPrivate": True,
+        "enableGpu": True, "enableInternet": False, "machineShape": "NvidiaTeslaT4",
+        "datasetDataSources": [kaggle.KERMANY, "someone/weights"],
+    }  # fmt: skip
+    assert {k: got.get(k) for k in wanted} == wanted and not got.get("kernelDataSources") and not got.get("enableTpu")
+    built = json.loads((tmp_path / "built/srgan-for-oct/srgan-for-oct.ipynb").read_text())
+    assert ["".join(c["source"]) for c in built["cells"]] == [c["source"] for c in notebook["cells"]]
+    assert "](https://www.kaggle.com/code/someone/srgan-for-oct)" in (tmp_path / "README.md").read_text()
+    assert any(authorization for _, authorization in recorder.calls)  # the key went to the recorder, and nowhere else
+    files = [p.read_text(errors="replace") for p in tmp_path.rglob("*") if p.is_file()]
+    assert KEY not in said.out + said.err + "".join(files)
+    assert push("--vgg", "someone/weights", "-p", "content_features", "vgg19:relu5_4") == 0
+    assert "is running; call the same again" in capsys.readouterr().out and len(recorder.kernels) == 1
+
+
+@pytest.mark.parametrize(
+    ("trouble", "words"),
+    [
+        ({"error": "Maximum weekly GPU quota of 30.00 hours reached."}, "weekly GPU quota"),
+        ({"url": "x", "versionNumber": 1, "invalidDatasetSources": ["paultimothymooney/kermany2018"]}, "not valid dataset sources .*kermany2018"),
+        (429, "429"),
+        (500, "500"),
+        (403, "403"),
+        ("drop", "Connection|Remote|closed"),
+    ],
+)  # fmt: skip
+def test_what_kaggle_refuses(recorder, capsys, trouble, words):
+    """Each ends non-zero in words that say why; nothing counts as sent, so that the same call sends it when the trouble is over."""
+    recorder.trouble = trouble
+    assert push() == 1
+    said = capsys.readouterr()
+    assert re.search(rf"error: someone/srgan-for-oct was not taken as it is: .*(?:{words})", said.err), said.err
+    assert KEY not in said.out + said.err and "successfully" not in said.out
+    assert recorder.calls[-1][0].endswith("SaveKernel") and not recorder.kernels
+    recorder.trouble = None
+    assert push() == 0 and len(recorder.kernels) == 1
+
+
+def test_chain_sends_the_next_that_is_ready(recorder, capsys):
+    names = [f"someone/{kaggle.slug(t)}" for t in kaggle.titles(True)]
+    assert push("--chain") == 0 and [k["slug"] for k in recorder.kernels] == names[:1]
+    assert push("--chain") == 0 and "is running" in capsys.readouterr().out and len(recorder.kernels) == 1
+    for name in names[:2]:
+        recorder.state[name], recorder.output[name] = ("complete", ""), (handed_over(True), "")
+        assert push("--chain") == 0
+    third = recorder.sent(names[2])
+    assert third["kernelDataSources"] == [names[1]] and third["machineShape"] == "NvidiaTeslaT4"
+    recorder.state[names[2]], recorder.output[names[2]] = ("complete", ""), (handed_over(False), "")  # max_hours ended it
+    assert push("--chain") == 0 and "It goes on from its last version." in capsys.readouterr().out
+    assert recorder.sent(names[2])["kernelDataSources"] == [names[2], names[1]] and len(recorder.kernels) == 4
+    log = json.dumps(
+        [{"stream_name": "stderr", "time": 1, "data": f"line {k}\n"} for k in range(99)] + [{"data": f"{KEY} UserError: no scans\n"}]
+    )
+    recorder.state[names[2]], recorder.output[names[2]] = ("error", "Your notebook failed"), ({}, log)
+    assert push("--chain") == 1
+    said = capsys.readouterr().err
+    assert "ended with error" in said and "Your notebook failed" in said and "UserError: no scans" in said
+    assert "line 98" in said and "line 9\n" not in said and KEY not in said and len(recorder.kernels) == 4
+    assert push("--chain", "-p", "seed", "3") == 0  # mended: another build, from the first on
+    assert recorder.kernels[-1]["slug"] == names[0]
+
+
+@pytest.mark.slow
+def test_waiting_for_a_chain(recorder, monkeypatch):
+    """--wait asks until the kernel has ended and sends the next one, to the last."""
+
+    def pass_time(seconds):
+        for name, (state, _) in list(recorder.state.items()):
+            if state == "running":
+                recorder.state[name], recorder.output[name] = ("complete", ""), (handed_over(True), "")
+
+    monkeypatch.setattr(kaggle_push.time, "sleep", pass_time)
+    assert kaggle_push.push("someone", chain=True, wait=True, **SETTINGS).startswith("all finished")
+    assert [k["slug"] for k in recorder.kernels] == [f"someone/{kaggle.slug(t)}" for t in kaggle.titles(True)]
+
+
+def test_status_and_pull(recorder, tmp_path, capsys):
+    assert command.main(["kaggle", "status", "--user", "someone"]) == 0
+    assert capsys.readouterr().out == "someone/srgan-for-oct: not there\n"
+    with pytest.raises(UserError, match="no kernel of someone has finished"):
+        kaggle_push.pull("someone")
+    files = handed_over(True, **{"evaluation/metrics.csv": b"psnr\n1\n", "srgan.pt": b"weights"})
+    recorder.state["someone/srgan-for-oct"], recorder.output["someone/srgan-for-oct"] = ("complete", ""), (files, "")
+    run = kaggle_push.pull("someone", out=tmp_path / "out")
+    assert run == tmp_path / "out/srgan-for-oct/runs/smoke" and (run / "srgan.pt").read_bytes() == b"weights"
+    files["runs/smoke/srgan.pt"] = b"torn"
+    with pytest.raises(UserError, match=r"srgan\.pt did not arrive whole"):
+        kaggle_push.pull("someone", out=tmp_path / "out")
+
+
+def test_push_checks_before_it_sends(recorder, monkeypatch):
+    monkeypatch.setattr(kaggle, "check", lambda folder: [f"{folder.name}: something is wrong"])
+    with pytest.raises(UserError, match="something is wrong"):
+        kaggle_push.push("someone", **SETTINGS)
+    assert not recorder.calls
+    kaggle_push.status("someone/kernel")  # so that the recorder has been called
