@@ -15,6 +15,7 @@ Usage:
   ./run_all.sh calibrate [DIR]                  how like real scans are the phantoms? statistics side by side
   ./run_all.sh train-encoder                    train the two small feature networks again
   ./run_all.sh bench                            how fast this machine trains, reads and upscales
+  ./run_all.sh kaggle ACTION --user NAME        the series as Kaggle kernels: build, check, push, status, pull
 
 Options for running the notebooks:
   --profile quick|smoke|kaggle|paper   a complete set of settings (default: quick)
@@ -106,7 +107,7 @@ case "${1:-}" in
     cd "$here/notebooks"
     exec "$python" -m jupyterlab "$@"
     ;;
-  sweep | downstream | upscale | evaluate | calibrate | train-encoder | bench)
+  sweep | downstream | upscale | evaluate | calibrate | train-encoder | bench | kaggle)
     cd "$start"
     exec "$python" -m srlib "$@"
     ;;

@@ -61,11 +61,10 @@ def interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float]:
     values = values[np.isfinite(values)]
     if len(values) < 2:
         return np.nan, np.nan
-    found = stats.bootstrap(
-        (values,), np.mean, n_resamples=RESAMPLES, confidence_level=level, method="percentile", vectorized=True, batch=1000,
-        rng=np.random.default_rng(0),
-    )  # fmt: skip
-    return float(found.confidence_interval.low), float(found.confidence_interval.high)
+    rng, batch = np.random.default_rng(0), 1000  # (scipy's bootstrap takes its seed by another name in older versions)
+    means = [values[rng.integers(0, len(values), (batch, len(values)))].mean(1) for _ in range(RESAMPLES // batch)]
+    low, high = np.quantile(np.concatenate(means), [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
 
 
 def summarise(table: pd.DataFrame, region: str = "valid") -> pd.DataFrame:

@@ -39,7 +39,7 @@ def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     if device.type == "cpu":
-        able = torch.cpu.get_capabilities()
+        able = getattr(torch.cpu, "get_capabilities", dict)()  # torch before 2.6 cannot say
         return torch.bfloat16 if able.get("avx512_bf16") or able.get("amx_bf16") else None
     return None
 
@@ -70,9 +70,7 @@ def _update(loss: torch.Tensor, model: torch.nn.Module, optimizer, scaler, longe
     scaler.scale(loss).backward()
     scaler.unscale_(optimizer)
     parameters = [p for p in model.parameters() if p.grad is not None]
-    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
-    if longest:
-        torch.nn.utils.clip_grads_with_norm_(parameters, longest, norm)
+    norm = torch.nn.utils.clip_grad_norm_(parameters, longest or torch.inf)
     scaler.step(optimizer)
     return norm.nan_to_num(0, 0, 0) if scaler.is_enabled() else norm  # the scaler leaves out steps that overflow, and halves its scale
 

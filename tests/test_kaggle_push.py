@@ -181,6 +181,7 @@ def test_chain_sends_the_next_that_is_ready(recorder, capsys):
     said = capsys.readouterr().err
     assert "ended with error" in said and "Your notebook failed" in said and "UserError: no scans" in said
     assert "line 98" in said and "line 9\n" not in said and KEY not in said and len(recorder.kernels) == 4
+    assert push("--chain") == 0 and len(recorder.kernels) == 5 and recorder.kernels[-1]["slug"] == names[2]
     assert push("--chain", "-p", "seed", "3") == 0  # mended: another build, from the first on
     assert recorder.kernels[-1]["slug"] == names[0]
 

@@ -32,7 +32,8 @@ KEYS = {  # of kernel-metadata.json: every key that the kaggle CLI reads; the ty
 }  # fmt: skip
 KERNELSPEC = {"name": "python3", "display_name": "Python 3", "language": "python"}
 SEARCH = re.compile(r"for folder in \(Path\.cwd\(\).*?\n        break\n\n", re.S)  # the set-up's look for a clone
-TRAINING = re.compile(r"\b(pretrain_generator|train_srgan)\($", re.M)
+TRAINING = re.compile(r"^ *with run\.stage\(\"(pretrain|srgan)\"\)", re.M)  # the cells that need a GPU and may run out of time
+IMAGENET = ("vgg19", "vgg16", "resnet50", "oct-vgg")  # extractors that begin with its weights
 CARRIED = """# srlib {hash}: the code of this series. It is inside this cell, so nothing is installed and nothing downloaded.
 import base64, hashlib, lzma, os, sys, time
 from pathlib import Path
@@ -80,7 +81,7 @@ def build(
         own = f"{user}/{slug(title)}"
         notebook = _notebook(names, parameters, payload, user, own, before, chain)
         code = "\n".join(c.source for c in notebook.cells if c.cell_type == "code")
-        needs_vgg = "train_srgan(" in code and config.content_features.startswith("vgg")
+        needs_vgg = 'run.stage("srgan")' in code and config.content_features.partition(":")[0] in IMAGENET
         trains = bool(TRAINING.search(code))
         metadata = {
             "id": own, "title": title, "code_file": f"{slug(title)}.ipynb", "language": "python", "kernel_type": "notebook",

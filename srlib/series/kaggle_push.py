@@ -54,9 +54,8 @@ def push(user: str, chain: bool = False, wait: bool = False, every: float = 60.0
                 time.sleep(every)
                 continue
             if state in ENDED and sent:
-                raise UserError(
-                    f"{name} ended with {state.lower()}:\n{log(name)}\nmend it and call the same again, which sends the mended one"
-                )
+                (folder / "sent.txt").unlink()  # said once; the next call sends it again
+                raise UserError(f"{name} ended with {state.lower()}:\n{log(name)}\nthe same call sends it again, mended or not")
             unfinished = state == "COMPLETE" and not _handed_over(name)
             if state == "COMPLETE" and not unfinished:
                 break
