@@ -30,6 +30,11 @@ NOTEBOOKS = {  # number: (file, stage whose settings it accepts, stages it needs
     "06": ("06_experiments", None, ("data", "pretrain", "srgan", "evaluation")),
 }
 MAKES = {"data": ("manifest.csv",), "pretrain": ("srresnet.pt",), "srgan": ("srgan.pt",), "evaluation": ("evaluation/metrics.csv",)}
+LATER = (
+    "generator",
+    "train_patients",
+    "tuning_steps",
+)  # newer than the first runs: at their defaults they do not count, so that those stay valid
 PACKAGES = ("torch", "torchvision", "numpy", "scikit-image", "opencv-python-headless", "matplotlib", "papermill")
 
 
@@ -138,7 +143,8 @@ class Run:
         inputs = {"data": (), "pretrain": ("manifest.csv",), "srgan": ("manifest.csv", "srresnet.pt")}
         files = inputs.get(stage, ("manifest.csv", "srresnet.pt", "srgan.pt"))
         hashes = [_sha256(self.folder / f) if (self.folder / f).exists() else "" for f in files]
-        text = json.dumps([self.settings(stage), hashes], sort_keys=True)
+        settings = {k: v for k, v in self.settings(stage).items() if k not in LATER or v != FIELDS[k].default}
+        text = json.dumps([settings, hashes], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
     def is_trained(self, stage: str) -> bool:
