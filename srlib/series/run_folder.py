@@ -30,11 +30,8 @@ NOTEBOOKS = {  # number: (file, stage whose settings it accepts, stages it needs
     "06": ("06_experiments", None, ("data", "pretrain", "srgan", "evaluation")),
 }
 MAKES = {"data": ("manifest.csv",), "pretrain": ("srresnet.pt",), "srgan": ("srgan.pt",), "evaluation": ("evaluation/metrics.csv",)}
-LATER = (
-    "generator",
-    "train_patients",
-    "tuning_steps",
-)  # newer than the first runs: at their defaults they do not count, so that those stay valid
+# newer than the first runs: at their defaults they do not count, so that those stay valid
+LATER = ("generator", "train_patients", "tuning_steps", "retina", "lpips")
 PACKAGES = ("torch", "torchvision", "numpy", "scikit-image", "opencv-python-headless", "matplotlib", "papermill")
 
 
