@@ -8,10 +8,12 @@ Usage:
   ./run_all.sh [OPTIONS]        make the environment and run the six notebooks (profile quick)
   ./run_all.sh test [ARGS]      make the environment and run the tests (ARGS go to pytest; -m slow for the slow ones)
   ./run_all.sh lab              make the environment and open JupyterLab
-  ./run_all.sh upscale IN OUT --weights FILE    super-resolve an image or a folder
+  ./run_all.sh upscale IN OUT                   super-resolve an image or a folder (--weights RUN_OR_FILE, --alpha 0..1)
+  ./run_all.sh phantom OUT.png                  a synthetic scan to try that on
   ./run_all.sh evaluate SR_DIR HR_DIR           measure SR images under the series' protocol
   ./run_all.sh calibrate [DIR]                  how like real scans are the phantoms? statistics side by side
   ./run_all.sh train-encoder                    train the two small feature networks again
+  ./run_all.sh release RUN                      package a finished run's networks into data/weights
   ./run_all.sh bench                            how fast this machine trains, reads and upscales
 
 Options for running the notebooks:
@@ -104,7 +106,7 @@ case "${1:-}" in
     cd "$here/notebooks"
     exec "$python" -m jupyterlab "$@"
     ;;
-  upscale | evaluate | calibrate | train-encoder | bench)
+  upscale | phantom | evaluate | calibrate | train-encoder | release | bench)
     cd "$start"
     exec "$python" -m srlib "$@"
     ;;
