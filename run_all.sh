@@ -10,10 +10,12 @@ Usage:
   ./run_all.sh lab              make the environment and open JupyterLab
   ./run_all.sh sweep NAME [--list]              one run for each of a list of settings (notebooks/experiments)
   ./run_all.sh downstream RUN                   does SR help a classifier? of a finished run
-  ./run_all.sh upscale IN OUT --weights FILE    super-resolve an image or a folder
+  ./run_all.sh upscale IN OUT                   super-resolve an image or a folder (--weights RUN_OR_FILE, --alpha 0..1)
+  ./run_all.sh phantom OUT.png                  a synthetic scan to try that on
   ./run_all.sh evaluate SR_DIR HR_DIR           measure SR images under the series' protocol
   ./run_all.sh calibrate [DIR]                  how like real scans are the phantoms? statistics side by side
   ./run_all.sh train-encoder                    train the two small feature networks again
+  ./run_all.sh release RUN                      package a finished run's networks into data/weights
   ./run_all.sh bench                            how fast this machine trains, reads and upscales
   ./run_all.sh kaggle ACTION --user NAME        the series as Kaggle kernels: build, check, push, status, pull
 
@@ -107,7 +109,7 @@ case "${1:-}" in
     cd "$here/notebooks"
     exec "$python" -m jupyterlab "$@"
     ;;
-  sweep | downstream | upscale | evaluate | calibrate | train-encoder | bench | kaggle)
+  sweep | downstream | upscale | phantom | evaluate | calibrate | train-encoder | release | bench | kaggle)
     cd "$start"
     exec "$python" -m srlib "$@"
     ;;

@@ -61,9 +61,21 @@ def _parser() -> argparse.ArgumentParser:
     up = commands.add_parser("upscale", help="super-resolve an image or a folder of images")
     up.add_argument("source", metavar="IN", help="an image, or a folder of images")
     up.add_argument("out", metavar="OUT", help="folder for <stem>.png, or a .png file for one image")
-    up.add_argument("--weights", required=True, metavar="FILE", help="srgan.pt or srresnet.pt of a run")
+    up.add_argument(
+        "--weights", default="srgan", help="srgan (default) or srresnet, the released ones; srgan.pt or srresnet.pt of a run; or its folder"
+    )
+    up.add_argument("--alpha", type=float, metavar="A", help="between the two networks: 0 SRResNet, 1 SRGAN")
+    up.add_argument("--scale", type=int, default=0, metavar="N", help="which of the released scales, where there are several (default: 4)")
     up.add_argument("--ensemble", action="store_true", help="mean over the eight turns and flips: eight times as long, a little better")
     up.set_defaults(command=_upscale)
+
+    synthetic = commands.add_parser("phantom", help="write a synthetic scan to try upscale on")
+    synthetic.add_argument("out", metavar="OUT.png")
+    synthetic.add_argument(
+        "--scale", type=int, default=4, choices=(1, 2, 3, 4, 8), help="reduced by so much, as a network takes it (default: 4)"
+    )
+    synthetic.add_argument("--seed", type=int, default=0, help="another eye")
+    synthetic.set_defaults(command=_phantom)
 
     ev = commands.add_parser("evaluate", help="measure SR images against HR images (matched by stem)")
     ev.add_argument("sr_dir", metavar="SR_DIR")
@@ -90,6 +102,15 @@ def _parser() -> argparse.ArgumentParser:
     bench.set_defaults(command=_bench)
 
     _add_kaggle(commands.add_parser("kaggle", help="the series as Kaggle kernels: build, check, send, ask, fetch"))
+    release = commands.add_parser("release", help="package a finished run's two networks, with model card and ONNX")
+    release.add_argument("run_dir", metavar="RUN", help="folder of a run that was evaluated")
+    release.add_argument("--out", default="", metavar="DIR", help="folder to write to (default: data/weights)")
+    release.add_argument("--data", default="", metavar="DIR", help="where the run's scans are now (default: where they were)")
+    release.add_argument(
+        "--source", default="", metavar="TEXT", help="whose scans these are, with licence and citation (Kermany's are known)"
+    )
+    release.add_argument("--allow-phantom", action="store_true", help="package a run on phantoms, and say so wherever it is used")
+    release.set_defaults(command=_release)
 
     pictures = commands.add_parser("pictures", help="put a phantom run's figures into the notebooks and the README")
     pictures.add_argument("run_dir", metavar="RUN")
@@ -162,20 +183,31 @@ def _downstream(args) -> None:
 
 
 def _upscale(args) -> int:
-    from pathlib import Path
-
-    from .inference import load_generator, upscale_files
+    from .inference import choose, upscale_files
     from .training import pick_device
 
-    generator = load_generator(args.weights, pick_device())
-    written, there, failed = upscale_files(args.source, args.out, generator, Path(args.weights).name, args.ensemble)
+    generator, name, known = choose(args.weights, args.alpha, args.scale, pick_device())
+    written, there, failed, warned = upscale_files(args.source, args.out, generator, name, args.ensemble, known)
+    for line in warned:
+        print(f"warning: {line}", file=sys.stderr)
     for line in failed:
         print(f"error: {line}", file=sys.stderr)
     for path in written[:5]:
         print(path)
     made = f", {len(there)} made earlier" if there else ""
-    print(f"{len(written)} image(s) written{made}, {len(failed)} failed")
+    unlike = f", {len(warned)} unlike the training scans" if warned else ""
+    print(f"{len(written)} image(s) written{made}, {len(failed)} failed{unlike}; by {name}")
     return 1 if failed or not written + there else 0
+
+
+def _phantom(args) -> None:
+    from PIL import Image
+
+    from .degrade import downsample, to_image, to_tensor
+    from .phantom import bscan
+
+    image = bscan(args.seed)
+    Image.fromarray(image if args.scale == 1 else to_image(downsample(to_tensor(image), args.scale))).save(args.out)
 
 
 def _evaluate(args) -> int:
@@ -237,6 +269,13 @@ def _kaggle(args) -> int:
             print(f"error: {sentence}", file=sys.stderr)
         return 1 if wrong else print("nothing to object to") or 0
     return 0
+
+
+def _release(args) -> None:
+    from .series.release import release
+
+    for path in release(_path(args.run_dir), _path(args.out), _path(args.data), args.source, args.allow_phantom):
+        print(path)
 
 
 def _pictures(args) -> None:

@@ -11,17 +11,22 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from tqdm import tqdm
 
+from . import domain, released
 from .checkpoint import load_weights
 from .config import UserError
-from .models import build
-from .reading import find_images, pixel_size, png_name, read_image, slices
+from .models import blend, build
+from .reading import MAX_PIXELS, find_images, pixel_size, png_name, read_image, slices
 
 TILE, OVERLAP = 320, 48  # LR pixels
 WARNING = "synthetic detail, research only, not for diagnosis"
 
 
 def load_generator(path: str | Path, device: str | torch.device = "cpu") -> torch.nn.Module:
-    """A generator in eval mode from `srresnet.pt` or `srgan.pt`. Raises UserError for a file that is not one."""
+    """A generator in eval mode, float32, from `srresnet.pt` or `srgan.pt` of a run; the names 'srresnet' and 'srgan' mean the released ones.
+    Raises UserError for a file that is not one."""
+    if path in released.NAMES:
+        entry, folder = released.find()
+        path = released.checked(entry, str(path), folder)
     stored = load_weights(path)
     try:
         generator = build(stored["settings"])
@@ -31,6 +36,41 @@ def load_generator(path: str | Path, device: str | torch.device = "cpu") -> torc
     except (TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"{path}: its weights do not fit a generator of this version ({str(error).splitlines()[0]})") from None
     return generator.to(device, memory_format=torch.channels_last).eval()  # 1.5 times faster on a CPU
+
+
+def choose(
+    weights: str | Path = "srgan", alpha: float | None = None, scale: int = 0, device: str | torch.device = "cpu"
+) -> tuple[torch.nn.Module, str, dict | None]:
+    """(generator, what to call it, the domain that it was released for or None), as `upscale` takes them.
+
+    `weights`: 'srresnet' or 'srgan' (the released ones, of `scale` where there are several), a file, or a folder (its SRGAN): a run or
+    what `release` wrote. `alpha`: the mean of the two networks' weights instead, SRResNet's at 0, SRGAN's at 1 (`models.blend`). Raises
+    UserError for weights that are not there, damaged, of another scale, or of two shapes.
+    """
+    named, folder, entry = str(weights) in released.NAMES, Path(weights), None
+    name = str(weights) if named else "srgan"
+    if named or (folder / released.LIST).exists():
+        entry, folder = released.find(scale, None if named else folder)
+        files = {n: released.checked(entry, n, folder) for n in released.NAMES}
+    elif folder.is_dir():
+        files = {n: folder / f"{n}.pt" for n in released.NAMES}
+    elif alpha is not None:
+        raise UserError(f"alpha lies between two networks, and {weights} is one; give the folder of a run with --weights, or leave it out")
+    else:
+        files = {name: folder}
+    if alpha is None:
+        generator, said = load_generator(files[name], device), files[name].name
+    else:
+        if not 0 <= alpha <= 1:
+            raise UserError(f"alpha cannot be {alpha}; it goes from 0 (SRResNet) to 1 (SRGAN)")
+        try:
+            generator = blend(*(load_generator(files[n], device) for n in released.NAMES), alpha)
+        except ValueError as error:
+            raise UserError(f"{folder}: {error}") from None
+        said = f"{' to '.join(files[n].name for n in released.NAMES)}, alpha {alpha:g}"
+    if scale and generator.settings["scale"] != scale:
+        raise UserError(f"{weights} enlarges x{generator.settings['scale']}, not x{scale}; leave --scale out or name other weights")
+    return generator, said + (" (trained on phantoms)" if entry and entry["phantom"] else ""), entry and entry["domain"]
 
 
 @torch.inference_mode()
@@ -109,15 +149,16 @@ def self_ensemble(image: np.ndarray, generator: torch.nn.Module) -> tuple[np.nda
 
 
 def upscale_files(
-    source: str | Path, out: str | Path, generator: torch.nn.Module, name: str = "", ensemble: bool = False
-) -> tuple[list[Path], list[Path], list[str]]:
+    source: str | Path, out: str | Path, generator: torch.nn.Module, name: str = "", ensemble: bool = False, known: dict | None = None
+) -> tuple[list[Path], list[Path], list[str], list[str]]:
     """Super-resolve an image or a folder of images into `out`: a folder gets `<stem>.png` for each, `<stem>#<k>.png` for slice k
     of a volume; for one image, a name that ends in .png is taken as the file. 16-bit grey stays 16 bit. `ensemble`: x8 self-ensemble.
 
     Each file says in its metadata that its detail is synthetic, what it was made from and by (`name`), and its pixel size, the
-    source's divided by the scale. Returns (written, there already, failed): a file whose metadata show that it was made from the same
-    source in the same way is left; `failed` has a line for each source that could not be read, or whose name is taken. Raises UserError
-    where a source would be overwritten.
+    source's divided by the scale. With `known`, the domain of the training set, it says in what the source is unlike that, too. Returns
+    (written, there already, failed, warned): a file whose metadata show that it was made from the same source in the same way is left;
+    `failed` has a line for each source that could not be read, would be too large, or whose name is taken, `warned` one for each that is
+    unlike the training set. Raises UserError where a source would be overwritten.
     """
     source, out = Path(source), Path(out)
     if not source.exists():
@@ -125,7 +166,7 @@ def upscale_files(
     inside = source.is_dir() and out.resolve() != source.resolve()  # what an earlier call wrote is no source
     paths = [p for p in find_images(source) if not (inside and out.resolve() in p.resolve().parents)] if source.is_dir() else [source]
     single = not source.is_dir() and out.suffix.lower() == ".png"
-    written, there, failed, taken = [], [], [], {}
+    written, there, failed, warned, taken, scale = [], [], [], [], {}, generator.settings["scale"]
     parts: list[Path] = []
     for path in paths:
         try:
@@ -145,19 +186,27 @@ def upscale_files(
             continue
         try:
             image, size = read_image(path, generator.settings["channels"], deep=True), pixel_size(path)
+            height, width = (n * scale for n in image.shape[:2])
+            if height * width > MAX_PIXELS:
+                raise UserError(f"{path}: would become {width} x {height} pixels, more than the limit of {MAX_PIXELS:,}; cut it into parts")
+            unlike = domain.warning(read_image(path, 3), known) if known else ""
         except UserError as error:
             failed.append(str(error))
             continue
         taken[target] = path
         readable = path.name.encode(errors="backslashreplace").decode()
         facts = {"Source": f"{readable} {hashlib.sha256(image.tobytes()).hexdigest()[:16]}", "Made by": by.strip()}
+        if known:
+            facts["Domain"] = f"WARNING, unlike the training scans: {unlike}" if unlike else "like the training scans"
+        if unlike:
+            warned.append(f"{path}: unlike the scans that the network was trained on: {unlike}")
         if _made_earlier(target, facts):
             there.append(target)
             continue
         sr = self_ensemble(image, generator)[0] if ensemble else upscale(image, generator)
-        _save(target, sr, facts, size, generator.settings["scale"])
+        _save(target, sr, facts, size, scale)
         written.append(target)
-    return written, there, failed
+    return written, there, failed, warned
 
 
 def _fingerprint(generator: torch.nn.Module) -> str:

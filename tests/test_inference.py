@@ -138,14 +138,14 @@ def test_two_files_with_one_stem_are_not_overwritten(generator, tmp_path):
     for folder in ("x", "y"):
         (tmp_path / "in" / folder).mkdir(parents=True)
         Image.fromarray(bscan(1, 48, 64)).save(tmp_path / "in" / folder / "same.png")
-    written, _, failed = inference.upscale_files(tmp_path / "in", tmp_path / "out", generator)
+    written, _, failed, _ = inference.upscale_files(tmp_path / "in", tmp_path / "out", generator)
     assert len(written) == 1 and len(failed) == 1 and "rename" in failed[0]
 
 
 def test_a_volume_is_upscaled_slice_by_slice(generator, tmp_path):
     pages = [Image.fromarray(bscan(k, 48, 64)) for k in range(3)]
     pages[0].save(tmp_path / "eye.tif", save_all=True, append_images=pages[1:])
-    written, _, failed = inference.upscale_files(tmp_path / "eye.tif", tmp_path / "out", generator)
+    written, _, failed, _ = inference.upscale_files(tmp_path / "eye.tif", tmp_path / "out", generator)
     assert [p.name for p in written] == ["eye#1.png", "eye#2.png", "eye#3.png"] and not failed
     assert (np.asarray(Image.open(written[2])) == inference.upscale(np.asarray(pages[2]), generator)).all()
     with pytest.raises(UserError, match="3 slices; give a folder"):

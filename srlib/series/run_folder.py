@@ -11,6 +11,7 @@ import os
 import platform
 import shutil
 import subprocess
+import sys
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -193,7 +194,15 @@ class Run:
             if self.is_trained(name) and before.get("finished"):  # nothing will be trained: leave the record of when it was
                 yield fingerprint
                 return
-            self.record("stages", name, fingerprint=fingerprint, settings=self.settings(name), started=_now(), finished=None)
+            self.record(
+                "stages",
+                name,
+                fingerprint=fingerprint,
+                settings=self.settings(name),
+                started=_now(),
+                finished=None,
+                device=_device(self.config),
+            )
             start = time.monotonic()
             yield fingerprint
             self.record("stages", name, finished=_now(), seconds=round(time.monotonic() - start, 1))
@@ -273,6 +282,13 @@ class Run:
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _device(config: Config) -> str:
+    torch = sys.modules.get("torch")  # loaded where something is computed
+    if torch and config.device in ("auto", "cuda") and torch.cuda.is_available():
+        return f"{config.gpus or torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
+    return f"{os.cpu_count()} CPU cores ({platform.machine()})"
 
 
 def _made_by() -> dict:

@@ -1,0 +1,212 @@
+"""`release`: a finished run's two networks in half precision, ONNX files, a model card, and their entry in released.json."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from .. import checkpoint, domain, features, health, released, statistics
+from ..config import FIELDS, STAGES, Config, UserError
+from ..data import read_pair
+from ..export import export_onnx
+from ..figures import NAMES
+from ..inference import load_generator, upscale
+from .pictures import _markdown
+from .run_folder import MAKES, Run, _read_config, _sha256, _write
+
+LARGEST = 4_000_000  # bytes of a weights file
+ROUNDING = 2  # grey levels by which half precision may change SR
+SAMPLE = 400  # training images that the domain is measured on
+KERMANY = (
+    "D. Kermany, K. Zhang, M. Goldbaum: Labeled Optical Coherence Tomography (OCT) and Chest X-Ray Images for Classification, Mendeley Data, 2018, "
+    "[doi:10.17632/rscbjbr9sj.2](https://data.mendeley.com/datasets/rscbjbr9sj/2), CC BY 4.0"
+)
+PHANTOM = "**Trained on phantoms (synthetic B-scans): not a result on OCT.**"
+
+
+def release(run_dir: str, out: str = "", data: str = "", source: str = "", allow_phantom: bool = False) -> list[Path]:
+    """Package the run in `run_dir` into `out` ('': data/weights), in the place of an earlier release of its scale; returns the files.
+
+    `data`: where the run's images are now ('': where they were); `source`: whose they are, with licence and citation (known for phantoms and
+    for a folder OCT2017, Kermany's). Raises UserError for a run that is not finished, whose files are not those that were evaluated, of
+    phantoms without `allow_phantom`, of unknown source, and for weights that are too large or need more than half precision.
+    """
+    folder, out = Path(run_dir), Path(out or features.WEIGHTS)
+    run = _finished(folder)
+    if run.is_phantom and not allow_phantom:
+        raise UserError(f"{folder} was trained on phantoms, which is no result on OCT; release a run on scans, or say --allow-phantom")
+    root = Path(data) if data else run.root
+    source = source or (PHANTOM if run.is_phantom else KERMANY if "OCT2017" in (root.name.strip(), *root.parts) else "")
+    if not source:
+        raise UserError(f"{root}: whose scans are these? Say it for the model card: --source 'NAME, LICENCE, CITATION'")
+    config, table = run.config, pd.read_csv(folder / "evaluation" / "metrics.csv", dtype={"patient": str})
+    splits = {split: [root / p for p in rows.path] for split, rows in run.manifest.groupby("split")}
+    test = [read_pair(root / p, config)[0] for p in table.image.unique()]
+    train = splits["train"][:: -(-len(splits["train"]) // SAMPLE)]
+    known = domain.describe(read_pair(path, config)[0] for path in train)
+    entry = {"scale": config.scale, "reduction": config.degradation, "amount": config.degradation_amount, "phantom": run.is_phantom}
+    out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out, prefix=".release-") as part:
+        facts = _networks(folder, Path(part), entry, test[0])
+        facts |= {"warned": sum(bool(domain.warning(lr, known)) for lr in test), "tested": len(test)}
+        entry |= {"card": f"card-x{config.scale}.md", "domain": known}
+        _write(Path(part) / entry["card"], model_card(run, table, source, entry, facts))
+        written = [file.replace(out / file.name) for file in sorted(Path(part).iterdir())]
+    entries = released.listed(out) | {str(config.scale): entry}
+    _write(out / released.LIST, json.dumps(dict(sorted(entries.items())), indent=1) + "\n")
+    return [*written, out / released.LIST]
+
+
+def _networks(folder: Path, part: Path, entry: dict, lr: np.ndarray) -> dict:
+    """Write both networks, in half precision and as ONNX, into `part`, and add them to `entry`; returns what the card says of them."""
+    facts = {"rounding": 0, "onnx": 0.0}
+    for name in released.NAMES:
+        generator, path = load_generator(folder / f"{name}.pt"), part / f"{name}-x{entry['scale']}.pt"
+        before = upscale(lr, generator).astype(int)
+        checkpoint.save_weights(path, generator.half(), name=name)
+        generator = load_generator(path)
+        facts["rounding"] = max(facts["rounding"], int(np.abs(upscale(lr, generator) - before).max()))
+        if (size := path.stat().st_size) > LARGEST:
+            raise UserError(
+                f"{folder / name}.pt has {size:,} bytes in half precision, more than {LARGEST:,}; train with a smaller width or fewer blocks"
+            )
+        if facts["rounding"] > ROUNDING:
+            raise UserError(
+                f"{folder / name}.pt changes SR by {facts['rounding']} grey levels in half precision; train with batch_norm false"
+            )
+        onnx = path.with_suffix(".onnx")
+        facts["onnx"] = max(facts["onnx"], export_onnx(generator, onnx))
+        entry[name] = {"file": path.name, "sha256": _sha256(path), "onnx": onnx.name, "onnx_sha256": _sha256(onnx)}
+    return facts | {"settings": generator.settings, "parameters": sum(p.numel() for p in generator.parameters())}
+
+
+def _finished(folder: Path) -> Run:
+    """The run, where every stage has ended and its weights are those that were evaluated; else UserError."""
+    if not (folder / "config.json").exists():
+        raise UserError(f"{folder} holds no run; name the folder of one that is finished, as runs/quick")
+    run = Run(folder, _read_config(folder / "config.json"))
+    again = f"./run_all.sh --profile {run.config.profile} --run-dir {folder}"
+    for stage in STAGES:
+        noted = run.provenance["stages"].get(stage, {})
+        missing = next((file for file in MAKES[stage] if not (folder / file).exists()), None)
+        if missing or not noted.get("finished"):
+            raise UserError(f"{folder}: {missing or stage} is not finished; {again} goes on with it")
+        if noted["fingerprint"] != run.fingerprint(stage):
+            raise UserError(
+                f"{folder}: settings, images or weights are not those that {stage} was made from; {again} --from 05 evaluates again"
+                if stage == "evaluation"
+                else f"{folder}: settings, images or weights are not those that {stage} was made from; train in another --run-dir"
+            )
+    return run
+
+
+def model_card(run: Run, table: pd.DataFrame, source: str, entry: dict, facts: dict) -> str:
+    """The card of the pair as Markdown, from the run's records: what a user must know before trusting an output."""
+    config, manifest, known = run.config, run.manifest, entry["domain"]
+    counts = ", ".join(
+        f"{len(rows)} of {rows.patient.nunique()} patients ({split})" for split, rows in manifest.groupby("split", sort=False)
+    )
+    sizes = " x ".join(f"{a} to {b}" if a < b else f"{a}" for a, b in (known["width"], known["height"]))
+    colour = "grey, 8 or 16 bit" if config.channels == 1 else "colour"
+    shape = ", ".join(f"{k} {v}" for k, v in facts["settings"].items())
+    made, sections = run.provenance.get("made_by", {}), []
+    if entry["phantom"]:
+        sections.append(PHANTOM)
+    sections += [
+        "**Research only.** What super-resolution adds is synthetic: not for diagnosis, not for measuring lesions or layers.",
+        "## What it is",
+        f"Two generators of Ledig et al. 2017 ([arXiv 1609.04802](https://arxiv.org/abs/1609.04802)) of one shape ({shape}; {facts['parameters']:,} "
+        f"parameters), x{config.scale}: `{entry['srresnet']['file']}`, trained on {config.pretrain_loss}, has the higher PSNR; `{entry['srgan']['file']}`, "
+        "trained on from it against a discriminator, the more natural texture. Their weights can be mixed (`--alpha`). Licence of the weights: MIT, as the code.",
+        "```\n./run_all.sh upscale SCAN OUT                     # SRGAN\n./run_all.sh upscale SCAN OUT --weights srresnet\n./run_all.sh upscale SCAN OUT --alpha 0.5         # between\n```",
+        "## What it expects",
+        f"LR as it was made in training: {_reduction(config)}, {colour}, {sizes} pixels. A scan at an instrument's full resolution is not such an image: the "
+        "networks enlarge it too, but what they add there was never compared with a truth. `upscale` warns of images unlike the training set (size, colour, "
+        f"grey levels, spectrum; {known['images']} training images); it did so for {facts['warned']} of {facts['tested']} unseen test scans.",
+        "## Data",
+        f"{source}. Images: {counts}; no patient stands in two splits. SHA-256 of the manifest: `{_sha256(run.folder / 'manifest.csv')}`.",
+        "## Training",
+        *_training(run),
+        f"Made by git {made.get('git') or 'unknown'}, " + ", ".join(f"{k} {v}" for k, v in made.get("versions", {}).items()) + ".",
+        "<details><summary>all settings</summary>\n\n" + _markdown(_settings(config)) + "\n\n</details>",
+        "## Measures on unseen patients",
+        f"Valid region, mean over patients [95 % interval]. {statistics.caution(table)}",
+        _markdown(_readable(statistics.with_intervals(statistics.summarise(table)).rename_axis("measure").reset_index())),
+        "By class:",
+        _markdown(_readable(statistics.parts(table, "label").rename_axis(["class", "measure"]).reset_index())),
+        "By size of the scan:",
+        _markdown(_readable(statistics.parts(table, "size").rename_axis(["size", "measure"]).reset_index())),
+        "## Where it fails",
+        "\n".join(f"- {line}" for line in failures(table)),
+        "## Files",
+        f"Half precision changes SR by at most {facts['rounding']} grey levels (first test scan). The ONNX files hold the same weights (made by `srlib.export.export_onnx`, torch's "
+        f"exporter; any batch, height and width; input `lr`, output `sr`, float32 in [0, 1]); onnxruntime and torch differ by at most {facts['onnx']:.0e}. Rounding to 8 bit and "
+        "tiles are left to the caller.",
+        "\n".join(
+            f"- `{entry[n][kind]}`: SHA-256 `{entry[n][sha]}`"
+            for n in released.NAMES
+            for kind, sha in (("file", "sha256"), ("onnx", "onnx_sha256"))
+        ),
+    ]
+    return f"# SRResNet and SRGAN for OCT, x{config.scale}\n\n" + "\n\n".join(sections) + "\n"
+
+
+def _reduction(config: Config) -> str:
+    amount = f" ({config.degradation_amount:g})" if config.degradation_amount else ""
+    kind = "antialiased bicubic" if config.degradation == "bicubic" else config.degradation
+    return f"`{kind}`{amount} reduction by {config.scale}, rounded to 8 bit"
+
+
+def _training(run: Run) -> list[str]:
+    said = []
+    for stage, words in (("pretrain", "SRResNet"), ("srgan", "SRGAN")):
+        history = pd.read_csv(run.folder / stage / "history.csv")
+        device = run.provenance["stages"][stage].get("device", "hardware not recorded")
+        last = history.iloc[-1]
+        best = f"; best validation gain {history.gain_db.max():+.2f} dB" if stage == "pretrain" else ""
+        said.append(
+            f"- {words}: {last.step:,.0f} steps of {run.config.batch} crops of {run.config.crop} pixels, {last.seconds / 3600:.2f} h in "
+            f"{last.session:.0f} session(s) on {device}; at the end {last.gain_db:+.2f} dB against bicubic on validation scans{best}"
+        )
+    released_by = (
+        "SRResNet is the state with the best validation PSNR; SRGAN the averaged weights (EMA) at the end, not chosen by any measure."
+    )
+    return ["\n".join(said), f"{released_by} Content loss: {run.config.content_features}. Seed {run.config.seed}."]
+
+
+def _settings(config: Config) -> pd.DataFrame:
+    """Setting and value; without those of the machine and without paths."""
+    values = dataclasses.asdict(config)
+    shown = {k: v for k, v in values.items() if k not in ("data", "feature_weights") and FIELDS[k].metadata.get("stage") != "machine"}
+    return pd.DataFrame({"setting": shown.keys(), "value": [str(v).replace("|", r"\|") for v in shown.values()]})
+
+
+def _readable(table: pd.DataFrame) -> pd.DataFrame:
+    titles = {name: title for name, (title, _) in statistics.MEASURES.items()}
+    return table.assign(measure=table.measure.replace(titles)).rename(columns=NAMES)
+
+
+def failures(table: pd.DataFrame) -> list[str]:
+    """What went wrong on the test images, counted, and what must be expected to."""
+    rows = table[table.region == "valid"]
+    gain = rows.pivot_table(index="image", columns="method", values="psnr").pipe(lambda t: t.sub(t.bicubic, axis=0))
+    worst, label = gain.srresnet.idxmin(), rows.drop_duplicates("image").set_index("image")
+    classes = gain.srresnet.groupby(label.label).mean().sort_values()
+    srgan = rows[rows.method == "srgan"]
+    found = [
+        f"SRResNet is below bicubic in PSNR on {(gain.srresnet < 0).sum()} of {len(gain)} test scans; least gain {gain.srresnet.min():+.2f} dB "
+        f"(class {label.label[worst]}, {label.width[worst]} x {label.height[worst]}).",
+        f"It gains least in class {classes.index[0]} ({classes.iloc[0]:+.2f} dB) and most in {classes.index[-1]} ({classes.iloc[-1]:+.2f} dB).",
+        f"SRGAN is more than 1.5 dB below bicubic on {(gain.srgan < -1.5).sum()} of {len(gain)}; its lowest gain is {gain.srgan.min():+.2f} dB.",
+        f"SRGAN contradicts LR (LR consistency below {health.LEFT_LR:.0f} dB) on {(srgan.consistency < health.LEFT_LR).sum()} of {len(srgan)}; "
+        f"lowest {srgan.consistency.min():.1f} dB. A grid is visible (checkerboard above 5) on {(srgan.checkerboard > 5).sum()}.",
+        "Detail smaller than an LR pixel is drawn from what training scans show there: small lesions can be lost, thinned or made up, and speckle is not the eye's own.",
+        "Another instrument (swept source, another wavelength or averaging), another reduction, noise, overlays, colour and photographs are outside of what was measured; "
+        "the warning finds many of them, not all.",
+    ]
+    return found

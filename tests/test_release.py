@@ -1,0 +1,300 @@
+"""Packaging a finished run, and using what was released as a user does."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from importlib.metadata import version
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+from skimage import data
+
+from srlib import features
+from srlib.__main__ import main
+from srlib.config import UserError
+from srlib.degrade import downsample, to_image, to_tensor
+from srlib.export import export_onnx
+from srlib.inference import choose, load_generator, upscale
+from srlib.models import Generator, blend
+from srlib.phantom import PATHOLOGIES, bscan
+from srlib.series.evaluation import evaluate_run
+from srlib.series.release import release
+from srlib.series.run_folder import REPOSITORY, open_run
+from srlib.training import pretrain_generator, train_srgan
+
+TINY = dict(pretrain_steps=4, gan_steps=2, validate_every=2, checkpoint_every=2, crop=32)
+
+
+def make_run(folder, data="", **settings):
+    """A run of a few steps, stage by stage as the notebooks do it."""
+    run = open_run("01", "smoke", str(folder), str(data), TINY | settings)
+    with run.stage("data"):
+        run.make_manifest()
+    parts = run.images("train", run.config.crop), run.images("val"), run.folder
+    with run.stage("pretrain") as fingerprint:
+        pretrain_generator(run.config, *parts, fingerprint)
+    with run.stage("srgan") as fingerprint:
+        train_srgan(run.config, *parts, fingerprint)
+    with run.stage("evaluation"):
+        evaluate_run(run.config, run.root, run.manifest, run.folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """On files, twelve phantoms of six patients, so that it counts as one on scans."""
+    home = tmp_path_factory.mktemp("release")
+    for eye in range(6):
+        for number in (1, 2):
+            path = home / "scans" / PATHOLOGIES[eye % 4].upper() / f"{PATHOLOGIES[eye % 4].upper()}-{100 + eye}-{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(bscan(eye, 160, 192, PATHOLOGIES[eye % 4], 0.5 * number)).save(path)
+    return make_run(home / "run", home / "scans")
+
+
+@pytest.fixture(scope="module")
+def packed(run, tmp_path_factory):
+    out = tmp_path_factory.mktemp("weights")
+    assert {p.name for p in release(str(run), str(out), source="Six made-up eyes, CC0")} == {p.name for p in out.iterdir()}
+    return out
+
+
+@pytest.fixture
+def installed(packed, tmp_path, monkeypatch):
+    """A copy of them as data/weights."""
+    shutil.copytree(packed, tmp_path / "weights")
+    monkeypatch.setattr(features, "WEIGHTS", tmp_path / "weights")
+    return tmp_path / "weights"
+
+
+@pytest.fixture
+def scan(tmp_path):
+    """LR of an unseen eye."""
+    Image.fromarray(to_image(downsample(to_tensor(bscan(50, 160, 192)), 4))).save(tmp_path / "scan.png")
+    return tmp_path / "scan.png"
+
+
+# --------------------------------------------------------------------------------------------- packaging
+def test_what_is_packed(run, packed):
+    names = {"srresnet-x4.pt", "srgan-x4.pt", "srresnet-x4.onnx", "srgan-x4.onnx", "card-x4.md", "released.json"}
+    assert {p.name for p in packed.iterdir()} == names
+    stored = torch.load(packed / "srgan-x4.pt", weights_only=True)
+    assert {v.dtype for v in stored["weights"].values()} == {torch.float16}
+    entry = json.loads((packed / "released.json").read_text())["4"]
+    assert not entry["phantom"] and entry["reduction"] == "bicubic" and entry["domain"]["width"] == [48, 48]
+    image = bscan(1, 40, 48)
+    for name in ("srresnet", "srgan"):
+        full, half = load_generator(run / f"{name}.pt"), load_generator(packed / f"{name}-x4.pt")
+        assert {p.dtype for p in half.parameters()} == {torch.float32}
+        assert np.abs(upscale(image, full).astype(int) - upscale(image, half)).max() <= 1
+
+
+def test_the_card(run, packed):
+    card, table = (packed / "card-x4.md").read_text(), pd.read_csv(run / "evaluation/metrics.csv", dtype={"patient": str})
+    for words in (
+        "Research only",
+        "Six made-up eyes, CC0",
+        "antialiased bicubic",
+        "## Where it fails",
+        "95 % interval",
+        "192 x 160",
+        "pretrain_steps | 4",
+    ):
+        assert words in card, words
+    assert all(label in card for label in table.label.unique())
+    patients = table[(table.region == "valid") & (table.method == "srgan")].groupby("patient").psnr.mean()
+    assert re.search(rf"PSNR \(dB\) .*{patients.mean():.2f}", card)
+    entry = json.loads((packed / "released.json").read_text())["4"]
+    assert all(entry[n][k] in card for n in ("srresnet", "srgan") for k in ("sha256", "onnx_sha256"))
+    assert str(run) not in card and "/tmp" not in card
+    history = pd.read_csv(run / "pretrain/history.csv")
+    assert "4 steps of 4 crops of 32 pixels" in card and f"best validation gain {history.gain_db.max():+.2f} dB" in card
+
+
+def test_refusals(run, tmp_path):
+    def refused(folder, words, **options):
+        with pytest.raises(UserError, match=words) as error:
+            release(str(folder), str(tmp_path / "out"), **{"source": "mine"} | options)
+        assert "\n" not in str(error.value) and not list((tmp_path / "out").glob("*"))
+
+    refused(tmp_path, "holds no run")
+    refused(run, "--source", source="")
+    for number, (spoil, words) in enumerate(
+        (
+            (lambda f: (f / "srgan.pt").unlink(), r"srgan\.pt is not finished; .*goes on with it"),
+            (lambda f: (f / "evaluation/metrics.csv").unlink(), r"metrics\.csv is not finished"),
+            (lambda f: (f / "srgan.pt").write_bytes((f / "srresnet.pt").read_bytes()), "evaluation was made from; .*--from 05"),
+            (
+                lambda f: (f / "provenance.json").write_text((f / "provenance.json").read_text().replace('"finished": "', '"was": "')),
+                "data is not finished",
+            ),
+        )
+    ):
+        shutil.copytree(run, tmp_path / f"run{number}")
+        spoil(tmp_path / f"run{number}")
+        refused(tmp_path / f"run{number}", words)
+
+
+def test_weights_that_half_precision_cannot_hold(run, tmp_path, monkeypatch):
+    from srlib.series import release as module
+
+    monkeypatch.setattr(module, "LARGEST", 1000)
+    with pytest.raises(UserError, match="bytes in half precision, more than 1,000"):
+        release(str(run), str(tmp_path), source="mine")
+    monkeypatch.setattr(module, "LARGEST", 10**6)
+    monkeypatch.setattr(module, "ROUNDING", -1)
+    with pytest.raises(UserError, match="grey levels in half precision"):
+        release(str(run), str(tmp_path), source="mine")
+    assert not list(tmp_path.iterdir())
+
+
+def test_phantoms_only_when_allowed(tmp_path, scan, capsys):
+    folder = make_run(tmp_path / "run", phantoms=4)
+    assert main(["release", str(folder), "--out", str(tmp_path / "out")]) == 1
+    assert "--allow-phantom" in capsys.readouterr().err
+    assert main(["release", str(folder), "--out", str(tmp_path / "out"), "--allow-phantom"]) == 0
+    assert "not a result on OCT" in (tmp_path / "out/card-x4.md").read_text()
+    assert main(["upscale", str(scan), str(tmp_path / "sr.png"), "--weights", str(tmp_path / "out")]) == 0
+    assert "by srgan-x4.pt (trained on phantoms)" in capsys.readouterr().out
+    assert "trained on phantoms" in Image.open(tmp_path / "sr.png").info["Made by"]
+
+
+# --------------------------------------------------------------------------------------------- use
+def test_upscale_takes_the_released_ones(installed, scan, tmp_path, capsys):
+    image = np.asarray(Image.open(scan))
+    pair = [load_generator(installed / f"{name}-x4.pt") for name in ("srresnet", "srgan")]
+    for extra, generator, words in (
+        ([], pair[1], r"srgan-x4\.pt [0-9a-f]{16}"),
+        (["--weights", "srresnet", "--scale", "4"], pair[0], r"srresnet-x4\.pt [0-9a-f]{16}"),
+        (["--alpha", "0.25"], blend(*pair, 0.25), r"srresnet-x4\.pt to srgan-x4\.pt, alpha 0\.25 [0-9a-f]{16}"),
+    ):
+        assert main(["upscale", str(scan), str(tmp_path / "sr.png"), *extra]) == 0
+        said = capsys.readouterr()
+        assert "1 image(s) written, 0 failed; by sr" in said.out and not said.err
+        with Image.open(tmp_path / "sr.png") as sr:
+            assert re.fullmatch(words, sr.info["Made by"]) and sr.info["Domain"] == "like the training scans"
+            assert (np.asarray(sr) == upscale(image, generator)).all()
+    assert (upscale(image, load_generator("srgan")) == upscale(image, pair[1])).all()
+
+
+def test_a_run_folder_and_what_does_not_fit(run, installed, scan, tmp_path, capsys):
+    command = ["upscale", str(scan), str(tmp_path / "sr.png")]
+    assert main([*command, "--weights", str(run), "--alpha", "0.5"]) == 0
+    assert "by srresnet.pt to srgan.pt, alpha 0.5" in capsys.readouterr().out
+    with Image.open(tmp_path / "sr.png") as sr:
+        assert "Domain" not in sr.info
+    for extra, words in (
+        (["--alpha", "1.5"], "alpha cannot be 1.5"),
+        (["--alpha", "0.5", "--weights", str(run / "srgan.pt")], "alpha lies between two networks"),
+        (["--scale", "2"], "weights for x4 only"),
+        (["--scale", "2", "--weights", str(run)], "enlarges x4, not x2"),
+        (["--weights", str(tmp_path / "none")], "no such file"),
+    ):
+        assert main([*command, *extra]) == 1
+        error = capsys.readouterr().err
+        assert words in error and error.count("\n") == 1
+
+
+def test_damaged_or_missing_weights_are_named(installed, scan, tmp_path, capsys):
+    command = ["upscale", str(scan), str(tmp_path / "sr.png")]
+    content = (installed / "srgan-x4.pt").read_bytes()
+    (installed / "srgan-x4.pt").write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    assert main(command) == 1
+    assert re.search(r"srgan-x4\.pt is not the released file \(SHA-256 differs\)", capsys.readouterr().err)
+    (installed / "srgan-x4.pt").unlink()
+    assert main(command) == 1 and "srgan-x4.pt: no such file" in capsys.readouterr().err
+    (installed / "released.json").write_text("{")
+    assert main(command) == 1 and "released.json cannot be read" in capsys.readouterr().err
+    (installed / "released.json").unlink()
+    assert main(command) == 1 and re.search(r"no weights are released .*--weights", capsys.readouterr().err)
+
+
+def test_careless_inputs_are_warned_of(installed, tmp_path, capsys):
+    """No crash, a warning on stderr, in the PNG and in the sum; once more, nothing is made and all is said again."""
+    scans, lr = tmp_path / "in", to_image(downsample(to_tensor(bscan(50, 160, 192)), 4))
+    scans.mkdir()
+    rng = np.random.default_rng(0)
+    Image.fromarray(bscan(50, 160, 192)).save(scans / "full size.png")
+    Image.fromarray(data.coffee()[:80, :90]).save(scans / "photograph.jpg")
+    Image.fromarray(np.stack([lr, 255 - lr, lr], 2)).save(scans / "colour.png")
+    Image.fromarray(rng.integers(0, 65536, (40, 48)).astype(np.uint16)).save(scans / "noise 16 bit.tiff")
+    Image.fromarray(lr[:1, :1]).save(scans / "pixel.png")
+    pages = [Image.fromarray(page) for page in (lr, 255 - lr)]
+    pages[0].save(scans / "volume.tif", save_all=True, append_images=pages[1:])
+    for made in ("7 image(s) written", "0 image(s) written, 7 made earlier"):
+        assert main(["upscale", str(scans), str(tmp_path / "out")]) == 0
+        said = capsys.readouterr()
+        assert f"{made}, 0 failed, 6 unlike the training scans; by srgan-x4.pt" in said.out
+        assert said.err.count("warning: ") == 6 and "volume.tif#1" not in said.err
+    for path in (tmp_path / "out").iterdir():
+        with Image.open(path) as sr:
+            assert sr.info["Domain"].startswith("like" if path.name == "volume#1.png" else "WARNING, unlike the training scans: "), path
+
+
+def test_an_image_too_large_is_refused_alone(packed, scan, tmp_path, monkeypatch):
+    from srlib import inference
+
+    (tmp_path / "in").mkdir()
+    shutil.copy(scan, tmp_path / "in" / "a.png")
+    Image.fromarray(np.zeros((400, 300), np.uint8)).save(tmp_path / "in" / "b.png")
+    monkeypatch.setattr(inference, "MAX_PIXELS", 1_000_000)
+    generator, name, known = choose(packed)
+    written, _, failed, warned = inference.upscale_files(tmp_path / "in", tmp_path / "out", generator, name, known=known)
+    assert len(written) == 1 and "would become 1200 x 1600 pixels" in failed[0] and not warned
+
+
+def test_run_all_upscales_a_phantom(packed, tmp_path):
+    """The README's two commands, in this environment, from another folder."""
+    pins = re.findall(r"- ([\w.-]+)==(\S+)", (REPOSITORY / "environment.yml").read_text())
+    if any(version(name) != pin for name, pin in pins):
+        pytest.skip("run_all.sh would make another environment: this one is not at environment.yml's pins")
+    active = os.environ | {"VIRTUAL_ENV": sys.prefix, "PATH": f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"}
+    for words in (("phantom", "scan.png"), ("upscale", "scan.png", "sr.png", "--weights", str(packed))):
+        done = subprocess.run(
+            ["bash", str(REPOSITORY / "run_all.sh"), *words], cwd=tmp_path, env=active, capture_output=True, text=True, timeout=300
+        )
+        assert done.returncode == 0, done.stderr
+    assert Image.open(tmp_path / "scan.png").size == (128, 124) and Image.open(tmp_path / "sr.png").size == (512, 496)
+    assert "by srgan-x4.pt" in done.stdout
+
+
+# --------------------------------------------------------------------------------------------- ONNX
+@pytest.mark.parametrize(
+    "settings",
+    [
+        dict(scale=4, global_skip=True, batch_norm=False, smooth=True),
+        dict(scale=4, global_skip=False, batch_norm=True),
+        dict(scale=2, global_skip=True, channels=3),
+        dict(scale=3, global_skip=True),
+    ],
+    ids=lambda s: "-".join(f"{k}{v}" for k, v in s.items()),
+)
+def test_onnx_is_the_same_network(settings, tmp_path):
+    import onnxruntime
+
+    torch.manual_seed(0)
+    generator = Generator(width=8, blocks=2, **settings).eval()
+    torch.nn.init.normal_(generator.tail.weight, std=0.02)
+    export_onnx(generator, tmp_path / "x.onnx")
+    session = onnxruntime.InferenceSession(str(tmp_path / "x.onnx"), providers=["CPUExecutionProvider"])
+    for shape in ((1, 31, 53), (2, 124, 17), (1, 5, 7)):
+        lr = torch.rand(shape[0], settings.get("channels", 1), *shape[1:])
+        with torch.inference_mode():
+            expected = generator(lr).numpy()
+        (sr,) = session.run(None, {"lr": lr.numpy()})
+        assert sr.shape == expected.shape and np.abs(sr - expected).max() < 1e-3
+
+
+def test_a_wrong_onnx_file_is_not_written(tmp_path, monkeypatch):
+    from srlib import export
+
+    monkeypatch.setattr(export, "TOLERANCE", -1.0)
+    with pytest.raises(UserError, match="differs from torch"):
+        export_onnx(Generator(4, 1, 8, 1).eval(), tmp_path / "x.onnx")
+    assert not list(tmp_path.iterdir())
