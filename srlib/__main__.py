@@ -201,12 +201,15 @@ def _upscale(args) -> int:
 
 
 def _phantom(args) -> None:
+    from pathlib import Path
+
     from PIL import Image
 
     from .degrade import downsample, to_image, to_tensor
     from .phantom import bscan
 
     image = bscan(args.seed)
+    Path(args.out).parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(image if args.scale == 1 else to_image(downsample(to_tensor(image), args.scale))).save(args.out)
 
 
