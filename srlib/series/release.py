@@ -180,9 +180,9 @@ def _training(run: Run) -> list[str]:
 
 
 def _settings(config: Config) -> pd.DataFrame:
-    """Setting and value; without those of the machine and without paths."""
-    values = dataclasses.asdict(config)
-    shown = {k: v for k, v in values.items() if k not in ("data", "feature_weights") and FIELDS[k].metadata.get("stage") != "machine"}
+    """Setting and value; without those of the machine, without paths, and without those of phantoms where there are none."""
+    hidden = ("data", "feature_weights", *(k for k in FIELDS if k.startswith("phantom") and config.data != "phantom"))
+    shown = {k: v for k, v in dataclasses.asdict(config).items() if k not in hidden and FIELDS[k].metadata.get("stage") != "machine"}
     return pd.DataFrame({"setting": shown.keys(), "value": [str(v).replace("|", r"\|") for v in shown.values()]})
 
 
