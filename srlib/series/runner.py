@@ -102,7 +102,7 @@ def _execute(notebook: Path, out: Path, parameters: dict) -> None:
         def execute_managed_notebook(cls, nb_man, kernel_name, **kwargs):
             for unused in ("input_path", "timeout", "startup_timeout", "start_timeout", "execution_timeout"):
                 kwargs.pop(unused, None)
-            quiet = ["--IPKernelApp.log_level=40"]  # no warning about TCP on the loopback
+            quiet = ["--IPKernelApp.log_level=50"]  # no word on loopback TCP, nor on the interrupt that ends it
             return Client(nb_man, kernel_name=kernel_name, extra_arguments=quiet, **kwargs).execute()
 
     papermill_engines.register("srlib", Engine)
