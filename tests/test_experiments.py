@@ -18,8 +18,9 @@ from srlib.data import build_manifest
 from srlib.features import EXTRACTORS, WeightsMissing, feature_extractor
 from srlib.inference import load_generator
 from srlib.manifest import fewer_patients
+from srlib.places import REPOSITORY
 from srlib.series import downstream, runs, sweep
-from srlib.series.run_folder import REPOSITORY, open_run
+from srlib.series.run_folder import open_run
 
 TINY = dict(crop=32, batch=4, pretrain_steps=3, gan_steps=2, validate_every=2, checkpoint_every=3, width=8, blocks=1, d_width=4)
 
@@ -475,6 +476,14 @@ def test_arguments_win_but_not_over_the_point(tmp_path):
     (point,) = sweep.make_points(content, tmp_path, "quick", [3], "phantom", {"width": 99, "batch": 6})
     assert (point.config.width, point.config.batch, point.config.blocks, point.config.seed) == (4, 6, 1, 3)
     assert point.config.profile == "quick" and point.folder.name == "width-4-seed3"
+
+
+def test_settings_under_a_profile_hold_in_that_profile_alone(tmp_path):
+    content = {"points": [{}], "settings": {"blocks": 1, "batch": 4}, "quick": {"blocks": 3}}
+    blocks = {p: sweep.make_points(content, tmp_path, p, [0])[0].config.blocks for p in ("", "quick", "smoke", "kaggle")}
+    assert blocks == {"": 3, "quick": 3, "smoke": 1, "kaggle": 1}
+    with pytest.raises(UserError, match="quick must be settings"):
+        sweep.read_sweep(written(tmp_path / "bad.yaml", [{}], quick=3))
 
 
 @pytest.mark.slow

@@ -1,7 +1,7 @@
 """`sweep`: the same run over a list of settings and seeds, from a small YAML file in notebooks/experiments.
 
-A file has: `about`, a sentence; `profile`; `settings` that all points share; `points`, a list of settings in which they differ ({}: none);
-`seeds`; and perhaps `cross: true`, which tests each point on every point's degradation. Each point and seed is a run folder,
+A file has: `about`, a sentence; `profile`; `settings` that all points share; settings under a profile's name, which they share in that
+profile alone; `points`, a list of settings in which they differ ({}: none); `seeds`; and perhaps `cross: true`, which tests each point on every point's degradation. Each point and seed is a run folder,
 runs/sweeps/<name>/<point>-seed<k>, made by `run_series` as any run is; `sweep.json` in it records what it was made from.
 """
 
@@ -18,13 +18,15 @@ from pathlib import Path
 import pandas as pd
 import yaml
 
-from ..config import Config, UserError, load_config
+from ..config import PROFILES, Config, UserError, load_config
+from ..places import REPOSITORY
 from . import runs
-from .run_folder import REPOSITORY, Run, _now, _write, run_path
+from .provenance import timestamp, write_text
+from .run_folder import Run, run_path
 from .runner import run_series
 
 EXPERIMENTS = REPOSITORY / "notebooks" / "experiments"
-KEYS = {"about", "profile", "settings", "points", "seeds", "cross"}
+KEYS = {"about", "profile", "settings", *PROFILES, "points", "seeds", "cross"}
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class Point:
         return json.loads(file.read_text()) if file.exists() else {}
 
     def note(self, **facts) -> None:
-        _write(self.folder / "sweep.json", json.dumps(self.record | facts, indent=1) + "\n")
+        write_text(self.folder / "sweep.json", json.dumps(self.record | facts, indent=1) + "\n")
 
     @property
     def state(self) -> str:
@@ -71,6 +73,9 @@ def read_sweep(which: str) -> tuple[str, dict]:
         raise UserError(f"{file} needs points: a list of settings, and may have {', '.join(sorted(KEYS - {'points'}))}; nothing else")
     if not isinstance(content["points"], list) or not all(isinstance(point, dict) for point in content["points"]):
         raise UserError(f"{file}: points must be a list of settings, such as '- {{scale: 2}}'")
+    for key in ("settings", *PROFILES):
+        if not isinstance(content.get(key, {}), dict):
+            raise UserError(f"{file}: {key} must be settings, such as '{key}: {{blocks: 8}}'")
     return file.stem, content
 
 
@@ -86,7 +91,14 @@ def make_points(content: dict, home: Path, profile: str = "", seeds=None, data: 
     profile, found = profile or content.get("profile", "quick"), {}
     for settings in content["points"]:
         for seed in content.get("seeds", [0]) if seeds is None else seeds:
-            wanted = {**content.get("settings", {}), **({"data": data} if data else {}), **(overrides or {}), **settings, "seed": seed}
+            wanted = {
+                **content.get("settings", {}),
+                **content.get(profile, {}),
+                **({"data": data} if data else {}),
+                **(overrides or {}),
+                **settings,
+                "seed": seed,
+            }
             name = "_".join(f"{k}-{v}" for k, v in settings.items()) or "base"
             folder = home / f"{re.sub(r'[^A-Za-z0-9._-]', '-', name)}-seed{seed}"
             found[folder] = Point(folder, wanted, load_config(profile, **wanted))
@@ -139,7 +151,7 @@ def _run(point: Point, points: list[Point], again: bool) -> str:
         _share_pretraining(point, points)
         point.note(made_from=runs.made_from(point.config), finished=None, error=None)
         run_series(point.config.profile, str(point.folder), "", point.overrides)
-        point.note(finished=_now())
+        point.note(finished=timestamp())
     except WeightsMissing as error:
         return f"skipped: {error}"
     except (UserError, RuntimeError) as error:
