@@ -16,7 +16,7 @@ from srlib.config import UserError
 from srlib.degrade import to_image, to_tensor, upsample
 from srlib.models import Generator
 from srlib.phantom import bscan
-from srlib.series.run_folder import REPOSITORY
+from srlib.places import REPOSITORY
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from srlib.series.run_folder import REPOSITORY
+from srlib.places import REPOSITORY
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 FLAGS = ("headless", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-background-networking", "disable-component-update",

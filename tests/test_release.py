@@ -23,9 +23,10 @@ from srlib.export import export_onnx
 from srlib.inference import choose, load_generator, upscale
 from srlib.models import Generator, blend
 from srlib.phantom import PATHOLOGIES, bscan
+from srlib.places import REPOSITORY
 from srlib.series.evaluation import evaluate_run
 from srlib.series.release import release
-from srlib.series.run_folder import REPOSITORY, open_run
+from srlib.series.run_folder import open_run
 from srlib.training import pretrain_generator, train_srgan
 
 TINY = dict(pretrain_steps=4, gan_steps=2, validate_every=2, checkpoint_every=2, crop=32)

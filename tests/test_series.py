@@ -14,7 +14,8 @@ import psutil  # comes with ipykernel
 import pytest
 
 from srlib.config import UserError
-from srlib.series.run_folder import NOTEBOOKS, REPOSITORY, open_run
+from srlib.places import REPOSITORY
+from srlib.series.run_folder import NOTEBOOKS, open_run
 
 NOTEBOOK_FILES = sorted((REPOSITORY / "notebooks").glob("*.ipynb"))
 

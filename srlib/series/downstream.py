@@ -20,7 +20,7 @@ from ..features import OctEncoder
 from ..inference import load_generator, upscale
 from ..training import pick_device
 from .evaluation import choose
-from .run_folder import _read_config, open_run, run_path
+from .run_folder import open_run, read_config, run_path
 
 ARMS = ("hr", "bicubic", "srresnet", "srgan")
 PAIRS = [("hr", arm) for arm in ARMS] + [(arm, arm) for arm in ARMS[1:]]  # (trained on, tested on)
@@ -37,7 +37,7 @@ def downstream(run_dir: str, seeds=(0, 1, 2), steps: int = 400) -> str:
     folder = run_path("", run_dir)
     if not (folder / "config.json").exists():
         raise UserError(f"{folder} holds no run; name the folder of a finished one")
-    run = open_run("06", _read_config(folder / "config.json").profile, str(folder))
+    run = open_run("06", read_config(folder / "config.json").profile, str(folder))
     device = pick_device(run.config.device)
     parts = {split: choose(run.manifest[run.manifest.split == split], most) for split, most in MOST.items()}
     classes = sorted(set(parts["train"].label))

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from ..config import OutOfTime, UserError
 from ..places import HOME, mounts
-from .run_folder import Run, _read_config, _sha256, _write, run_path
+from .provenance import file_hash, write_text
+from .run_folder import Run, read_config, run_path
 
 LIST = "handover.json"
 
@@ -19,8 +20,8 @@ LIST = "handover.json"
 def hand_over(run: Run, finished: bool = True) -> None:
     """Write `run.folder`/handover.json: the SHA-256 of each file, and whether the kernel did all that it should."""
     files = sorted(p for p in run.folder.rglob("*") if p.is_file() and p.name not in (LIST, "run.lock"))
-    facts = {"finished": finished, "files": {p.relative_to(run.folder).as_posix(): _sha256(p) for p in files}}
-    _write(run.folder / LIST, json.dumps(facts, indent=1) + "\n")
+    facts = {"finished": finished, "files": {p.relative_to(run.folder).as_posix(): file_hash(p) for p in files}}
+    write_text(run.folder / LIST, json.dumps(facts, indent=1) + "\n")
     print(f"{len(files)} files handed over in {run.folder}" + ("" if finished else "; not finished"))
 
 
@@ -55,14 +56,14 @@ def take_over(kernels: list[str], profile: str, run_dir: str = "", needed: bool 
         raise UserError(f"{source / LIST} is missing; run that kernel to its end, with the same profile and run_dir, and attach it again")
     files = json.loads((source / LIST).read_text())["files"]
     for name, sha256 in files.items():
-        if not (source / name).is_file() or _sha256(source / name) != sha256:
+        if not (source / name).is_file() or file_hash(source / name) != sha256:
             reason = "was changed" if (source / name).is_file() else "is missing"
             raise UserError(f"{source / name} {reason} since the kernel before wrote it; run that kernel again")
     for name in files:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source / name, folder / name)
     print(f"{len(files)} files taken over from {mount}")
-    run = Run(folder, _read_config(folder / "config.json"))
+    run = Run(folder, read_config(folder / "config.json"))
     images = run.provenance.get("data", {}).get("images")
     if images and not Path(images["root"]).is_dir():
         run.record("data", "images", root=os.fspath(run.find_images()))

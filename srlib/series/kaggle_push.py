@@ -21,7 +21,7 @@ from ..config import UserError
 from ..places import REPOSITORY
 from . import kaggle
 from .handover import LIST
-from .run_folder import _sha256
+from .provenance import file_hash
 
 WAITS = ("QUEUED", "RUNNING", "NEW_SCRIPT")
 ENDED = ("ERROR", "CANCEL_REQUESTED", "CANCEL_ACKNOWLEDGED")
@@ -43,7 +43,7 @@ def push(user: str, chain: bool = False, wait: bool = False, every: float = 60.0
     for folder in folders:
         name = f"{user}/{folder.name}"
         built = hashlib.sha256(
-            (built + _sha256(folder / f"{folder.name}.ipynb") + _sha256(folder / "kernel-metadata.json")).encode()
+            (built + file_hash(folder / f"{folder.name}.ipynb") + file_hash(folder / "kernel-metadata.json")).encode()
         ).hexdigest()
         while True:
             sent = _sent(folder)
@@ -110,7 +110,7 @@ def pull(user: str, chain: bool = False, out: Path = REPOSITORY / "runs" / "kagg
         raise UserError(f"the output of {name} cannot be had: {_reason(code, text)}")
     for file, sha256 in json.loads(lists[0].read_text())["files"].items():
         path = lists[0].parent / file
-        if not path.exists() or _sha256(path) != sha256:
+        if not path.exists() or file_hash(path) != sha256:
             raise UserError(f"{path} did not arrive whole; call the same again")
     return lists[0].parent
 

@@ -13,8 +13,9 @@ from PIL import Image
 from .. import statistics
 from ..config import UserError
 from ..figures import NAMES
+from ..places import REPOSITORY
 from . import report
-from .run_folder import REPOSITORY, Run, open_run
+from .run_folder import Run, open_run
 
 WIDTH = 1000  # pixels, wide enough for a reader's column
 
@@ -65,9 +66,9 @@ def _publish(run: Run) -> list[Path]:
         f"Profile {config.profile}, x{config.scale}, {config.pretrain_steps:,} MSE steps, {config.gan_steps:,} adversarial steps, seed {config.seed}; "
         f"git {made.get('git', '')}, torch {made.get('versions', {}).get('torch', '')}, {made.get('cores', '')} CPU cores.",
         f"Valid region, mean by patient. {statistics.caution(table)}",
-        _markdown(numbers.rename_axis("measure").reset_index()),
+        markdown(numbers.rename_axis("measure").reset_index()),
         "Feature distance in the judge, patient by patient (paired Wilcoxon signed-rank tests, Holm's correction over the table's rows):",
-        _markdown(report.readable_tests(table, "judge")),
+        markdown(report.readable_tests(table, "judge")),
     ]
     written = []
     for picture, caption in report.pictures(run.folder):
@@ -78,6 +79,6 @@ def _publish(run: Run) -> list[Path]:
     return [*written, page]
 
 
-def _markdown(table: pd.DataFrame) -> str:
+def markdown(table: pd.DataFrame) -> str:
     rows = [list(table.columns), ["---"] * len(table.columns), *table.astype(str).to_numpy().tolist()]
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)

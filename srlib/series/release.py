@@ -16,8 +16,9 @@ from ..data import read_pair
 from ..export import export_onnx
 from ..figures import NAMES
 from ..inference import load_generator, upscale
-from .pictures import _markdown
-from .run_folder import MAKES, Run, _read_config, _sha256, _write
+from .pictures import markdown
+from .provenance import file_hash, write_text
+from .run_folder import MAKES, Run, read_config
 
 LARGEST = 4_000_000  # bytes of a weights file
 ROUNDING = 2  # grey levels by which half precision may change SR
@@ -55,10 +56,10 @@ def release(run_dir: str, out: str = "", data: str = "", source: str = "", allow
         facts = _networks(folder, Path(part), entry, test[0])
         facts |= {"warned": sum(bool(domain.warning(lr, known)) for lr in test), "tested": len(test)}
         entry |= {"card": f"card-x{config.scale}.md", "domain": known}
-        _write(Path(part) / entry["card"], model_card(run, table, source, entry, facts))
+        write_text(Path(part) / entry["card"], model_card(run, table, source, entry, facts))
         written = [file.replace(out / file.name) for file in sorted(Path(part).iterdir())]
     entries = released.listed(out) | {str(config.scale): entry}
-    _write(out / released.LIST, json.dumps(dict(sorted(entries.items())), indent=1) + "\n")
+    write_text(out / released.LIST, json.dumps(dict(sorted(entries.items())), indent=1) + "\n")
     return [*written, out / released.LIST]
 
 
@@ -81,7 +82,7 @@ def _networks(folder: Path, part: Path, entry: dict, lr: np.ndarray) -> dict:
             )
         onnx = path.with_suffix(".onnx")
         facts["onnx"] = max(facts["onnx"], export_onnx(generator, onnx))
-        entry[name] = {"file": path.name, "sha256": _sha256(path), "onnx": onnx.name, "onnx_sha256": _sha256(onnx)}
+        entry[name] = {"file": path.name, "sha256": file_hash(path), "onnx": onnx.name, "onnx_sha256": file_hash(onnx)}
     return facts | {"settings": generator.settings, "parameters": sum(p.numel() for p in generator.parameters())}
 
 
@@ -89,7 +90,7 @@ def _finished(folder: Path) -> Run:
     """The run, where every stage has ended and its weights are those that were evaluated; else UserError."""
     if not (folder / "config.json").exists():
         raise UserError(f"{folder} holds no run; name the folder of one that is finished, as runs/quick")
-    run = Run(folder, _read_config(folder / "config.json"))
+    run = Run(folder, read_config(folder / "config.json"))
     again = f"./run_all.sh --profile {run.config.profile} --run-dir {folder}"
     for stage in STAGES:
         noted = run.provenance["stages"].get(stage, {})
@@ -129,18 +130,18 @@ def model_card(run: Run, table: pd.DataFrame, source: str, entry: dict, facts: d
         "networks enlarge it too, but what they add there was never compared with a truth. `upscale` warns of images unlike the training set (size, colour, "
         f"grey levels, spectrum; {known['images']} training images); it did so for {facts['warned']} of {facts['tested']} unseen test scans.",
         "## Data",
-        f"{source}. Images: {counts}; no patient stands in two splits. SHA-256 of the manifest: `{_sha256(run.folder / 'manifest.csv')}`.",
+        f"{source}. Images: {counts}; no patient stands in two splits. SHA-256 of the manifest: `{file_hash(run.folder / 'manifest.csv')}`.",
         "## Training",
         *_training(run),
         f"Made by git {made.get('git') or 'unknown'}, " + ", ".join(f"{k} {v}" for k, v in made.get("versions", {}).items()) + ".",
-        "<details><summary>all settings</summary>\n\n" + _markdown(_settings(config)) + "\n\n</details>",
+        "<details><summary>all settings</summary>\n\n" + markdown(_settings(config)) + "\n\n</details>",
         "## Measures on unseen patients",
         f"Valid region, mean over patients [95 % interval]. {statistics.caution(table)}",
-        _markdown(_readable(statistics.with_intervals(statistics.summarise(table)).rename_axis("measure").reset_index())),
+        markdown(_readable(statistics.with_intervals(statistics.summarise(table)).rename_axis("measure").reset_index())),
         "By class:",
-        _markdown(_readable(statistics.parts(table, "label").rename_axis(["class", "measure"]).reset_index())),
+        markdown(_readable(statistics.parts(table, "label").rename_axis(["class", "measure"]).reset_index())),
         "By size of the scan:",
-        _markdown(_readable(statistics.parts(table, "size").rename_axis(["size", "measure"]).reset_index())),
+        markdown(_readable(statistics.parts(table, "size").rename_axis(["size", "measure"]).reset_index())),
         "## Where it fails",
         "\n".join(f"- {line}" for line in failures(table)),
         "## Files",

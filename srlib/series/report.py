@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 
 from .. import statistics
-from .run_folder import NOTEBOOKS, _read_config
+from .run_folder import NOTEBOOKS, read_config
 
 CSS = """
 :root { --ink: #1c2024; --soft: #5b6570; --line: #dfe3e8; --paper: #ffffff; --accent: #b34700; }
@@ -87,7 +87,7 @@ def _figure(picture: Path, caption: str) -> str:
 def build_report(folder: Path) -> Path:
     """Write `folder`/index.html from what the run folder holds, and notebooks/*.html; returns its path."""
     folder = Path(folder)
-    config = _read_config(folder / "config.json")
+    config = read_config(folder / "config.json")
     provenance = json.loads((folder / "provenance.json").read_text())
     parts = [f"<h1>SRGAN for OCT: {html.escape(folder.name)}</h1>"]
     shape = f"profile {config.profile}, x{config.scale}, {config.pretrain_steps:,} MSE steps, {config.gan_steps:,} adversarial steps, seed {config.seed}"

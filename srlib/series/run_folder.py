@@ -5,22 +5,17 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
-import importlib.metadata
 import json
 import os
-import platform
-import shutil
-import subprocess
-import sys
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 
 import pandas as pd
 from filelock import FileLock, Timeout
 
 from ..config import FIELDS, STAGES, Config, UserError, load_config, stage_of
-from ..places import HOME, REPOSITORY
+from ..places import HOME
+from .provenance import device_used, file_hash, made_by, timestamp, write_text
 
 NOTEBOOKS = {  # number: (file, stage whose settings it accepts, stages it needs)
     "01": ("01_explore_data", "data", ()),
@@ -33,26 +28,11 @@ NOTEBOOKS = {  # number: (file, stage whose settings it accepts, stages it needs
 MAKES = {"data": ("manifest.csv",), "pretrain": ("srresnet.pt",), "srgan": ("srgan.pt",), "evaluation": ("evaluation/metrics.csv",)}
 # newer than the first runs: at their defaults they do not count, so that those stay valid
 LATER = ("generator", "train_patients", "tuning_steps", "retina", "lpips")
-PACKAGES = ("torch", "torchvision", "numpy", "scikit-image", "opencv-python-headless", "matplotlib", "papermill")
 
 
 def run_path(profile: str, run_dir: str = "") -> Path:
     """The folder that `run_dir` means: absolute, or under the repository (Kaggle's working folder there); '' is runs/<profile>."""
     return HOME / (Path(run_dir).expanduser() if run_dir else Path("runs") / profile)
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def _write(path: Path, text: str) -> None:
-    part = path.with_name(path.name + ".part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(text)
-        part.replace(path)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written ({error.strerror}); choose another folder with run_dir (--run-dir)") from None
 
 
 def open_run(notebook: str, profile: str = "quick", run_dir: str = "", data: str = "", overrides: dict | None = None) -> Run:
@@ -68,12 +48,12 @@ def open_run(notebook: str, profile: str = "quick", run_dir: str = "", data: str
         wanted["data"] = data
     folder = run_path(profile, run_dir)
     file = folder / "config.json"
-    stored = _read_config(file) if file.exists() else None
+    stored = read_config(file) if file.exists() else None
     if notebook == "01":
         run = Run(folder, load_config(profile, **wanted))
         if stored is not None:
             run.refuse_changes(stored)
-        _write(file, json.dumps(dataclasses.asdict(run.config), indent=1) + "\n")
+        write_text(file, json.dumps(dataclasses.asdict(run.config), indent=1) + "\n")
         return run
     if stored is None:
         raise UserError(f"{folder} holds no run yet; run 01_explore_data first, with the same run_dir (or ./run_all.sh, which runs all)")
@@ -97,11 +77,12 @@ def open_run(notebook: str, profile: str = "quick", run_dir: str = "", data: str
             raise UserError(f"{folder / MAKES[need][0]} was trained from something older; --from {number} trains it again")
     run.refuse_changes(stored)
     if run.config != stored:
-        _write(file, json.dumps(dataclasses.asdict(run.config), indent=1) + "\n")
+        write_text(file, json.dumps(dataclasses.asdict(run.config), indent=1) + "\n")
     return run
 
 
-def _read_config(file: Path) -> Config:
+def read_config(file: Path) -> Config:
+    """The settings in a run's config.json; UserError where they cannot be read."""
     try:
         stored = json.loads(file.read_text())
         return load_config(**stored)
@@ -127,9 +108,9 @@ class Run:
     def record(self, part: str, name: str, **facts) -> None:
         """Merge `facts` into provenance[part][name]."""
         record = self.provenance
-        record.setdefault("made_by", _made_by())
+        record.setdefault("made_by", made_by())
         record.setdefault(part, {}).setdefault(name, {}).update(facts)
-        _write(self.folder / "provenance.json", json.dumps(record, indent=1) + "\n")
+        write_text(self.folder / "provenance.json", json.dumps(record, indent=1) + "\n")
 
     def settings(self, stage: str) -> dict:
         """The settings that the stage's results depend on: its own and those of the stages before it."""
@@ -140,7 +121,7 @@ class Run:
         """SHA-256 of those settings and of the files that go into the stage."""
         inputs = {"data": (), "pretrain": ("manifest.csv",), "srgan": ("manifest.csv", "srresnet.pt")}
         files = inputs.get(stage, ("manifest.csv", "srresnet.pt", "srgan.pt"))
-        hashes = [_sha256(self.folder / f) if (self.folder / f).exists() else "" for f in files]
+        hashes = [file_hash(self.folder / f) if (self.folder / f).exists() else "" for f in files]
         settings = {k: v for k, v in self.settings(stage).items() if k not in LATER or v != FIELDS[k].default}
         text = json.dumps([settings, hashes], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
@@ -199,13 +180,13 @@ class Run:
                 name,
                 fingerprint=fingerprint,
                 settings=self.settings(name),
-                started=_now(),
+                started=timestamp(),
                 finished=None,
-                device=_device(self.config),
+                device=device_used(self.config),
             )
             start = time.monotonic()
             yield fingerprint
-            self.record("stages", name, finished=_now(), seconds=round(time.monotonic() - start, 1))
+            self.record("stages", name, finished=timestamp(), seconds=round(time.monotonic() - start, 1))
 
     # -------------------------------------------------------------------------------------------- data
     def find_images(self) -> Path:
@@ -243,9 +224,9 @@ class Run:
         file = self.folder / "manifest.csv"
         if file.exists() and file.read_text() != text and self.is_trained("pretrain"):
             raise UserError(f"the images in {root} changed since {self.folder} was trained; choose another folder with run_dir (--run-dir)")
-        _write(file, text)
+        write_text(file, text)
         skipped = pd.DataFrame(table.attrs["skipped"], columns=["path", "reason"])
-        _write(self.folder / "skipped.csv", skipped.to_csv(index=False))
+        write_text(self.folder / "skipped.csv", skipped.to_csv(index=False))
         self.record("data", "images", root=str(root), kind="phantom" if c.data == "phantom" else "files", count=len(table))
         return table
 
@@ -278,32 +259,3 @@ class Run:
         path = self.folder / "figures"
         path.mkdir(exist_ok=True)
         return path
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def _device(config: Config) -> str:
-    torch = sys.modules.get("torch")  # loaded where something is computed
-    if torch and config.device in ("auto", "cuda") and torch.cuda.is_available():
-        return f"{config.gpus or torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
-    return f"{os.cpu_count()} CPU cores ({platform.machine()})"
-
-
-def _made_by() -> dict:
-    versions = {}
-    for name in PACKAGES:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            versions[name] = importlib.metadata.version(name)
-    git = (
-        subprocess.run(
-            ["git", "describe", "--always", "--dirty"], cwd=REPOSITORY, capture_output=True, text=True, check=False
-        ).stdout.strip()
-        if (REPOSITORY / ".git").exists() and shutil.which("git")
-        else ""
-    )
-    return {
-        "created": _now(), "git": git, "python": platform.python_version(), "versions": versions,
-        "system": f"{platform.system()} {platform.machine()}", "cores": os.cpu_count(),
-    }  # fmt: skip

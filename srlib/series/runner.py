@@ -14,7 +14,8 @@ import warnings
 from pathlib import Path
 
 from ..config import UserError
-from .run_folder import NOTEBOOKS, REPOSITORY, Run, open_run, run_path
+from ..places import REPOSITORY
+from .run_folder import NOTEBOOKS, Run, open_run, run_path
 
 STOP_SECONDS = 60  # that an interrupted cell gets to save
 LOG_SECONDS = 15  # between progress lines where the output is no terminal

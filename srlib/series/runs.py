@@ -15,7 +15,7 @@ from .. import sources
 from ..config import FIELDS, Config, UserError, stage_of
 from ..reading import find_images
 from ..statistics import by_patient
-from .run_folder import _read_config
+from .run_folder import read_config
 
 SRLIB = Path(sources.__file__).resolve().parent
 NO_RESULT = {"__main__.py", "figures.py", "plots.py", "run_plots.py"}  # a change of these changes no number of a run
@@ -50,7 +50,7 @@ def stale(folder: Path) -> str:
     file = folder / "sweep.json"
     if not file.exists():
         return ""
-    then, now = json.loads(file.read_text())["made_from"], made_from(_read_config(folder / "config.json"))
+    then, now = json.loads(file.read_text())["made_from"], made_from(read_config(folder / "config.json"))
     return " and ".join(key for key in ("code", "data") if then[key] != now[key])
 
 
@@ -71,11 +71,11 @@ def read_runs(folders, reference: Path, with_stale: bool = False) -> tuple[pd.Da
     """
     means, facts, out, groups = [], [], {}, {}
     reference = Path(reference)
-    own, images = _read_config(reference / "config.json"), _test_images(reference)
+    own, images = read_config(reference / "config.json"), _test_images(reference)
     for folder in [reference, *(f for f in map(Path, folders) if f.resolve() != reference.resolve())]:
         name = folder.name if folder.parent == reference.parent else f"{folder.parent.name}/{folder.name}"
         try:
-            config = _read_config(folder / "config.json")
+            config = read_config(folder / "config.json")
         except UserError as error:
             out[name] = str(error)
             continue

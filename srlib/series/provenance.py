@@ -1,0 +1,64 @@
+"""Where a result comes from: hashes, times, versions, the device; and files that appear whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.metadata
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+from ..config import Config, UserError
+from ..places import REPOSITORY
+
+PACKAGES = ("torch", "torchvision", "numpy", "scikit-image", "opencv-python-headless", "matplotlib", "papermill")
+
+
+def file_hash(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write beside and rename, with the folders above; UserError where that is not possible."""
+    part = path.with_name(path.name + ".part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.write_text(text)
+        part.replace(path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written ({error.strerror}); choose another folder with run_dir (--run-dir)") from None
+
+
+def timestamp() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def device_used(config: Config) -> str:
+    torch = sys.modules.get("torch")  # loaded where something is computed
+    if torch and config.device in ("auto", "cuda") and torch.cuda.is_available():
+        return f"{config.gpus or torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
+    return f"{os.cpu_count()} CPU cores ({platform.machine()})"
+
+
+def made_by() -> dict:
+    """What provenance.json says of the machine, the packages and the commit."""
+    versions = {}
+    for name in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
+    git = (
+        subprocess.run(
+            ["git", "describe", "--always", "--dirty"], cwd=REPOSITORY, capture_output=True, text=True, check=False
+        ).stdout.strip()
+        if (REPOSITORY / ".git").exists() and shutil.which("git")
+        else ""
+    )
+    return {
+        "created": timestamp(), "git": git, "python": platform.python_version(), "versions": versions,
+        "system": f"{platform.system()} {platform.machine()}", "cores": os.cpu_count(),
+    }  # fmt: skip
