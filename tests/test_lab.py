@@ -12,8 +12,10 @@ import urllib.request
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import pytest
 
+from srlib import figures
 from srlib.places import REPOSITORY
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
@@ -128,3 +130,21 @@ def test_run_all_in_jupyterlab(lab):
     page.wait(f"!!{link}", 30)
     page.js(f"{link}.click()")
     page.wait("[...jupyterapp.shell.widgets('main')].some(w => w.context?.path === '02_synthesize_lr.ipynb')", 60)
+
+
+@pytest.mark.slow
+def test_sliders(lab):
+    page, address = lab
+    page.call("Page.navigate", url=f"{address}/lab")
+    page.wait("!!document.body && !!window.jupyterapp", 120)
+    images = {name: np.full((40, 48), level, np.uint8) for name, level in (("alpha 0", 50), ("srgan", 100), ("hr", 150))}
+    for name, html in (("slider", figures.slider(images)), ("swipe", figures.swipe(images["srgan"], images["hr"], ("SRGAN", "HR")))):
+        page.js(f"document.body.insertAdjacentHTML('beforeend', {json.dumps(f'<div id={name}>{html}</div>')})")
+
+    def move(name: str, value: int, seen: str):
+        moved = f"i.value = {value}; i.dispatchEvent(new Event('input'))"
+        return page.js(f"(i => {{{moved}; return {seen}}})(document.querySelector('#{name} input'))")
+
+    shown = "[...document.querySelectorAll('#slider figure')].filter(f => f.offsetHeight > 0).map(f => f.innerText.trim()).join()"
+    assert [page.js(shown), move("slider", 1, shown), move("slider", 2, shown)] == ["alpha 0", "SRGAN", "HR"]
+    assert move("swipe", 30, "getComputedStyle(document.querySelectorAll('#swipe img')[1]).clipPath") == "inset(0px 0px 0px 30%)"
