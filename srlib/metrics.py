@@ -1,7 +1,8 @@
 """Every measure of the series, defined once. Images are uint8 arrays (H, W) or (H, W, 3); colour is measured on luma.
 
 Protocol: `border` pixels are cut from each side (4, as in the paper); then the mean is taken over a region (a bool array, True
-where it counts). The peak is 255, whatever the image holds.
+where it counts). The peak is 255, whatever the image holds. Where `region` may be a list (None: everywhere), the answer is a list too, and
+what is the same for all regions is computed once.
 """
 
 from __future__ import annotations
@@ -37,6 +38,10 @@ def _pair(sr, hr, border, region):
     return luma(sr)[inner], luma(hr)[inner], region[inner]
 
 
+def _each(measure, region):
+    return [measure(r) for r in region] if isinstance(region, list) else measure(region)
+
+
 def psnr(sr: np.ndarray, hr: np.ndarray, border: int = 4, region: np.ndarray | None = None) -> float:
     """10 log10(255^2 / MSE) in dB; inf for equal images, nan for an empty region. Raises ValueError for sizes that differ."""
     a, b, where = _pair(sr, hr, border, region)
@@ -46,43 +51,55 @@ def psnr(sr: np.ndarray, hr: np.ndarray, border: int = 4, region: np.ndarray | N
     return float("inf") if mse == 0 else float(10 * np.log10(255**2 / mse))
 
 
-def ssim(sr: np.ndarray, hr: np.ndarray, border: int = 4, region: np.ndarray | None = None) -> float:
+def ssim(sr: np.ndarray, hr: np.ndarray, border: int = 4, region: np.ndarray | list | None = None) -> float | list[float]:
     """Structural similarity (Wang et al. 2004): Gaussian window of 11 pixels, sigma 1.5, K = .01 and .03, by scikit-image.
 
-    Without a region it equals `structural_similarity` of the cut images; with one, the mean of its map there.
+    Without a region it equals `structural_similarity` of the cut images; with one, the mean of its map there. `region` may be a list.
     """
-    a, b, where = _pair(sr, hr, border, region)
+    a, b, _ = _pair(sr, hr, border, None)
     _, full = structural_similarity(a, b, data_range=255, gaussian_weights=True, sigma=1.5, use_sample_covariance=False, full=True)
     inner = np.s_[SSIM_PAD:-SSIM_PAD, SSIM_PAD:-SSIM_PAD]
-    return float(full[inner][where[inner]].mean()) if where[inner].any() else float("nan")
+
+    def mean(region):
+        where = _pair(sr, hr, border, region)[2][inner]
+        return float(full[inner][where].mean()) if where.any() else float("nan")
+
+    return _each(mean, region)
 
 
-def ms_ssim(sr: np.ndarray, hr: np.ndarray, border: int = 4, region: np.ndarray | None = None) -> float:
+def ms_ssim(sr: np.ndarray, hr: np.ndarray, border: int = 4, region: np.ndarray | list | None = None) -> float | list[float]:
     """Multi-scale structural similarity (Wang, Simoncelli & Bovik 2003): SSIM's contrast and structure at five scales, each half the
     size of the one before (mean of 2 x 2), its luminance at the last; the product of the means, raised to MS_WEIGHTS.
 
     nan where a side is below 176 pixels within the border (the window of 11 would not fit the last scale), or the region is empty there.
+    `region` may be a list.
     """
-    a, b, where = _pair(sr, hr, border, region)
-    if min(a.shape) < (2 * SSIM_PAD + 1) * 2 ** (len(MS_WEIGHTS) - 1):
-        return float("nan")
-    result = 1.0
-    for k, weight in enumerate(MS_WEIGHTS):
-        luminance, structure = _ssim_terms(a, b)
-        inside = where.copy()
-        inside[:SSIM_PAD], inside[-SSIM_PAD:], inside[:, :SSIM_PAD], inside[:, -SSIM_PAD:] = False, False, False, False
-        if not inside.any():
+    a, b, _ = _pair(sr, hr, border, None)
+    terms = []
+    if min(a.shape) >= (2 * SSIM_PAD + 1) * 2 ** (len(MS_WEIGHTS) - 1):
+        for _ in MS_WEIGHTS:
+            terms.append(_ssim_terms(a, b))
+            a, b = _halved(a), _halved(b)
+
+    def mean(region):
+        if not terms:
             return float("nan")
-        last = k == len(MS_WEIGHTS) - 1
-        mean = (luminance * structure if last else structure)[inside].mean()
-        result *= max(mean, 0) ** weight
-        even = np.s_[: a.shape[0] // 2 * 2, : a.shape[1] // 2 * 2]
-        a, b, where = (_halved(x[even]) for x in (a, b, where.astype(float)))
-        where = where == 1
-    return float(result)
+        result, where = 1.0, _pair(sr, hr, border, region)[2].astype(float)
+        for k, ((luminance, structure), weight) in enumerate(zip(terms, MS_WEIGHTS, strict=True)):
+            inside = where == 1
+            inside[:SSIM_PAD], inside[-SSIM_PAD:], inside[:, :SSIM_PAD], inside[:, -SSIM_PAD:] = False, False, False, False
+            if not inside.any():
+                return float("nan")
+            last = k == len(MS_WEIGHTS) - 1
+            result *= max((luminance * structure if last else structure)[inside].mean(), 0) ** weight
+            where = _halved(where)
+        return float(result)
+
+    return _each(mean, region)
 
 
 def _halved(x):
+    x = x[: x.shape[0] // 2 * 2, : x.shape[1] // 2 * 2]
     return (x[::2, ::2] + x[1::2, ::2] + x[::2, 1::2] + x[1::2, 1::2]) / 4
 
 
@@ -173,15 +190,19 @@ def linear(image: np.ndarray) -> np.ndarray:
     return from_display(torch.from_numpy(grey / 255)).numpy()
 
 
-def speckle_contrast(image: np.ndarray, region: np.ndarray | None = None, window: int = 9) -> float:
+def speckle_contrast(image: np.ndarray, region: np.ndarray | list | None = None, window: int = 9) -> float | list[float]:
     """Standard deviation over mean of the linear intensity within windows of `window` pixels, mean over those centred in the region.
-    Fully developed speckle of one look has 1, an average of N looks 1 / sqrt(N). nan for an empty region."""
+    Fully developed speckle of one look has 1, an average of N looks 1 / sqrt(N). nan for an empty region. `region` may be a list."""
     intensity = linear(image)
     mean = uniform_filter(intensity, window)
     spread = np.sqrt(np.maximum(uniform_filter(intensity**2, window) - mean**2, 0))
     contrast = spread / np.maximum(mean, 1e-12)
-    where = np.ones(contrast.shape, bool) if region is None else region
-    return float(contrast[where].mean()) if where.any() else float("nan")
+
+    def mean(region):
+        inside = contrast if region is None else contrast[region]
+        return float(inside.mean()) if inside.size else float("nan")
+
+    return _each(mean, region)
 
 
 def edge_preservation(sr: np.ndarray, hr: np.ndarray, region: np.ndarray | None = None) -> float:
@@ -221,25 +242,32 @@ def consistency(sr: np.ndarray, lr: np.ndarray, scale: int = 4, kind: str = "bic
     return float(-10 * np.log10(max(mse, 1e-8)))
 
 
-def feature_distance(sr_maps, hr_maps, region: np.ndarray | None = None, window: int = 16) -> float:
+def feature_distance(sr_maps, hr_maps, region: np.ndarray | list | None = None, window: int = 16) -> float | list[float]:
     """Distance between two lists of feature maps (1, C, h, w) in the look of their texture; 0 for equal images, lower is nearer.
 
     Each position's channels are scaled to length 1, as in LPIPS (Zhang et al. 2018). Then what is compared is, for each channel, the
     mean and the standard deviation within windows of `window` HR pixels (half overlapping), as in DISTS (Ding et al. 2020):
     squared differences are summed over channels and both statistics, averaged over the windows that lie in the region (weighted by
     their share of it), and added over the maps. Position by position, another draw of the same speckle would be as far from HR as a
-    blurred image is; by its statistics it is near, which is what an observer says. The first map must have HR's size.
+    blurred image is; by its statistics it is near, which is what an observer says. The first map must have HR's size. `region` may be a list.
     """
-    total, height = 0.0, hr_maps[0].shape[-2]
+    gaps, height = [], hr_maps[0].shape[-2]
     for sr, hr in zip(sr_maps, hr_maps, strict=True):
         side = max(2, window * hr.shape[-2] // height)
         gap = sum((a - b) ** 2 for a, b in zip(_local_statistics(sr, side), _local_statistics(hr, side), strict=True)).sum(1)
-        weight = torch.ones_like(gap)
-        if region is not None:
-            weight = F.adaptive_avg_pool2d(torch.from_numpy(region[None].astype(np.float32)).to(gap.device), hr.shape[-2:])
-            weight = F.avg_pool2d(weight, side, side // 2)
-        total += ((gap * weight).sum() / weight.sum()).item()  # nan for an empty region
-    return total
+        gaps.append((gap, hr.shape[-2:], side))
+
+    def mean(region):
+        total = 0.0
+        for gap, size, side in gaps:
+            weight = torch.ones_like(gap)
+            if region is not None:
+                weight = F.adaptive_avg_pool2d(torch.from_numpy(region[None].astype(np.float32)).to(gap.device), size)
+                weight = F.avg_pool2d(weight, side, side // 2)
+            total += ((gap * weight).sum() / weight.sum()).item()  # nan for an empty region
+        return total
+
+    return _each(mean, region)
 
 
 def _local_statistics(maps: torch.Tensor, side: int) -> tuple[torch.Tensor, torch.Tensor]:

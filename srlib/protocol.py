@@ -41,12 +41,16 @@ class Protocol:
             self.regions["retina"], self.vitreous = retina.retina(hr, truth)
         self.hr_maps = self._maps(hr)
         self.hr_power = {name: metrics.spectrum(hr, region) for name, region in self.regions.items()}
-        self.hr_speckle = {name: metrics.speckle_contrast(hr, region) for name, region in self.regions.items()}
+        self.apart = {name: region for name, region in self.regions.items() if name != "valid" or region is not None}
+        self.hr_speckle = self._by_region(metrics.speckle_contrast, hr)
         self.hr_cnr, self.hr_enl = metrics.cnr(hr, self._tissue, self.vitreous), metrics.enl(hr, self.vitreous)
 
     @property
     def _tissue(self):
         return self.regions.get("retina", self.vitreous)
+
+    def _by_region(self, measure, *images) -> dict[str, float]:
+        return dict(zip(self.apart, measure(*images, region=[*self.apart.values()]), strict=True))
 
     @torch.inference_mode()
     def _maps(self, image):
@@ -65,7 +69,10 @@ class Protocol:
             raise ValueError(
                 f"SR is {sr.shape[1]} x {sr.shape[0]} pixels and HR {self.hr.shape[1]} x {self.hr.shape[0]}; is the scale right?"
             )
-        hr, maps, rows, image = self.hr, self._maps(sr), [], self._of_the_image(sr)
+        hr, rows, image = self.hr, [], self._of_the_image(sr)
+        ssim, ms_ssim = (self._by_region(measure, sr, hr, self.border) for measure in (metrics.ssim, metrics.ms_ssim))
+        judge = self._by_region(metrics.feature_distance, self._maps(sr), self.hr_maps)
+        speckle = self._by_region(metrics.speckle_contrast, sr)
         for name, region in self.regions.items():
             if name == "valid" and region is None:
                 rows.append(dict(rows[0], region=name))
@@ -75,15 +82,15 @@ class Protocol:
                 {
                     "region": name,
                     "psnr": metrics.psnr(sr, hr, self.border, region),
-                    "ssim": metrics.ssim(sr, hr, self.border, region),
-                    "ms_ssim": metrics.ms_ssim(sr, hr, self.border, region),
+                    "ssim": ssim[name],
+                    "ms_ssim": ms_ssim[name],
                     "high_power_db": metrics.high_power_db(power, hr_power, self.scale),
                     "axial_power_db": metrics.high_power_db(power, hr_power, self.scale, "axial"),
                     "lateral_power_db": metrics.high_power_db(power, hr_power, self.scale, "lateral"),
                     "checkerboard": metrics.checkerboard(power, hr_power, self.scale),
                     "consistency": image["consistency"],
-                    "judge": metrics.feature_distance(maps, self.hr_maps, region),
-                    "speckle": metrics.speckle_contrast(sr, region) - self.hr_speckle[name],
+                    "judge": judge[name],
+                    "speckle": speckle[name] - self.hr_speckle[name],
                     "epi": metrics.edge_preservation(sr, hr, region),
                 }
                 | image
