@@ -20,7 +20,7 @@ from srlib.inference import load_generator
 from srlib.manifest import fewer_patients
 from srlib.places import REPOSITORY
 from srlib.series import downstream, runs, sweep
-from srlib.series.run_folder import open_run
+from srlib.series.run_folder import Run, open_run
 
 TINY = dict(crop=32, batch=4, pretrain_steps=3, gan_steps=2, validate_every=2, checkpoint_every=3, width=8, blocks=1, d_width=4)
 
@@ -476,6 +476,17 @@ def test_arguments_win_but_not_over_the_point(tmp_path):
     (point,) = sweep.make_points(content, tmp_path, "quick", [3], "phantom", {"width": 99, "batch": 6})
     assert (point.config.width, point.config.batch, point.config.blocks, point.config.seed) == (4, 6, 1, 3)
     assert point.config.profile == "quick" and point.folder.name == "width-4-seed3"
+
+
+def test_pretraining_that_was_taken_is_given_on(tmp_path):
+    theirs, mine = points = sweep.make_points({"points": [{}, {"gan_lr": 1e-3}], "seeds": [0]}, tmp_path, "smoke")
+    (theirs.folder / "pretrain").mkdir(parents=True)
+    (theirs.folder / "srresnet.pt").write_bytes(b"weights")
+    Run(theirs.folder, theirs.config).record("stages", "pretrain", finished="yes", taken_from="the first")
+    theirs.note(made_from=runs.made_from(theirs.config), finished=None, error=None)
+    sweep._share_pretraining(mine, points)
+    assert Run(mine.folder, mine.config).provenance["stages"]["pretrain"]["taken_from"] == "the first"
+    assert (mine.folder / "srresnet.pt").read_bytes() == b"weights"
 
 
 def test_settings_under_a_profile_hold_in_that_profile_alone(tmp_path):

@@ -171,7 +171,7 @@ def _share_pretraining(point: Point, points: list[Point]) -> None:
             if facts.get("finished"):
                 shutil.copytree(other.folder / stage, point.folder / stage)
                 shutil.copy2(other.folder / "srresnet.pt", point.folder)
-                mine.record("stages", stage, **facts, taken_from=other.folder.name)
+                mine.record("stages", stage, **{"taken_from": other.folder.name} | facts)
                 print(f"    pretraining taken from {other.folder.name}", flush=True)
                 return
 
