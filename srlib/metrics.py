@@ -33,9 +33,13 @@ def _pair(sr, hr, border, region):
     height, width = hr.shape[:2]
     if min(height, width) < 2 * border + 2 * SSIM_PAD + 1:
         raise ValueError(f"an image of {width} x {height} pixels is too small to measure with a border of {border}")
-    inner = np.s_[border : height - border, border : width - border]
-    region = np.ones(hr.shape[:2], bool) if region is None else region
-    return luma(sr)[inner], luma(hr)[inner], region[inner]
+    return *(luma(image)[border : height - border, border : width - border] for image in (sr, hr)), _within(region, hr, border)
+
+
+def _within(region, hr, border):
+    height, width = hr.shape[:2]
+    region = np.ones((height, width), bool) if region is None else region
+    return region[border : height - border, border : width - border]
 
 
 def _each(measure, region):
@@ -61,7 +65,7 @@ def ssim(sr: np.ndarray, hr: np.ndarray, border: int = 4, region: np.ndarray | l
     inner = np.s_[SSIM_PAD:-SSIM_PAD, SSIM_PAD:-SSIM_PAD]
 
     def mean(region):
-        where = _pair(sr, hr, border, region)[2][inner]
+        where = _within(region, hr, border)[inner]
         return float(full[inner][where].mean()) if where.any() else float("nan")
 
     return _each(mean, region)
@@ -84,7 +88,7 @@ def ms_ssim(sr: np.ndarray, hr: np.ndarray, border: int = 4, region: np.ndarray 
     def mean(region):
         if not terms:
             return float("nan")
-        result, where = 1.0, _pair(sr, hr, border, region)[2].astype(float)
+        result, where = 1.0, _within(region, hr, border).astype(float)
         for k, ((luminance, structure), weight) in enumerate(zip(terms, MS_WEIGHTS, strict=True)):
             inside = where == 1
             inside[:SSIM_PAD], inside[-SSIM_PAD:], inside[:, :SSIM_PAD], inside[:, -SSIM_PAD:] = False, False, False, False
@@ -194,9 +198,9 @@ def speckle_contrast(image: np.ndarray, region: np.ndarray | list | None = None,
     """Standard deviation over mean of the linear intensity within windows of `window` pixels, mean over those centred in the region.
     Fully developed speckle of one look has 1, an average of N looks 1 / sqrt(N). nan for an empty region. `region` may be a list."""
     intensity = linear(image)
-    mean = uniform_filter(intensity, window)
-    spread = np.sqrt(np.maximum(uniform_filter(intensity**2, window) - mean**2, 0))
-    contrast = spread / np.maximum(mean, 1e-12)
+    level = uniform_filter(intensity, window)
+    spread = np.sqrt(np.maximum(uniform_filter(intensity**2, window) - level**2, 0))
+    contrast = spread / np.maximum(level, 1e-12)
 
     def mean(region):
         inside = contrast if region is None else contrast[region]

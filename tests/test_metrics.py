@@ -189,3 +189,20 @@ def test_epi_and_cnr_by_hand():
     left[:, :20] = True
     assert metrics.cnr(image, left, ~left) == pytest.approx(10 * np.log10(80 / np.sqrt(104)))
     assert np.isnan(metrics.cnr(image, left, np.zeros_like(left)))
+
+
+def test_a_list_of_regions_gives_what_each_gives():
+    hr = bscan(3, 200, 208)
+    sr = np.clip(hr + np.random.default_rng(0).normal(0, 9, hr.shape), 0, 255).astype(np.uint8)
+    left = np.zeros(hr.shape, bool)
+    left[:, :130] = True
+    regions, maps = [None, left, np.zeros(hr.shape, bool)], [[torch.from_numpy(x[None, None] / 255)] for x in (sr, hr)]
+    for measure, given in (
+        (metrics.ssim, (sr, hr)),
+        (metrics.ms_ssim, (sr, hr)),
+        (metrics.feature_distance, maps),
+        (metrics.speckle_contrast, (sr,)),
+    ):
+        together, alone = measure(*given, region=regions), [measure(*given, region=r) for r in regions]
+        np.testing.assert_array_equal(together, alone)
+        assert together[0] != together[1] and np.isnan(together[2])

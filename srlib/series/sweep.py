@@ -1,8 +1,9 @@
 """`sweep`: the same run over a list of settings and seeds, from a small YAML file in notebooks/experiments.
 
 A file has: `about`, a sentence; `profile`; `settings` that all points share; settings under a profile's name, which they share in that
-profile alone; `points`, a list of settings in which they differ ({}: none); `seeds`; and perhaps `cross: true`, which tests each point on every point's degradation. Each point and seed is a run folder,
-runs/sweeps/<name>/<point>-seed<k>, made by `run_series` as any run is; `sweep.json` in it records what it was made from.
+profile alone; `points`, a list of settings in which they differ ({}: none); `seeds`; and perhaps `cross: true`, which tests each point
+on every point's degradation. Each point and seed is a run folder, runs/sweeps/<name>/<point>-seed<k>, made by `run_series` as any run
+is; `sweep.json` in it records what it was made from.
 """
 
 from __future__ import annotations
