@@ -135,8 +135,10 @@ def srgan_curves(history: pd.DataFrame) -> plt.Figure:
     axes[0].plot(history.step, history.d_hr, label="D(HR)", color=COLOURS["hr"])
     axes[0].plot(history.step, history.d_sr, label="D(SR)", color=COLOURS["srgan"])
     axes[0].axhline(0.5, color="#999999", lw=0.8, ls=":")
-    axes[0].set(xlabel="step", ylabel="mean probability of 'real'", ylim=(-0.02, 1.02), title="Discriminator")
-    axes[0].legend(loc="center right")
+    axes[0].set(
+        xlabel="step", ylabel="mean probability of 'real'", ylim=(-0.02, 1.18), yticks=[0, 0.25, 0.5, 0.75, 1], title="Discriminator"
+    )
+    axes[0].legend(loc="upper left", ncol=2)  # above 1, where no line is
     terms = [t for t in ("content", "adversarial", "pixel", "grid") if history.get(f"{t}_share", pd.Series([0.0])).max() > 0]
     axes[1].stackplot(history.step, *(history[f"{t}_share"] for t in terms), labels=terms, alpha=0.85,
                       colors=["#009E73", "#D55E00", "#0072B2", "#999999"])  # fmt: skip
