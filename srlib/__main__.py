@@ -134,7 +134,7 @@ def _path(text: str) -> str:
     """A path as the user meant it, from where the command was given; names of data sets and '' stay."""
     from pathlib import Path
 
-    return text if text in ("", "phantom", "kermany") else str(Path(text).expanduser().absolute())
+    return text if text in ("", "phantom", "kermany", "released") else str(Path(text).expanduser().absolute())
 
 
 def _value(text: str):
@@ -151,8 +151,8 @@ def _value(text: str):
 def _overrides(args) -> tuple[str, dict]:
     """(data, overrides) of --data and the -p."""
     overrides = {name: _value(value) for name, value in args.p}
-    if "feature_weights" in overrides:
-        overrides["feature_weights"] = _path(str(overrides["feature_weights"]))
+    for name in {"feature_weights", "networks"} & overrides.keys():
+        overrides[name] = _path(str(overrides[name]))
     return str(overrides.pop("data", args.data)), overrides
 
 

@@ -151,6 +151,9 @@ class Config:
     # evaluation
     border: int = _setting(4, "evaluation", "pixels cut from each border before measuring", low=0)
     retina: bool = _setting(True, "evaluation", "measure the retina as a region too; False for grey images that are no B-scans")
+    networks: str = _setting(
+        "", "evaluation", "measure these, a run's or a release's folder or 'released', and train nothing; notebooks 03, 04, 06 are left out"
+    )
     lpips: bool = _setting(False, "evaluation", "measure LPIPS too; its AlexNet weights are downloaded once")
     max_test_images: int = _setting(0, "evaluation", "measure at most this many test images (0: all), patients first", low=0)
     # machine

@@ -49,11 +49,8 @@ def choose(
     """
     named, folder, entry = str(weights) in released.NAMES, Path(weights), None
     name = str(weights) if named else "srgan"
-    if named or (folder / released.LIST).exists():
-        entry, folder = released.find(scale, None if named else folder)
-        files = {n: released.checked(entry, n, folder) for n in released.NAMES}
-    elif folder.is_dir():
-        files = {n: folder / f"{n}.pt" for n in released.NAMES}
+    if named or folder.is_dir():
+        files, entry = released.pair(None if named else folder, scale)
     elif alpha is not None:
         raise UserError(f"alpha lies between two networks, and {weights} is one; give the folder of a run with --weights, or leave it out")
     else:
@@ -66,7 +63,7 @@ def choose(
         try:
             generator = blend(*(load_generator(files[n], device) for n in released.NAMES), alpha)
         except ValueError as error:
-            raise UserError(f"{folder}: {error}") from None
+            raise UserError(f"{files['srgan'].parent}: {error}") from None
         said = f"{' to '.join(files[n].name for n in released.NAMES)}, alpha {alpha:g}"
     if scale and generator.settings["scale"] != scale:
         raise UserError(f"{weights} enlarges x{generator.settings['scale']}, not x{scale}; leave --scale out or name other weights")

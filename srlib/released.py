@@ -43,6 +43,14 @@ def find(scale: int = 0, folder: Path | None = None) -> tuple[dict, Path]:
     return entries[key], folder
 
 
+def pair(folder: Path | None = None, scale: int = 0) -> tuple[dict[str, Path], dict | None]:
+    """({'srresnet': file, 'srgan': file}, entry) in a folder that `release` wrote (None: data/weights), checked; of a run's folder entry is None."""
+    if folder is None or (folder / LIST).exists():
+        entry, folder = find(scale, folder)
+        return {name: checked(entry, name, folder) for name in NAMES}, entry
+    return {name: folder / f"{name}.pt" for name in NAMES}, None
+
+
 def checked(entry: dict, name: str, folder: Path) -> Path:
     """The file of 'srresnet' or 'srgan' of an entry. Raises UserError where it is missing or not the released one."""
     path = folder / entry[name]["file"]

@@ -26,7 +26,9 @@ from srlib.phantom import PATHOLOGIES, bscan
 from srlib.places import REPOSITORY
 from srlib.series.evaluation import evaluate_run
 from srlib.series.release import release
+from srlib.series.report import build_report
 from srlib.series.run_folder import open_run
+from srlib.series.runs import find_runs
 from srlib.training import pretrain_generator, train_srgan
 
 TINY = dict(pretrain_steps=4, gan_steps=2, validate_every=2, checkpoint_every=2, crop=32)
@@ -182,6 +184,46 @@ def test_upscale_takes_the_released_ones(installed, scan, tmp_path, capsys):
             assert re.fullmatch(words, sr.info["Made by"]) and sr.info["Domain"] == "like the training scans"
             assert (np.asarray(sr) == upscale(image, generator)).all()
     assert (upscale(image, load_generator("srgan")) == upscale(image, pair[1])).all()
+
+
+def test_notebook_05_measures_what_was_released(run, packed, tmp_path, monkeypatch):
+    """`-p networks FOLDER`: 01, 02 and 05 on any scans, nothing trained; the same numbers as the run's but for half precision."""
+    from srlib.series import runner
+
+    scans, ran = run.parent / "scans", []
+    monkeypatch.setattr(runner, "_run_notebook", lambda r, number, *a, **k: ran.append(number))
+    settings = {"networks": str(packed), "crop": 32}
+    runner.run_series("smoke", str(tmp_path / "run"), str(scans), settings)
+    assert ran == ["01", "02", "05"]
+    mine = open_run("01", "smoke", str(tmp_path / "run"), str(scans), settings)
+    with mine.stage("data"):
+        mine.make_manifest()
+    mine = open_run("05", "smoke", str(tmp_path / "run"), str(scans), settings)
+    with mine.stage("evaluation"):
+        table = evaluate_run(mine.config, mine.root, mine.manifest, mine.folder)
+    theirs = pd.read_csv(run / "evaluation/metrics.csv")
+    assert list(table.image) == list(theirs.image) and np.allclose(table.psnr, theirs.psnr, atol=0.05)
+    assert find_runs(tmp_path) == []  # notebook 06 compares trainings
+    page = build_report(mine.folder).read_text()
+    assert "not trained here" in page and "MSE steps" not in page and "<td>gan_steps" not in page
+    for number in ("03", "04", "06"):
+        with pytest.raises(UserError, match="trains nothing"):
+            open_run(number, "smoke", str(mine.folder), str(scans), settings)
+
+
+def test_networks_that_do_not_fit_the_run(run, packed, tmp_path):
+    def refused(words, folder, **settings):
+        with pytest.raises(UserError, match=words):
+            open_run("01", "smoke", str(folder), str(run.parent / "scans"), settings)
+
+    refused("holds a training of its own", run, networks=str(packed), **TINY)
+    assert not list(tmp_path.iterdir())
+    refused("weights for x4 only", tmp_path / "a", networks=str(packed), scale=2)
+    refused("for channels=1, not 3", tmp_path / "b", networks=str(packed), channels=3)
+    refused("undo another reduction; set degradation='bicubic'", tmp_path / "c", networks=str(packed), degradation="area")
+    refused("undo another reduction", tmp_path / "d", networks=str(run), degradation="area")
+    refused("for scale=4, not 2", tmp_path / "e", networks=str(run), scale=2)
+    refused("no such file", tmp_path / "f", networks=str(tmp_path / "nowhere"))
 
 
 def test_a_run_folder_and_what_does_not_fit(run, installed, scan, tmp_path, capsys):

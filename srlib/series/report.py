@@ -12,6 +12,7 @@ from pathlib import Path
 import pandas as pd
 
 from .. import statistics
+from ..config import FIELDS
 from .run_folder import NOTEBOOKS, read_config
 
 CSS = """
@@ -90,8 +91,9 @@ def build_report(folder: Path) -> Path:
     config = read_config(folder / "config.json")
     provenance = json.loads((folder / "provenance.json").read_text())
     parts = [f"<h1>SRGAN for OCT: {html.escape(folder.name)}</h1>"]
-    shape = f"profile {config.profile}, x{config.scale}, {config.pretrain_steps:,} MSE steps, {config.gan_steps:,} adversarial steps, seed {config.seed}"
-    parts.append(f"<p class=note>{html.escape(shape)}. Content loss: {html.escape(config.content_features)}.</p>")
+    trained = f"{config.pretrain_steps:,} MSE steps, {config.gan_steps:,} adversarial steps, seed {config.seed}. Content loss: {config.content_features}"
+    made = f"networks from {config.networks}, not trained here" if config.networks else trained
+    parts.append(f"<p class=note>{html.escape(f'profile {config.profile}, x{config.scale}, {made}')}.</p>")
     if config.data == "phantom":
         parts.append("<p class=phantom>Made from phantoms (synthetic B-scans): not a result on OCT.</p>")
     parts.append("<p class=note>Research only: super-resolved detail is synthetic.</p>")
@@ -130,7 +132,9 @@ def build_report(folder: Path) -> Path:
         "all notebooks together": f"{sum(seconds):.0f} s",
     }
     facts = "; ".join(f"{k} {v}" for k, v in lines.items() if v != "")
-    settings = "".join(f"<tr><td>{k}<td>{html.escape(str(v))}" for k, v in vars(config).items())
+    hidden = ("pretrain", "srgan") if config.networks else ()
+    counted = {k: v for k, v in vars(config).items() if FIELDS[k].metadata.get("stage") not in hidden}
+    settings = "".join(f"<tr><td>{k}<td>{html.escape(str(v))}" for k, v in counted.items())
     parts.append(
         f"<p class=note>{html.escape(facts)}</p><details><summary>all settings</summary><div class=wide><table>{settings}</table></div></details>"
     )

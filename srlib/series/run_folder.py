@@ -26,8 +26,9 @@ NOTEBOOKS = {  # number: (file, stage whose settings it accepts, stages it needs
     "06": ("06_experiments", None, ("data", "pretrain", "srgan", "evaluation")),
 }
 MAKES = {"data": ("manifest.csv",), "pretrain": ("srresnet.pt",), "srgan": ("srgan.pt",), "evaluation": ("evaluation/metrics.csv",)}
+UNTRAINED = ("01", "02", "05")  # what remains where the setting `networks` names trained ones
 # newer than the first runs: at their defaults they do not count, so that those stay valid
-LATER = ("generator", "train_patients", "tuning_steps", "retina", "lpips")
+LATER = ("generator", "train_patients", "tuning_steps", "retina", "lpips", "networks")
 
 
 def run_path(profile: str, run_dir: str = "") -> Path:
@@ -42,7 +43,7 @@ def open_run(notebook: str, profile: str = "quick", run_dir: str = "", data: str
     Raises UserError, one sentence, for a wrong name or value, a setting of another stage, a missing earlier stage, or a setting
     that contradicts what the folder already holds.
     """
-    _name, stage, needs = NOTEBOOKS[notebook]
+    name, stage, needs = NOTEBOOKS[notebook]
     wanted = dict(overrides or {})
     if data:
         wanted["data"] = data
@@ -53,6 +54,7 @@ def open_run(notebook: str, profile: str = "quick", run_dir: str = "", data: str
         run = Run(folder, load_config(profile, **wanted))
         if stored is not None:
             run.refuse_changes(stored)
+        run.take_networks()
         write_text(file, json.dumps(dataclasses.asdict(run.config), indent=1) + "\n")
         return run
     if stored is None:
@@ -67,6 +69,9 @@ def open_run(notebook: str, profile: str = "quick", run_dir: str = "", data: str
                 f"{key} is {getattr(stored, key)!r} in {folder} and belongs to {owner}; change it there, with another run_dir where that stage has run"
             )
     run = Run(folder, dataclasses.replace(stored, **wanted))
+    if run.config.networks and notebook not in UNTRAINED:
+        raise UserError(f"{folder} measures networks={run.config.networks!r} and trains nothing; open {name} with another run_dir")
+    run.take_networks()
     for need in needs:
         missing = [f for f in MAKES[need] if not (folder / f).exists()]
         if missing:
@@ -138,6 +143,33 @@ class Run:
             depends = [s for s in trained if name in self.settings(s)]
             if old != new and (depends or (name == "profile" and trained)):
                 raise UserError(f"{self.folder} was made with {name}={old!r}, not {new!r}; choose another folder with run_dir (--run-dir)")
+
+    def take_networks(self) -> None:
+        """Copy the two networks that the setting `networks` names into the folder, where it does. Raises UserError where they are not
+        for these images (scale, channels, LR kind), are damaged, or where a training of the folder's own is in it."""
+        wanted = self.config.networks
+        if not wanted:
+            return
+        if self.is_trained("pretrain"):
+            raise UserError(f"{self.folder} holds a training of its own; for networks={wanted!r} choose another run_dir (--run-dir)")
+        from .. import checkpoint, inference, released
+
+        source = None if wanted == "released" else run_path("", wanted)
+        files, entry = released.pair(source, self.config.scale)
+        for file in files.values():
+            shape = inference.load_generator(file).settings
+            for key in ("scale", "channels"):
+                if shape[key] != getattr(self.config, key):
+                    raise UserError(f"{file} is for {key}={shape[key]}, not {getattr(self.config, key)}; set {key} or other networks")
+        if entry:
+            learnt = entry["scale"], entry["reduction"], entry["amount"]
+        else:
+            learnt = read_config(source / "config.json").reduction if (source / "config.json").exists() else self.config.reduction
+        if learnt != self.config.reduction:
+            raise UserError(f"networks={wanted!r} undo another reduction; set degradation={learnt[1]!r} and degradation_amount={learnt[2]}")
+        for name, file in files.items():
+            checkpoint.write(self.folder / f"{name}.pt", file.read_bytes())
+            self.record("networks", name, file=str(file), sha256=file_hash(file))
 
     # -------------------------------------------------------------------------------------------- stages
     @contextlib.contextmanager

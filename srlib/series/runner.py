@@ -15,7 +15,7 @@ from pathlib import Path
 
 from ..config import UserError
 from ..places import REPOSITORY
-from .run_folder import NOTEBOOKS, Run, open_run, run_path
+from .run_folder import NOTEBOOKS, UNTRAINED, Run, open_run, run_path
 
 STOP_SECONDS = 60  # that an interrupted cell gets to save
 LOG_SECONDS = 15  # between progress lines where the output is no terminal
@@ -49,6 +49,9 @@ def run_series(
         try:
             run = open_run(numbers[0], **parameters)
             print(f"run folder: {folder}", flush=True)
+            if run.config.networks:
+                numbers = [n for n in numbers if n in UNTRAINED]
+                print(f"nothing is trained, {run.config.networks} is measured: notebooks {', '.join(numbers)}", flush=True)
             for number in numbers:
                 _run_notebook(run, number, parameters, asked=bool(start or only))
         finally:

@@ -57,7 +57,8 @@ def stale(folder: Path) -> str:
 def find_runs(home: Path) -> list[Path]:
     """The finished runs in a folder, and those of the sweeps in it."""
     files = [*home.glob("*/evaluation/metrics.csv"), *home.glob("sweeps/*/*/evaluation/metrics.csv")]
-    return sorted(f.parent.parent for f in files if (f.parent.parent / "config.json").exists())
+    needed = "config.json", "srgan/history.csv"  # where networks of elsewhere were measured, nothing was trained
+    return sorted(f.parent.parent for f in files if all((f.parent.parent / n).exists() for n in needed))
 
 
 def read_runs(folders, reference: Path, with_stale: bool = False) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, str]]:
