@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import textwrap
 
@@ -96,11 +97,14 @@ def bars(table: pd.DataFrame, columns: dict[str, str], goal: float | None = 0.0)
     return fig
 
 
+@contextlib.contextmanager
 def live(curves):
-    """A `show(history)` callback that redraws `curves(history)` in JupyterLab while a training runs; elsewhere it does nothing."""
+    """Gives a `show(history)` that redraws `curves(history)` in JupyterLab while a training runs; elsewhere it does nothing. At the end
+    the picture goes, for the cell to show the last one as its result; where the training was stopped it stays."""
     if "JPY_SESSION_NAME" not in os.environ:
-        return lambda history: None
-    from IPython.display import display
+        yield lambda history: None
+        return
+    from IPython.display import HTML, display
 
     handle = display(display_id=True)
 
@@ -108,7 +112,8 @@ def live(curves):
         if len(history) > 1:
             handle.update(finish(curves(history)))
 
-    return show
+    yield show
+    handle.update(HTML(""))
 
 
 def pretrain_curves(history: pd.DataFrame) -> plt.Figure:
