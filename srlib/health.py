@@ -1,4 +1,4 @@
-"""The health of the adversarial game, read from its history and said in words."""
+"""The health of both trainings, read from their histories and said in words."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ WON = 0.9  # D(HR) - D(SR), twice in a row
 BLIND = 0.02  # the same, in all of at least four rows
 LEFT_LR = 38.0  # dB of LR consistency; bicubic and a sound SRGAN have 40 and more on OCT
 COLLAPSE = -4.0  # dB of PSNR against bicubic
+DIVERGED = 3.0  # dB below the best validation
 
 
 def warnings(history: pd.DataFrame) -> dict[str, str]:
@@ -35,3 +36,14 @@ def warnings(history: pd.DataFrame) -> dict[str, str]:
             "a smaller adversarial_share or a pixel_share holds it"
         )
     return found
+
+
+def pretraining_warnings(history: pd.DataFrame) -> dict[str, str]:
+    """The same of `pretrain_generator`'s history; one kind, `diverged`: PSNR has fallen far below what it was."""
+    last, best = history.gain_db.iloc[-1], history.gain_db.max()
+    if last > best - DIVERGED:
+        return {}
+    return {
+        "diverged": f"the training has left its way ({last:+.1f} dB against bicubic, it was at {best:+.1f}); the best weights are kept, "
+        "but a smaller pretrain_lr or pretrain_clip would have held it"
+    }

@@ -83,6 +83,19 @@ class Validation:
             checkpoint.write(folder / "frames" / f"{history.step.iloc[-1]:07d}.png", buffer.getvalue())
 
 
+def _teller(stage: str, find):
+    """A function of a history that prints what `find` warns of, each kind once."""
+    told = set()
+
+    def tell(history: pd.DataFrame) -> None:
+        for kind, sentence in find(history).items():
+            if kind not in told:
+                tqdm.write(f"{stage}: warning at step {history.step.iloc[-1]}: {sentence}", file=sys.stdout)
+                told.add(kind)
+
+    return tell
+
+
 def training_pairs(paths, config: Config, device: torch.device, steps: int, seed: int):
     """A function from the first step to the stream of (lr, hr) batches from there on; LR is made on the device, or read.
 
@@ -121,6 +134,7 @@ def pretrain_generator(config: Config, train, val, folder, fingerprint: str = ""
         return parallel.launch("pretrain_generator", count, config, train, val, folder, fingerprint, show)
     torch.manual_seed(config.seed)
     stage, validation, best = Pretraining(config, device), Validation(val, config, device), Best()
+    warn = _teller("pretrain", health.pretraining_warnings)
 
     def validate():
         found = validation(stage.generator)
@@ -133,6 +147,7 @@ def pretrain_generator(config: Config, train, val, folder, fingerprint: str = ""
         checkpoint.save_weights(folder / "srresnet.pt", model, name="srresnet", validation_gain_db=best.score)
 
     def watched(history):
+        warn(history)
         validation.keep(history, folder / "pretrain")
         show(history)
 
@@ -162,16 +177,14 @@ def train_srgan(config: Config, train, val, folder, fingerprint: str = "", show=
     generator.load_state_dict(pretrained["weights"])
     stream = training_pairs(train, config, device, config.gan_steps, config.seed + 1)
     extractor = feature_extractor(config.content_features, weights)
-    game, validation, told = Game(config, device, generator, extractor, lambda: stream(0)), Validation(val, config, device), set()
+    game, validation = Game(config, device, generator, extractor, lambda: stream(0)), Validation(val, config, device)
+    warn = _teller("srgan", health.warnings)
 
     def validate():
         return validation(game.released())
 
     def watched(history):
-        for kind, sentence in health.warnings(history).items():
-            if kind not in told:
-                tqdm.write(f"srgan: warning at step {history.step.iloc[-1]}: {sentence}", file=sys.stdout)
-                told.add(kind)
+        warn(history)
         validation.keep(history, folder / "srgan")
         show(history)
 

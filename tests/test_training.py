@@ -244,10 +244,19 @@ def test_health_in_words():
     assert health.warnings(won_once) == {} and health.warnings(sound[:1]) == {}
 
 
+def test_a_pretraining_that_diverges_is_named():
+    gains = pd.DataFrame({"step": [1, 2, 3], "gain_db": [0.1, 1.2, -14.6]})
+    assert "(-14.6 dB against bicubic, it was at +1.2)" in health.pretraining_warnings(gains)["diverged"]
+    rising = gains.assign(gain_db=[-9.0, -2.0, -2.5])  # without global skip it begins far below bicubic
+    assert health.pretraining_warnings(rising) == {} == health.pretraining_warnings(gains[:1])
+
+
 def test_warnings_are_said_once_while_training(images, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(health, "LEFT_LR", 90.0)
+    monkeypatch.setattr(health, "DIVERGED", -1.0)
     config = load_config("smoke", **TINY)
     training.pretrain_generator(config, *images, tmp_path)
+    assert capsys.readouterr().out.count("pretrain: warning at step 2: the training has left its way") == 1
     history = training.train_srgan(config, *images, tmp_path)
     assert capsys.readouterr().out.count("srgan: warning at step 2: SR brought down again") == 1
     assert len(history) == 3 and (history[["g_norm", "d_norm", "d_learnt"]] > 0).all().all()
