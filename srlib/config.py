@@ -141,6 +141,9 @@ class Config:
     grid_weight: float = _setting(
         0.0, "srgan", "factor of a loss on brightness that depends on the position within an LR pixel (a faint, regular grid)", low=0
     )
+    lr_weight: float = _setting(
+        0.0, "srgan", "factor of the MSE between SR brought down again and LR, which texture above LR's Nyquist does not raise", low=0
+    )
     d_pause: float = _setting(
         0.0, "srgan", "D does not learn from a step where its loss is below this (chance: 1.39), against a D that wins; 0: off", low=0
     )
@@ -267,6 +270,10 @@ def load_config(profile: str = "quick", **overrides) -> Config:
         raise UserError(f"patient_pattern={config.patient_pattern!r} must be a regular expression with one group, such as '-(\\d+)-'")
     if config.pixel_share and (config.content_weight or config.adversarial_share + config.pixel_share >= 1):
         raise UserError("pixel_share needs content_weight=0 (calibrated), and with adversarial_share it must stay below 1")
+    if config.lr_weight and not config.holds_lr:
+        raise UserError(
+            f"lr_weight needs a degradation that brings HR down to LR again, which {config.degradation!r} does not; set it to 0"
+        )
     if config.val_share + config.test_share >= 0.9:
         raise UserError("val_share and test_share leave no patients to train on; 0.1 and 0.2 are usual")
     return config

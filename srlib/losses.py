@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .degrade import KINDS
+
 
 class ContentLoss(nn.Module):
     """Mean squared error between features of SR and HR (equation 5), mean over channels and positions.
@@ -54,6 +56,13 @@ def grid_loss(detail: torch.Tensor, scale: int) -> torch.Tensor:
     positions. 0 without a grid. Give SR less bicubic, whose other detail averages out over a batch."""
     means = F.pixel_unshuffle(detail.flatten(0, 1)[:, None], scale).mean((0, 2, 3))
     return means.var(correction=0)
+
+
+def lr_loss(sr: torch.Tensor, lr: torch.Tensor, scale: int, kind: str = "bicubic", amount: float = 0.0) -> torch.Tensor:
+    """MSE on [-1, 1] between SR brought down again and LR, both in [0, 1]. SR's is not rounded to 8 bit, as that has no gradient; for
+    the same reason bicubic stands in for bicubic-matlab, which rounds between its two passes."""
+    again = KINDS["bicubic" if kind == "bicubic-matlab" else kind](sr, scale, amount)
+    return F.mse_loss(2 * again, 2 * lr)
 
 
 def psnr_loss(sr: torch.Tensor, hr: torch.Tensor, floor: float = 2.5e-6) -> torch.Tensor:

@@ -144,9 +144,9 @@ def srgan_curves(history: pd.DataFrame) -> plt.Figure:
         xlabel="step", ylabel="mean probability of 'real'", ylim=(-0.02, 1.18), yticks=[0, 0.25, 0.5, 0.75, 1], title="Discriminator"
     )
     axes[0].legend(loc="upper left", ncol=2)  # above 1, where no line is
-    terms = [t for t in ("content", "adversarial", "pixel", "grid") if history.get(f"{t}_share", pd.Series([0.0])).max() > 0]
+    terms = [t for t in ("content", "adversarial", "pixel", "grid", "lr") if history.get(f"{t}_share", pd.Series([0.0])).max() > 0]
     axes[1].stackplot(history.step, *(history[f"{t}_share"] for t in terms), labels=terms, alpha=0.85,
-                      colors=["#009E73", "#D55E00", "#0072B2", "#999999"])  # fmt: skip
+                      colors=["#009E73", "#D55E00", "#0072B2", "#999999", "#CC79A7"])  # fmt: skip
     axes[1].set(xlabel="step", ylabel="share of the generator's loss", ylim=(0, 1), title="Loss terms")
     axes[1].legend(loc="lower left", frameon=True)
     _gain(axes[2], history, COLOURS["srgan"])

@@ -16,7 +16,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from . import parallel
 from .config import Config, UserError
 from .degrade import upsample
-from .losses import ADVERSARIAL, PRETRAIN, ContentLoss, grid_loss
+from .losses import ADVERSARIAL, PRETRAIN, ContentLoss, grid_loss, lr_loss
 from .models import Discriminator, build
 
 CALIBRATION_BATCHES = 4
@@ -204,6 +204,8 @@ class Game:
         terms = {key: getattr(self.weights, key) * value for key, value in self._generator_terms(k, sr, hr).items()}
         if config.grid_weight:
             terms["grid"] = config.grid_weight * grid_loss(sr.float() - upsample(lr, config.scale), config.scale)
+        if config.lr_weight:
+            terms["lr"] = config.lr_weight * lr_loss(sr.float(), lr, *config.reduction)
         loss = sum(terms.values())
         g_norm = _update(loss, self.generator, self.g_optimizer, self.scaler)
         self.averaged.update_parameters(self.generator)

@@ -161,7 +161,7 @@ def train_srgan(config: Config, train, val, folder, fingerprint: str = "", show=
 
     `folder/srgan/` gets checkpoint.pt and history.csv, `folder/srgan.pt` the averaged weights (EMA; the last ones where
     `ema` is 0), never chosen by PSNR, and the factors of the loss terms, given or calibrated. Returns the history: step, session, seconds, loss; content, adversarial, pixel and, with
-    `grid_weight`, grid (each weighted, as they enter the loss), and the share of each; d_loss, d_hr and d_sr (D's mean probability for
+    `grid_weight`, grid, with `lr_weight`, lr (each weighted, as they enter the loss), and the share of each; d_loss, d_hr and d_sr (D's mean probability for
     HR and SR), d_learnt (the share of steps in which D was updated), the gradients' norms g_norm and d_norm (0 where D paused);
     gain_db and consistency_db of the averaged weights. What `health.warnings` says of it is printed, each warning once.
     """

@@ -7,8 +7,9 @@ import torch
 
 from srlib import features
 from srlib.config import UserError, load_config
+from srlib.degrade import KINDS, downsample
 from srlib.features import feature_extractor, judge
-from srlib.losses import ContentLoss, adversarial_loss, discriminator_loss, grid_loss, psnr_loss
+from srlib.losses import ContentLoss, adversarial_loss, discriminator_loss, grid_loss, lr_loss, psnr_loss
 
 
 @pytest.fixture(scope="module")
@@ -172,3 +173,15 @@ def test_psnr_loss_is_minus_the_mean_psnr():
     value = psnr_loss(same, hr)
     assert value.item() == pytest.approx(-56, abs=0.1)
     assert (torch.autograd.grad(value, same)[0] == 0).all()
+
+
+@pytest.mark.parametrize("kind", [k for k in KINDS if k != "speckle"])
+def test_lr_loss_is_small_for_hr_alone_and_has_a_gradient(kind):
+    torch.manual_seed(0)
+    hr = 0.3 + 0.4 * torch.rand(2, 1, 32, 32)
+    lr = downsample(hr, 4, kind)
+    assert lr_loss(hr, lr, 4, kind) < 1e-4  # what rounding leaves
+    sr = (hr + 0.1).requires_grad_()
+    loss = lr_loss(sr, lr, 4, kind)
+    loss.backward()
+    assert loss.item() == pytest.approx(0.04, rel=0.05) and (sr.grad.flatten(1).sum(1) > 0).all()

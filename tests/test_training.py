@@ -146,6 +146,30 @@ def test_calibration_gives_the_stated_share(images, tmp_path):
     assert checkpoint.load(tmp_path / "srgan/checkpoint.pt")["parts"]["weights"]["content"] > 0
 
 
+def test_lr_weight_holds_sr_to_lr(images, tmp_path):
+    """Its term is logged as any other, and a strong one leaves SR nearer to LR than the same game without it."""
+    game = TINY | {
+        "gan_steps": 24,
+        "gan_lr": 1e-3,
+        "validate_every": 4,
+        "content_features": "none",
+        "content_weight": 1e-6,
+        "ema": 0.0,
+        "pixel_share": 0.0,
+    }
+    training.pretrain_generator(load_config("smoke", **game), *images, tmp_path)
+    found = []
+    for factor in (0.0, 100.0):
+        history = training.train_srgan(load_config("smoke", **game, lr_weight=factor), *images, tmp_path)
+        found.append(history.consistency_db.iloc[-1])
+        shutil.rmtree(tmp_path / "srgan")
+    assert found[1] > found[0] + 1
+    shares = history[[c for c in history if c.endswith("_share")]]
+    assert (history.lr_share > 0).all() and shares.sum(axis=1).to_numpy() == pytest.approx(1, abs=1e-5)
+    with pytest.raises(UserError, match="lr_weight needs a degradation"):
+        load_config("smoke", lr_weight=1.0, degradation="speckle")
+
+
 def first_step(monkeypatch, stage, config, images, folder):
     """The losses that the first step went down, the generator's last, and the history."""
     losses, update = [], steps._update

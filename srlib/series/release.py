@@ -116,6 +116,8 @@ def model_card(run: Run, table: pd.DataFrame, source: str, entry: dict, facts: d
     colour = "grey, 8 or 16 bit" if config.channels == 1 else "colour"
     shape = ", ".join(f"{k} {v}" for k, v in facts["settings"].items())
     made, sections = run.provenance.get("made_by", {}), []
+    stages = {run.provenance["stages"][s].get("git") or made.get("git") or "unknown": s for s in reversed(STAGES)}
+    commits = ", ".join(f"{git} (from {stage} on)" for git, stage in reversed(stages.items())) if len(stages) > 1 else next(iter(stages))
     if entry["phantom"]:
         sections.append(PHANTOM)
     sections += [
@@ -133,7 +135,7 @@ def model_card(run: Run, table: pd.DataFrame, source: str, entry: dict, facts: d
         f"{source}. Images: {counts}; no patient stands in two splits. SHA-256 of the manifest: `{file_hash(run.folder / 'manifest.csv')}`.",
         "## Training",
         *_training(run),
-        f"Made by git {made.get('git') or 'unknown'}, " + ", ".join(f"{k} {v}" for k, v in made.get("versions", {}).items()) + ".",
+        f"Made by git {commits}, " + ", ".join(f"{k} {v}" for k, v in made.get("versions", {}).items()) + ".",
         "<details><summary>all settings</summary>\n\n" + markdown(_settings(config)) + "\n\n</details>",
         "## Measures on unseen patients",
         f"Valid region, mean over patients [95 % interval]. {statistics.caution(table)}",

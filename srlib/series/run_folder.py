@@ -28,7 +28,7 @@ NOTEBOOKS = {  # number: (file, stage whose settings it accepts, stages it needs
 MAKES = {"data": ("manifest.csv",), "pretrain": ("srresnet.pt",), "srgan": ("srgan.pt",), "evaluation": ("evaluation/metrics.csv",)}
 UNTRAINED = ("01", "02", "05")  # what remains where the setting `networks` names trained ones
 # newer than the first runs: at their defaults they do not count, so that those stay valid
-LATER = ("generator", "train_patients", "tuning_steps", "retina", "lpips", "networks")
+LATER = ("generator", "train_patients", "tuning_steps", "retina", "lpips", "networks", "lr_weight")
 
 
 def run_path(profile: str, run_dir: str = "") -> Path:
@@ -215,6 +215,7 @@ class Run:
                 started=timestamp(),
                 finished=None,
                 device=device_used(self.config),
+                git=made_by()["git"],
             )
             start = time.monotonic()
             yield fingerprint
