@@ -30,7 +30,8 @@ Options for running the notebooks:
   --conda                              environment by mamba or conda, in .conda, instead of .venv
   --help
 
-The same command continues a run that was stopped. Exit status: 0, or that of the first failure.
+./run_all.sh COMMAND --help lists a command's own options. The same command continues a run that was stopped.
+Exit status: 0, or that of the first failure.
 EOF
 }
 

@@ -13,7 +13,7 @@ import torchvision
 from torch import nn
 
 from srlib import checkpoint, classify, degrade, features, losses, models, statistics, steps, training
-from srlib.config import UserError, load_config
+from srlib.config import PROFILES, UserError, load_config
 from srlib.data import build_manifest
 from srlib.features import EXTRACTORS, WeightsMissing, feature_extractor
 from srlib.inference import load_generator
@@ -361,6 +361,13 @@ def test_a_sweep_runs_skips_fails_and_continues(series, tmp_path, capsys):
     assert set(table.group) == {"base", "width-4"} and (table.seeds == 2).all()
     assert table.gain_db[table.method == "srgan"].tolist() == [1.0 + 0.5, 1.0 + 0.5]
     assert sweep.sweep(file, seeds=[0, 7], run_dir=str(home)) == 0 and ran[6:] == ["base-seed7", "width-4-seed7"]
+
+
+def test_a_point_that_the_profile_already_has_is_left_out(tmp_path, capsys):
+    content = {"points": [{}, {"blocks": PROFILES["smoke"]["blocks"]}, {"width": 4}], "seeds": [0, 1]}
+    names = [p.folder.name for p in sweep.make_points(content, tmp_path, "smoke")]
+    assert names == ["base-seed0", "base-seed1", "width-4-seed0", "width-4-seed1"]
+    assert capsys.readouterr().out.count("blocks-1-seed0 is base-seed0 under this profile") == 1
 
 
 def test_changed_code_data_and_settings_make_points_stale(series, tmp_path, scan_folder, capsys, monkeypatch):

@@ -88,8 +88,9 @@ def sweeps() -> pd.DataFrame:
 
 
 def make_points(content: dict, home: Path, profile: str = "", seeds=None, data: str = "", overrides: dict | None = None) -> list[Point]:
-    """The points in order, all seeds of one after another. Arguments win over the file, but not over what a point is about."""
-    profile, found = profile or content.get("profile", "quick"), {}
+    """The points in order, all seeds of one after another. Arguments win over the file, but not over what a point is about.
+    A point with the settings of an earlier one is left out, which is said."""
+    profile, found = profile or content.get("profile", "quick"), []
     for settings in content["points"]:
         for seed in content.get("seeds", [0]) if seeds is None else seeds:
             wanted = {
@@ -101,9 +102,13 @@ def make_points(content: dict, home: Path, profile: str = "", seeds=None, data: 
                 "seed": seed,
             }
             name = "_".join(f"{k}-{v}" for k, v in settings.items()) or "base"
-            folder = home / f"{re.sub(r'[^A-Za-z0-9._-]', '-', name)}-seed{seed}"
-            found[folder] = Point(folder, wanted, load_config(profile, **wanted))
-    return list(found.values())
+            point = Point(home / f"{re.sub(r'[^A-Za-z0-9._-]', '-', name)}-seed{seed}", wanted, load_config(profile, **wanted))
+            same = next((p for p in found if p.config == point.config), None)
+            if same:
+                print(f"{point.folder.name} is {same.folder.name} under this profile, which has these settings already: left out")
+            else:
+                found.append(point)
+    return found
 
 
 def sweep(
