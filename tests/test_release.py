@@ -1,5 +1,6 @@
 """Packaging a finished run, and using what was released as a user does."""
 
+import hashlib
 import json
 import os
 import re
@@ -15,15 +16,17 @@ import torch
 from PIL import Image
 from skimage import data
 
-from srlib import features
+from srlib import features, metrics
 from srlib.__main__ import main
-from srlib.config import UserError
-from srlib.degrade import downsample, to_image, to_tensor
+from srlib.config import UserError, load_config
+from srlib.data import build_manifest, read_pair, valid_region
+from srlib.degrade import downsample, to_image, to_tensor, upsample
 from srlib.export import export_onnx
 from srlib.inference import choose, load_generator, upscale
 from srlib.models import Generator, blend
 from srlib.phantom import PATHOLOGIES, bscan
 from srlib.places import REPOSITORY
+from srlib.series.evaluation import choose as choose_images
 from srlib.series.evaluation import evaluate_run
 from srlib.series.release import release
 from srlib.series.report import build_report
@@ -341,3 +344,38 @@ def test_a_wrong_onnx_file_is_not_written(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="differs from torch"):
         export_onnx(Generator(4, 1, 8, 1).eval(), tmp_path / "x.onnx")
     assert not list(tmp_path.iterdir())
+
+
+# --------------------------------------------------------------------------------------------- what stands in data/weights
+RELEASED = sorted(features.WEIGHTS.glob("card-x*.md"))
+
+
+@pytest.mark.parametrize("card", RELEASED, ids=lambda p: p.stem)
+def test_the_files_in_the_repository_are_those_of_the_list_and_the_card(card):
+    entry = json.loads((features.WEIGHTS / "released.json").read_text())[card.stem.removeprefix("card-x")]
+    text = card.read_text()
+    for name in ("srresnet", "srgan"):
+        for kind, digest in (("file", "sha256"), ("onnx", "onnx_sha256")):
+            content = (features.WEIGHTS / entry[name][kind]).read_bytes()
+            assert len(content) <= 4_000_000 and hashlib.sha256(content).hexdigest() == entry[name][digest]
+            assert entry[name][digest] in text
+    assert not entry["phantom"] and "Research only" in text and "/" + "work" not in text
+
+
+@pytest.mark.skipif(not RELEASED, reason="no weights are released")
+def test_the_released_networks_on_unseen_real_scans(real_scans):
+    """Four test patients of the card's split: SRResNet beats bicubic, SRGAN does not contradict LR, and adds what SRResNet lacks."""
+    table = build_manifest(real_scans)
+    paths = choose_images(table[table.split == "test"], 4).path
+    config, gains, held, power = load_config("quick"), [], [], []
+    networks = {name: load_generator(name) for name in ("srresnet", "srgan")}
+    for path in paths:
+        lr, hr = read_pair(real_scans / path, config)
+        sr, region = {n: upscale(lr, g) for n, g in networks.items()}, valid_region(hr)
+        bicubic = to_image(upsample(to_tensor(lr), 4))
+        gains.append(metrics.psnr(sr["srresnet"], hr, region=region) - metrics.psnr(bicubic, hr, region=region))
+        held.append(metrics.consistency(sr["srgan"], lr, *config.reduction))
+        power.append([metrics.high_power(metrics.spectrum(image, region), 4) for image in (*sr.values(), hr)])
+    srresnet, srgan, truth = np.log10(power).T * 10
+    assert min(gains) > 0.1 and np.mean(gains) > 0.5 and min(held) > 40
+    assert (srgan > srresnet).all() and (srgan - truth).mean() > -4

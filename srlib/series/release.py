@@ -18,6 +18,7 @@ from ..figures import NAMES
 from ..inference import load_generator, upscale
 from .pictures import markdown
 from .provenance import file_hash, write_text
+from .report import readable_tests
 from .run_folder import MAKES, Run, read_config
 
 LARGEST = 4_000_000  # bytes of a weights file
@@ -144,6 +145,9 @@ def model_card(run: Run, table: pd.DataFrame, source: str, entry: dict, facts: d
         markdown(_readable(statistics.parts(table, "label").rename_axis(["class", "measure"]).reset_index())),
         "By size of the scan:",
         markdown(_readable(statistics.parts(table, "size").rename_axis(["size", "measure"]).reset_index())),
+        "Differences patient by patient, with paired Wilcoxon tests (p by Holm, for all rows of its table), first PSNR, then the judge, a network that was in no loss:",
+        markdown(readable_tests(table, "psnr")),
+        markdown(readable_tests(table, "judge")),
         "## Where it fails",
         "\n".join(f"- {line}" for line in failures(table)),
         "## Files",
