@@ -151,7 +151,7 @@ def _value(text: str):
 def _overrides(args) -> tuple[str, dict]:
     """(data, overrides) of --data and the -p."""
     overrides = {name: _value(value) for name, value in args.p}
-    for name in {"feature_weights", "networks"} & overrides.keys():
+    for name in {"feature_weights", "networks", "start"} & overrides.keys():
         overrides[name] = _path(str(overrides[name]))
     return str(overrides.pop("data", args.data)), overrides
 

@@ -74,6 +74,9 @@ class Config:
     generator: str = _setting(
         "srresnet", "pretrain", "the network (srlib/models.py); rrdb: ESRGAN's blocks", ("srresnet", "rrdb"), registry="models.GENERATORS"
     )
+    start: str = _setting(
+        "", "pretrain", "weights that the pretraining goes on from: 'released', a run's or a release's folder, or a file; '': random ones"
+    )
     width: int = _setting(64, "pretrain", "feature maps of the generator", low=4)
     blocks: int = _setting(16, "pretrain", "residual blocks of the generator", low=1)
     batch_norm: bool = _setting(True, "pretrain", "batch normalisation in the generator")

@@ -76,12 +76,13 @@ def _update(loss: torch.Tensor, model: torch.nn.Module, optimizer, scaler, longe
 
 
 class Pretraining:
-    """The generator alone (section 3.2). `step(k, lr, hr)` makes one update on a batch in [0, 1] and returns what is logged: loss
-    (MSE on [-1, 1], whatever is minimised) and g_norm (of the gradient, before it is cut). `parts`: what a checkpoint needs."""
+    """The `generator` alone (section 3.2; None: a new one of the settings). `step(k, lr, hr)` makes one update on a batch in [0, 1]
+    and returns what is logged: loss (MSE on [-1, 1], whatever is minimised) and g_norm (of the gradient, before it is cut).
+    `parts`: what a checkpoint needs."""
 
-    def __init__(self, config: Config, device: torch.device):
+    def __init__(self, config: Config, device: torch.device, generator: torch.nn.Module | None = None):
         self.config, self.device = config, device
-        self.generator = _placed(make_generator(config), config, device)
+        self.generator = _placed(generator or make_generator(config), config, device)
         self.network = parallel.wrap(self.generator, device)
         self.optimizer = _adam(self.generator, config.pretrain_lr, device)
         self.scheduler = _schedule(self.optimizer, config.pretrain_schedule, config.pretrain_steps)

@@ -120,6 +120,14 @@ def training_pairs(paths, config: Config, device: torch.device, steps: int, seed
     return stream
 
 
+def first_generator(config: Config, folder: Path) -> torch.nn.Module:
+    """The generator before its first step: random, or with the weights in `folder`/start.pt, which `Run` puts there for the setting `start`."""
+    generator = make_generator(config)
+    if config.start:
+        generator.load_state_dict(checkpoint.load_weights(folder / "start.pt")["weights"])
+    return generator
+
+
 def pretrain_generator(config: Config, train, val, folder, fingerprint: str = "", show=lambda history: None) -> pd.DataFrame:
     """MSE pretraining (section 3.2), or another `pretrain_loss`: train on crops of the image files `train`, validate on `val`, write into `folder`.
 
@@ -133,7 +141,7 @@ def pretrain_generator(config: Config, train, val, folder, fingerprint: str = ""
     if count := parallel.processes(config, device):
         return parallel.launch("pretrain_generator", count, config, train, val, folder, fingerprint, show)
     torch.manual_seed(config.seed)
-    stage, validation, best = Pretraining(config, device), Validation(val, config, device), Best()
+    stage, validation, best = Pretraining(config, device, first_generator(config, folder)), Validation(val, config, device), Best()
     warn = _teller("pretrain", health.pretraining_warnings)
 
     def validate():

@@ -229,6 +229,33 @@ def test_networks_that_do_not_fit_the_run(run, packed, tmp_path):
     refused("no such file", tmp_path / "f", networks=str(tmp_path / "nowhere"))
 
 
+def test_training_goes_on_from_given_weights(run, packed, tmp_path):
+    """`-p start FOLDER`: step 0 is the given network, on any scans; the folder keeps it, and the card of the new run names it."""
+    from srlib.training import first_generator
+
+    scans, settings = str(run.parent / "scans"), {"start": str(packed), "pretrain_lr": 0.0}
+    again = make_run(tmp_path / "again", scans, **settings)
+    given = load_generator(packed / "srresnet-x4.pt")
+    config = open_run("03", "smoke", str(again), scans, TINY | settings).config
+    for generator in (first_generator(config, again), load_generator(again / "srresnet.pt")):
+        assert all(torch.equal(v, given.state_dict()[k]) for k, v in generator.state_dict().items())
+    release(str(again), str(tmp_path / "out"), source="scans of a test")
+    card = (tmp_path / "out" / "card-x4.md").read_text()
+    assert (
+        f"begun with the weights srresnet-x4.pt (SHA-256 `{hashlib.sha256((packed / 'srresnet-x4.pt').read_bytes()).hexdigest()}`)" in card
+    )
+    for start in (run, run / "srresnet.pt"):
+        open_run("01", "smoke", str(tmp_path / start.name), scans, TINY | {"start": str(start)})
+        assert (tmp_path / start.name / "start.pt").read_bytes() == (run / "srresnet.pt").read_bytes()
+    for words, other in (
+        ("another shape; set -p width 8,", {"width": 4}),
+        ("weights for x4 only", {"scale": 2}),
+        ("no such file", {"start": "/nowhere.pt"}),
+    ):
+        with pytest.raises(UserError, match=words):
+            open_run("01", "smoke", str(tmp_path / "new"), scans, TINY | settings | other)
+
+
 def test_a_run_folder_and_what_does_not_fit(run, installed, scan, tmp_path, capsys):
     command = ["upscale", str(scan), str(tmp_path / "sr.png")]
     assert main([*command, "--weights", str(run), "--alpha", "0.5"]) == 0

@@ -73,6 +73,11 @@ def build(
         raise UserError(f"user {user!r} is no Kaggle user name; give it with --user NAME, as it stands in kaggle.com/NAME")
     overrides = dict(overrides or {}) | ({"feature_weights": vgg} if vgg else {})
     config = load_config(profile, **overrides)
+    for name in ("networks", "start"):
+        if getattr(config, name) == "released":
+            raise UserError(
+                f"{name}='released' does not travel in a kernel; attach the files of data/weights as a data set and name its folder"
+            )
     data = overrides.pop("data", "")
     parameters = {"profile": profile, "run_dir": "", "data": data, "overrides": overrides}
     payload = _carried(config)

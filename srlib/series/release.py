@@ -171,11 +171,15 @@ def _reduction(config: Config) -> str:
 
 def _training(run: Run) -> list[str]:
     said = []
+    begun = run.provenance.get("networks", {}).get("start") if run.config.start else None
     for stage, words in (("pretrain", "SRResNet"), ("srgan", "SRGAN")):
         history = pd.read_csv(run.folder / stage / "history.csv")
         device = run.provenance["stages"][stage].get("device", "hardware not recorded")
         last = history.iloc[-1]
         best = f"; best validation gain {history.gain_db.max():+.2f} dB" if stage == "pretrain" else ""
+        best += (
+            f", begun with the weights {Path(begun['file']).name} (SHA-256 `{begun['sha256']}`)" if begun and stage == "pretrain" else ""
+        )
         said.append(
             f"- {words}: {last.step:,.0f} steps of {run.config.batch} crops of {run.config.crop} pixels, {last.seconds / 3600:.2f} h in "
             f"{last.session:.0f} session(s) on {device}; at the end {last.gain_db:+.2f} dB against bicubic on validation scans{best}"
@@ -188,7 +192,7 @@ def _training(run: Run) -> list[str]:
 
 def _settings(config: Config) -> pd.DataFrame:
     """Setting and value; without those of the machine, without paths, and without those of phantoms where there are none."""
-    hidden = ("data", "feature_weights", *(k for k in FIELDS if k.startswith("phantom") and config.data != "phantom"))
+    hidden = ("data", "feature_weights", "start", *(k for k in FIELDS if k.startswith("phantom") and config.data != "phantom"))
     shown = {k: v for k, v in dataclasses.asdict(config).items() if k not in hidden and FIELDS[k].metadata.get("stage") != "machine"}
     return pd.DataFrame({"setting": shown.keys(), "value": [str(v).replace("|", r"\|") for v in shown.values()]})
 

@@ -28,7 +28,7 @@ NOTEBOOKS = {  # number: (file, stage whose settings it accepts, stages it needs
 MAKES = {"data": ("manifest.csv",), "pretrain": ("srresnet.pt",), "srgan": ("srgan.pt",), "evaluation": ("evaluation/metrics.csv",)}
 UNTRAINED = ("01", "02", "05")  # what remains where the setting `networks` names trained ones
 # newer than the first runs: at their defaults they do not count, so that those stay valid
-LATER = ("generator", "train_patients", "tuning_steps", "retina", "lpips", "networks", "lr_weight")
+LATER = ("generator", "train_patients", "tuning_steps", "retina", "lpips", "networks", "lr_weight", "start")
 
 
 def run_path(profile: str, run_dir: str = "") -> Path:
@@ -55,6 +55,7 @@ def open_run(notebook: str, profile: str = "quick", run_dir: str = "", data: str
         if stored is not None:
             run.refuse_changes(stored)
         run.take_networks()
+        run.take_start()
         write_text(file, json.dumps(dataclasses.asdict(run.config), indent=1) + "\n")
         return run
     if stored is None:
@@ -81,6 +82,8 @@ def open_run(notebook: str, profile: str = "quick", run_dir: str = "", data: str
             number = next(n for n, (_, s, _) in NOTEBOOKS.items() if s == need)
             raise UserError(f"{folder / MAKES[need][0]} was trained from something older; --from {number} trains it again")
     run.refuse_changes(stored)
+    if run.config.start != stored.start:
+        run.take_start()
     if run.config != stored:
         write_text(file, json.dumps(dataclasses.asdict(run.config), indent=1) + "\n")
     return run
@@ -124,7 +127,11 @@ class Run:
 
     def fingerprint(self, stage: str) -> str:
         """SHA-256 of those settings and of the files that go into the stage."""
-        inputs = {"data": (), "pretrain": ("manifest.csv",), "srgan": ("manifest.csv", "srresnet.pt")}
+        inputs = {
+            "data": (),
+            "pretrain": ("manifest.csv", *["start.pt"] * bool(self.config.start)),
+            "srgan": ("manifest.csv", "srresnet.pt"),
+        }
         files = inputs.get(stage, ("manifest.csv", "srresnet.pt", "srgan.pt"))
         hashes = [file_hash(self.folder / f) if (self.folder / f).exists() else "" for f in files]
         settings = {k: v for k, v in self.settings(stage).items() if k not in LATER or v != FIELDS[k].default}
@@ -170,6 +177,24 @@ class Run:
         for name, file in files.items():
             checkpoint.write(self.folder / f"{name}.pt", file.read_bytes())
             self.record("networks", name, file=str(file), sha256=file_hash(file))
+
+    def take_start(self) -> None:
+        """Copy the weights that the setting `start` names to start.pt, where it does and nothing is trained yet. Raises UserError for
+        weights that are not there, damaged, or of another shape than the settings."""
+        wanted = self.config.start
+        if not wanted or self.is_trained("pretrain"):
+            return
+        from .. import checkpoint, inference, released
+        from ..steps import make_generator
+
+        source = None if wanted == "released" else run_path("", wanted)
+        file = source if source and source.is_file() else released.pair(source, self.config.scale)[0]["srresnet"]
+        theirs, mine = inference.load_generator(file).settings, make_generator(self.config).settings
+        if other := {key: value for key, value in theirs.items() if mine.get(key) != value}:
+            words = " ".join(f"-p {key} {str(value).lower()}" for key, value in other.items())
+            raise UserError(f"start={wanted!r} is a network of another shape; set {words}, or other weights")
+        checkpoint.write(self.folder / "start.pt", file.read_bytes())
+        self.record("networks", "start", file=str(file), sha256=file_hash(file))
 
     # -------------------------------------------------------------------------------------------- stages
     @contextlib.contextmanager
