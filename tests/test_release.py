@@ -120,6 +120,7 @@ def test_the_card(run, packed):
     assert all(entry[n][k] in card for n in ("srresnet", "srgan") for k in ("sha256", "onnx_sha256"))
     assert str(run) not in card and "/tmp" not in card
     history = pd.read_csv(run / "pretrain/history.csv")
+    assert f"| SRResNet, step | {history.step[0]:,} |" in card and f" {history.gain_db.iloc[-1]:+.2f} |\n" in card  # the curve
     assert "4 steps of 4 crops of 32 pixels" in card and f"best validation gain {history.gain_db.max():+.2f} dB" in card
 
 

@@ -22,6 +22,7 @@ from .report import readable_tests
 from .run_folder import MAKES, Run, read_config
 
 LARGEST = 4_000_000  # bytes of a weights file
+CURVE = 9  # points of a training's curve in the card
 ROUNDING = 2  # grey levels by which half precision may change SR
 SAMPLE = 400  # training images that the domain is measured on
 KERMANY = (
@@ -170,12 +171,16 @@ def _reduction(config: Config) -> str:
 
 
 def _training(run: Run) -> list[str]:
-    said = []
+    """What the card says of the two trainings, their curves in figures last."""
+    said, curves = [], []
     begun = run.provenance.get("networks", {}).get("start") if run.config.start else None
     for stage, words in (("pretrain", "SRResNet"), ("srgan", "SRGAN")):
         history = pd.read_csv(run.folder / stage / "history.csv")
         device = run.provenance["stages"][stage].get("device", "hardware not recorded")
         last = history.iloc[-1]
+        few = history.iloc[np.linspace(0, len(history) - 1, min(CURVE, len(history))).round().astype(int)]
+        curve = [f"{words}, step", *(f"{step:,}" for step in few.step)], ["gain (dB)", *(f"{gain:+.2f}" for gain in few.gain_db)]
+        curves.append(markdown(pd.DataFrame(curve[1:], columns=curve[0])))
         best = f"; best validation gain {history.gain_db.max():+.2f} dB" if stage == "pretrain" else ""
         best += (
             f", begun with the weights {Path(begun['file']).name} (SHA-256 `{begun['sha256']}`)" if begun and stage == "pretrain" else ""
@@ -187,7 +192,12 @@ def _training(run: Run) -> list[str]:
     released_by = (
         "SRResNet is the state with the best validation PSNR; SRGAN the averaged weights (EMA) at the end, not chosen by any measure."
     )
-    return ["\n".join(said), f"{released_by} Content loss: {run.config.content_features}. Seed {run.config.seed}."]
+    return [
+        "\n".join(said),
+        f"{released_by} Content loss: {run.config.content_features}. Seed {run.config.seed}.",
+        "Gain over bicubic on crops of validation scans, during the trainings:",
+        *curves,
+    ]
 
 
 def _settings(config: Config) -> pd.DataFrame:
