@@ -257,6 +257,15 @@ def test_training_goes_on_from_given_weights(run, packed, tmp_path):
             open_run("01", "smoke", str(tmp_path / "new"), scans, TINY | settings | other)
 
 
+@pytest.mark.slow
+def test_notebook_06_of_a_training_that_went_on(run, packed, tmp_path):
+    """Its exercise trains other networks, from random weights."""
+    scans, settings = str(run.parent / "scans"), {"start": str(packed)}
+    folder = make_run(tmp_path / "on", scans, **settings)
+    flags = [f for name, value in (TINY | settings).items() for f in ("-p", name, str(value))]
+    assert main(["run", "--profile", "smoke", "--data", scans, "--run-dir", str(folder), "--only", "06", *flags]) == 0
+
+
 def test_a_run_folder_and_what_does_not_fit(run, installed, scan, tmp_path, capsys):
     command = ["upscale", str(scan), str(tmp_path / "sr.png")]
     assert main([*command, "--weights", str(run), "--alpha", "0.5"]) == 0
