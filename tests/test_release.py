@@ -415,4 +415,4 @@ def test_the_released_networks_on_unseen_real_scans(real_scans):
         power.append([metrics.high_power(metrics.spectrum(image, region), 4) for image in (*sr.values(), hr)])
     srresnet, srgan, truth = np.log10(power).T * 10
     assert min(gains) > 0.1 and np.mean(gains) > 0.5 and min(held) > 40
-    assert (srgan > srresnet + 1).all() and (srgan - truth).mean() > -5  # dB; the card: -4.4 on 109 scans
+    assert (srgan > srresnet + 1).all() and (srgan - truth).mean() > -6  # dB; the card: -5.0 on 109 scans
