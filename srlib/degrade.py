@@ -3,6 +3,8 @@
 Tensors are NCHW, float, in [0, 1]. The low-resolution images of the paper's experiments (Ledig et al. 2017, section 3.2)
 are bicubic reductions; the kernel is widened by the scale (antialiasing), as in Pillow and MATLAB. The other kinds ask what a
 network does that has seen another reduction. A new kind is one function and one line in KINDS.
+
+`project` goes the other way: of all images that reduce to a given LR it finds the one nearest to a given SR.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Callable
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -71,6 +74,68 @@ def upsample(lr: torch.Tensor, scale: int = 4) -> torch.Tensor:
     return F.interpolate(lr.float(), size=size, mode="bicubic", antialias=True)
 
 
+def project(
+    sr: torch.Tensor, lr: torch.Tensor, scale: int = 4, kind: str = "bicubic", amount: float = 0.0, rounds: int = 1
+) -> torch.Tensor:
+    """The image nearest to `sr` (least squares) that `downsample` takes to `lr`, before it rounds to 8 bit: sr + D+ (lr - D sr).
+
+    `sr`: (N, C, H, W) and `lr`: (N, C, H // scale, W // scale), float, in [0, 1]; the result is float32, neither clamped nor rounded. D is
+    separable, so its pseudo-inverse D+ is two small matrices, kept for each size. Pixels that `downsample` cuts off stay as they are.
+    Runs on the tensors' device and has a gradient. An image that is clamped afterwards no longer reduces to LR where it was cut; with
+    `rounds` > 1 it is clamped and projected in turn, so many times in all, which brings both together. `bicubic-matlab` is taken without
+    its rounding. Raises ValueError for sizes that do not belong together and for a kind that is not linear (speckle) and separable: it has no projection.
+    """
+    if lr.shape[-2:] != (sr.shape[-2] // scale, sr.shape[-1] // scale):
+        raise ValueError(f"an LR image of {tuple(lr.shape[-2:])} pixels does not belong to SR of {tuple(sr.shape[-2:])} at scale {scale}")
+    if kind not in KINDS:
+        raise ValueError(f"kind must be one of {tuple(KINDS)}, not {kind!r}")
+    reduce = _UNROUNDED.get(kind, KINDS[kind])
+    if not has_projection(scale, kind, amount):
+        raise ValueError(f"{kind} is not linear and separable, so there is no projection")
+    (down, up), (across, back) = (_reduction(reduce, sr.shape[2 + axis], scale, amount, axis, sr.device) for axis in (0, 1))
+    with torch.autocast(sr.device.type, enabled=False):
+        sr, lr = sr.float(), lr.float()
+        for k in range(rounds):
+            sr = sr.clamp(0, 1) if k else sr
+            sr = sr + up @ (lr - down @ sr @ across.T) @ back.T
+    return sr
+
+
+def has_projection(scale: int, kind: str, amount: float = 0.0) -> bool:
+    """Whether a reduction is linear and separable, so that `project` can undo it."""
+    return _separable(_UNROUNDED.get(kind, KINDS[kind]), scale, amount)
+
+
+@lru_cache(maxsize=64)
+def _separable(reduce: Callable, scale: int, amount: float) -> bool:
+    """Whether `reduce` treats a random image as the matrices of its two axes do."""
+    image = torch.rand(1, 1, 4 * scale, 5 * scale, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    down, across = (_matrix(reduce, image.shape[2 + axis], scale, amount, axis) for axis in (0, 1))
+    return torch.allclose(reduce(image, scale, amount).double(), down @ image @ across.T, atol=1e-6)
+
+
+@lru_cache(maxsize=64)
+@torch.inference_mode(False)  # else what validation has cached could not be trained through
+def _reduction(
+    reduce: Callable, size: int, scale: int, amount: float, axis: int, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(D, D+) of a separable reduction along one axis: float32 (size // scale, size) and (size, size // scale)."""
+    matrix = _matrix(reduce, size, scale, amount, axis)
+    return matrix.float().to(device), torch.linalg.solve(matrix @ matrix.T, matrix).T.float().to(device)
+
+
+def _matrix(reduce: Callable, size: int, scale: int, amount: float, axis: int) -> torch.Tensor:
+    """D along one axis, float64, found by reducing lines with one bright pixel each, in images that are constant along the other axis."""
+
+    def reduced(lines):  # (k, size) to (k, size // scale)
+        images = lines[:, None, :, None].expand(-1, 1, -1, 2 * scale)  # (torch's antialiasing is wrong where one side becomes 1 pixel)
+        images = crop_to_multiple(images if axis == 0 else images.transpose(2, 3), scale)
+        small = reduce(images.contiguous(), scale, amount)[:, 0].double()
+        return small[..., 0] if axis == 0 else small[:, 0]
+
+    return torch.cat([reduced(part) for part in torch.eye(size, dtype=torch.float64).split(512)]).T
+
+
 # -------------------------------------------------------------------------------------------------------- the kinds
 def _bicubic(hr, scale, amount):
     """The cubic kernel (a = -0.5) stretched by the scale, so that what lies above the LR Nyquist frequency is gone."""
@@ -86,6 +151,12 @@ def _bicubic_matlab(hr, scale, amount):
     down, across = (_weights(n, scale, _cubic(scale), 2 * scale).to(hr.device) for n in hr.shape[-2:])
     half = levels(down @ (hr.double() * 255).round())
     return (levels(half @ across.T) / 255).float()
+
+
+def _bicubic_mirrored(hr, scale, amount):
+    """`_bicubic_matlab` without its rounding."""
+    down, across = (_weights(n, scale, _cubic(scale), 2 * scale).to(hr) for n in hr.shape[-2:])
+    return down @ hr @ across.T
 
 
 def _gaussian(hr, scale, amount):
@@ -135,6 +206,7 @@ KINDS: dict[str, Callable[[torch.Tensor, int, float], torch.Tensor]] = {
     "area": _area,
     "nearest": _nearest,
 }
+_UNROUNDED = {"bicubic-matlab": _bicubic_mirrored}  # the linear reduction behind a kind that rounds on its way
 
 
 def _cubic(scale):

@@ -6,12 +6,28 @@ import cv2
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
+from srlib import metrics
 from srlib.config import FIELDS
-from srlib.degrade import KINDS, SCALES, crop_to_multiple, downsample, from_display, to_display, to_image, to_tensor, upsample
+from srlib.degrade import (
+    KINDS,
+    SCALES,
+    crop_to_multiple,
+    downsample,
+    from_display,
+    has_projection,
+    project,
+    to_display,
+    to_image,
+    to_tensor,
+    upsample,
+)
 from srlib.phantom import bscan
+
+LINEAR = [kind for kind in KINDS if kind != "speckle"]
 
 
 @pytest.mark.parametrize("scale", [2, 3, 4, 8])
@@ -58,7 +74,7 @@ def test_every_kind_gives_eight_bit_levels_of_the_image_alone(kind, scale):
     torch.testing.assert_close(lr, downsample(hr, scale, kind), atol=0, rtol=0)
 
 
-@pytest.mark.parametrize("kind", [k for k in KINDS if k != "speckle"])
+@pytest.mark.parametrize("kind", LINEAR)
 @pytest.mark.parametrize("scale", SCALES)
 def test_constant_stays_constant(kind, scale):
     hr = torch.full((1, 1, 48, 72), 100 / 255)
@@ -172,3 +188,117 @@ def test_refuses_what_it_does_not_know():
         downsample(torch.rand(1, 1, 32, 32), 4, kind="lanczos")
     with pytest.raises(ValueError, match="smaller than scale"):
         downsample(torch.rand(1, 1, 3, 32), 4)
+
+
+# --------------------------------------------------------------------------------------------- projection
+def mirrored_rows(size, scale):
+    """MATLAB's cubic kernel with mirrored edges as a matrix, from its definition: the plain kernel on a padded line."""
+    pad, kept = 2 * scale, size // scale * scale  # what is cut off has weight 0
+    padded = np.pad(np.eye(kept, size), ((pad, pad), (0, 0)), "symmetric")
+    x = np.arange(kept + 2 * pad) - pad - ((np.arange(size // scale)[:, None] + 0.5) * scale - 0.5)
+    t = np.abs(x / scale)
+    w = np.where(t < 1, 1.5 * t**3 - 2.5 * t**2 + 1, np.where(t < 2, -0.5 * t**3 + 2.5 * t**2 - 4 * t + 2, 0))
+    return (w / w.sum(1, keepdims=True)) @ padded
+
+
+def dense(kind, height, width, scale, amount=0.0):
+    """The reduction of whole images as one matrix (float64), from images with one bright pixel each."""
+    if kind == "bicubic-matlab":  # without its rounding
+        return torch.from_numpy(np.kron(mirrored_rows(height, scale), mirrored_rows(width, scale)))
+    pixels = torch.eye(height * width, dtype=torch.float64).reshape(-1, 1, height, width)
+    return KINDS[kind](crop_to_multiple(pixels, scale), scale, amount).flatten(1).T
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("kind", LINEAR)
+def test_projection_is_the_nearest_image_that_reduces_to_lr(kind, scale):
+    """Against the dense least-squares solution: odd sizes that no scale divides, two images of three channels, any LR; and its gradient
+    is that of the dense projector, I - D+ D."""
+    height, width = 19, 29
+    D = dense(kind, height, width, scale)
+    back = torch.linalg.pinv(D)
+    chance = torch.Generator().manual_seed(scale)
+    sr = torch.rand(2, 3, height, width, generator=chance, dtype=torch.float64)
+    lr = torch.rand(2, 3, height // scale, width // scale, generator=chance, dtype=torch.float64)
+    expected = sr.flatten(2) + (lr.flatten(2) - sr.flatten(2) @ D.T) @ back.T
+    given = sr.float().requires_grad_()
+    found = project(given, lr.float(), scale, kind)
+    assert found.dtype is torch.float32
+    torch.testing.assert_close(found.double(), expected.reshape(sr.shape), atol=1e-5, rtol=0)
+    rows, columns = height // scale * scale, width // scale * scale
+    assert torch.equal(found[..., rows:, :], given[..., rows:, :]) and torch.equal(found[..., columns:], given[..., columns:])
+    weight = torch.rand(sr.shape, generator=chance, dtype=torch.float64)
+    (gradient,) = torch.autograd.grad((found * weight.float()).sum(), given)
+    by_hand = weight.flatten(2) - weight.flatten(2) @ (back @ D)
+    torch.testing.assert_close(gradient.double(), by_hand.reshape(sr.shape), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(("kind", "amount"), [("gaussian", 2.3), ("axial", 0.8)])
+def test_projection_takes_the_amount(kind, amount):
+    D = dense(kind, 24, 20, 4, amount)
+    found = project(torch.rand(1, 1, 24, 20), torch.full((1, 1, 6, 5), 0.4), 4, kind, amount)
+    torch.testing.assert_close(found.double().flatten() @ D.T, torch.full((30,), 0.4, dtype=torch.float64), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("kind", LINEAR)
+def test_what_was_projected_reduces_to_lr_and_stays(kind, scale):
+    """To the 8-bit level where nothing is clamped, whatever SR was; `bicubic-matlab`, which rounds HR and its half-way result too, to one
+    level. Projected again it does not move."""
+    hr = 0.3 + 0.4 * to_tensor(bscan(4, 100, 148))
+    lr = downsample(hr, scale, kind)
+    sr = 0.5 + 0.1 * torch.randn(hr.shape, generator=torch.Generator().manual_seed(0))
+    once = project(sr, lr, scale, kind)
+    gap = (255 * (downsample(once, scale, kind) - lr)).abs().round()
+    if kind == "bicubic-matlab":
+        assert gap.max() <= 1 and (gap > 0).float().mean() < 0.3
+    else:
+        assert gap.max() == 0
+    torch.testing.assert_close(project(once, lr, scale, kind), once, atol=2e-6, rtol=0)
+
+
+def test_autocast_does_not_lower_the_projections_precision():
+    sr, lr = torch.rand(1, 1, 32, 40), torch.rand(1, 1, 8, 10)
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = project(sr.bfloat16(), lr)
+    assert torch.equal(inside, project(sr.bfloat16().float(), lr)) and inside.dtype is torch.float32
+    assert (KINDS["bicubic"](inside, 4, 0) - lr).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("name", ["dark", "phantom"])
+def test_rounds_of_clamping_raise_the_consistency_of_what_is_clamped(name):
+    """Grain in the dark is cut at black, so that the image is brighter than LR says; eight rounds shift the rest until both agree."""
+    rng = np.random.default_rng(0)
+    dark = np.clip(rng.normal(3, 6, (160, 192)), 0, 255).astype(np.uint8)
+    hr = to_tensor(dark if name == "dark" else bscan(5, 160, 192))
+    lr = downsample(hr)
+    sr = upsample(lr) + 0.1 * torch.randn(hr.shape, generator=torch.Generator().manual_seed(0))
+    one, eight = (to_image(project(sr, lr, rounds=n)) for n in (1, 8))
+    before, after = (metrics.consistency(image, to_image(lr)) for image in (one, eight))
+    assert before < 50 and after > before + 15
+    assert metrics.psnr(eight, to_image(hr)) >= metrics.psnr(one, to_image(hr))  # not bought with a worse image
+
+
+def test_what_cannot_be_projected(monkeypatch):
+    """Speckle, unknown kinds and sizes that do not belong together; of what a reader registers, all but linear separable reductions."""
+    sr, lr = torch.rand(1, 1, 32, 40), torch.rand(1, 1, 8, 10)
+    for kind, words in (("speckle", "not linear"), ("lanczos", "kind must be one of")):
+        with pytest.raises(ValueError, match=words):
+            project(sr, lr, 4, kind)
+    for wrong in (lr[..., 1:, :], lr[..., 1:], torch.rand(1, 1, 16, 20)):
+        with pytest.raises(ValueError, match="does not belong"):
+            project(sr, wrong, 4)
+    registered = {
+        "tent": lambda hr, scale, amount: F.avg_pool2d(F.avg_pool2d(hr, 3, 1, 1, count_include_pad=False), scale),
+        "peak": lambda hr, scale, amount: F.max_pool2d(hr, scale),
+        "lighter": lambda hr, scale, amount: F.avg_pool2d(hr, scale) + 0.1,
+        "diagonal": lambda hr, scale, amount: (hr[..., ::scale, ::scale] + hr[..., 1::scale, 1::scale]) / 2,  # linear, not separable
+    }
+    for kind, reduce in registered.items():
+        monkeypatch.setitem(KINDS, kind, reduce)
+    back = project(sr, lr, 4, "tent")
+    torch.testing.assert_close(registered["tent"](back, 4, 0), lr, atol=1e-5, rtol=0)
+    for kind in ("peak", "lighter", "diagonal"):
+        with pytest.raises(ValueError, match=f"{kind} is not linear"):
+            project(sr, lr, 4, kind)
+    assert [kind for kind in KINDS if has_projection(4, kind)] == [*LINEAR[:4], "area", "nearest", "tent"]
