@@ -7,10 +7,12 @@ what is the same for all regions is computed once.
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.ndimage import gaussian_filter, uniform_filter
+from scipy.ndimage import distance_transform_edt, gaussian_filter, uniform_filter
 from skimage.metrics import structural_similarity
 
 from .degrade import downsample, from_display, to_tensor
@@ -124,8 +126,6 @@ def spectrum(image: np.ndarray, region: np.ndarray | None = None) -> np.ndarray:
     y = luma(image)
     window = np.outer(np.hanning(y.shape[0]), np.hanning(y.shape[1]))
     if region is not None and not region.all():
-        from scipy.ndimage import distance_transform_edt
-
         window = window * np.sin(np.pi / 2 * np.clip(distance_transform_edt(region) / 16, 0, 1)) ** 2
     total = window.sum()
     mean = (y * window).sum() / total if total else 0
@@ -163,6 +163,51 @@ def high_power_db(sr_power: np.ndarray, hr_power: np.ndarray, scale: int = 4, di
     """Power above the LR Nyquist frequency, SR against HR, in dB: 0 as much, below blurred, above invented."""
     hr = high_power(hr_power, scale, direction)
     return float(10 * np.log10(max(high_power(sr_power, scale, direction), 1e-12) / hr)) if hr else float("nan")
+
+
+def bands(scale: int = 4) -> list[tuple[float, float]]:
+    """The bands above the LR Nyquist frequency f0 = 1 / (2 scale): (low, high] in cycles a pixel, from f0 to 1/2, each about half an octave;
+    x4 has four, x2 two, x8 six, x3 three."""
+    count = round(2 * np.log2(scale))
+    edges = [0.5 * scale ** (k / count - 1) for k in range(count + 1)]
+    return list(itertools.pairwise(edges))
+
+
+def _above_nyquist(shape) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """fy, fx and max(|fy|, |fx|): what LR can hold is a square of the plane of frequencies."""
+    fy, fx = _frequencies(shape)
+    return fy, fx, np.maximum(np.abs(fy), np.abs(fx))
+
+
+def _db(sr: float, hr: float) -> float:
+    return float(10 * np.log10(max(sr, 1e-12) / hr)) if hr else float("nan")
+
+
+def band_power_db(sr_power: np.ndarray, hr_power: np.ndarray, scale: int = 4, direction: str = "all") -> list[float]:
+    """Power of SR against HR in each of the `bands`, dB: 0 as much, below blurred, above too grainy. Powers are `spectrum`s.
+
+    A frequency belongs to the band of max(|fx|, |fy|). `direction`: 'depth' takes the part with |fx| <= f0 / 2, 'across' with |fy| <= f0 / 2.
+    """
+    fy, fx, f = _above_nyquist(hr_power.shape)
+    narrow = 0.25 / scale
+    part = {"all": f > 0, "depth": (np.abs(fx) <= narrow) & (f > 0), "across": (np.abs(fy) <= narrow) & (f > 0)}[direction]
+    where = [part & (f > low) & (f <= high) for low, high in bands(scale)]
+    return [_db(sr_power[w].sum(), hr_power[w].sum()) for w in where]
+
+
+def stripe_index(sr_power: np.ndarray, hr_power: np.ndarray, scale: int = 4) -> float:
+    """How much one direction stands out of SR's texture, dB: in each of the `bands` SR over HR in twelve sectors of 15 degrees (the axes in
+    the middle of one), the largest less the median; mean over the bands. Stripes of any direction raise it; another draw of the same
+    texture has about 1, as chance decides. nan where HR has no power in a sector."""
+    fy, fx, f = _above_nyquist(hr_power.shape)
+    sector = np.floor(np.rad2deg(np.arctan2(fy, fx)) / 15 + 0.5).astype(int) % 12
+    found = []
+    for low, high in bands(scale):
+        inside = (f > low) & (f <= high)
+        sr, hr = (np.bincount(sector[inside], power[inside], 12) for power in (sr_power, hr_power))
+        ratios = [_db(a, b) for a, b in zip(sr, hr, strict=True)]
+        found.append(np.max(ratios) - np.median(ratios))
+    return float(np.mean(found))
 
 
 def checkerboard(sr_power: np.ndarray, hr_power: np.ndarray, scale: int = 4) -> float:

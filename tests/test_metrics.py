@@ -1,5 +1,7 @@
 """The measures against cases worked out by hand and against scikit-image."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -206,3 +208,109 @@ def test_a_list_of_regions_gives_what_each_gives():
         together, alone = measure(*given, region=regions), [measure(*given, region=r) for r in regions]
         np.testing.assert_array_equal(together, alone)
         assert together[0] != together[1] and np.isnan(together[2])
+
+
+# --------------------------------------------------------------------------------------------- power by band
+def white(seed, sigma=10.0, shape=(256, 256)):
+    return 128 + sigma * np.random.default_rng(seed).standard_normal(shape)  # not rounded: luma takes it as it is
+
+
+def test_bands_are_half_octaves_from_the_lr_nyquist_on():
+    edges = [0.125, 0.125 * 2**0.5, 0.25, 0.25 * 2**0.5, 0.5]
+    np.testing.assert_allclose(metrics.bands(4), list(itertools.pairwise(edges)))
+    np.testing.assert_allclose(metrics.bands(2), [(0.25, 0.25 * 2**0.5), (0.25 * 2**0.5, 0.5)])
+    for scale, count in ((2, 2), (3, 3), (4, 4), (8, 6)):
+        bands = metrics.bands(scale)
+        assert len(bands) == count and bands[0][0] == pytest.approx(0.5 / scale) and bands[-1][1] == pytest.approx(0.5)
+        assert all(a[1] == b[0] for a, b in itertools.pairwise(bands))  # no gap, none twice
+        ratios = {round(high / low, 6) for low, high in bands}
+        assert len(ratios) == 1 and 1.39 < ratios.pop() < 1.45
+
+
+@pytest.mark.parametrize("scale", [2, 3, 4, 8])
+def test_white_noise_twice_as_strong_has_six_db_more_in_every_band(scale):
+    one, two = metrics.spectrum(white(0)), metrics.spectrum(128 + 2 * (white(0) - 128))
+    for direction in ("all", "depth", "across"):
+        found = metrics.band_power_db(two, one, scale, direction)
+        assert len(found) == len(metrics.bands(scale)) and found == pytest.approx([6.0206] * len(found), abs=1e-3)
+        assert metrics.band_power_db(one, one, scale, direction) == [0] * len(found)
+    assert metrics.band_power_db(metrics.spectrum(white(1)), one, scale) == pytest.approx([0] * len(found), abs=1)  # another draw: chance
+
+
+@pytest.mark.parametrize(
+    ("fy", "fx", "band"), [(0.15, 0, 0), (0, 0.15, 0), (0.2, 0.2, 1), (0.05, 0.3, 2), (0.3, 0.1, 2), (0.45, 0.02, 3), (0.02, 0.45, 3)]
+)
+def test_a_sinusoid_lands_in_its_band_and_direction(fy, fx, band):
+    """In that of max(|fx|, |fy|), and in that one alone; along depth where it hardly changes across, and the other way round."""
+    y, x = np.mgrid[:256, :256]
+    noise = metrics.spectrum(white(0))
+    power = metrics.spectrum(white(0) + 20 * np.sin(2 * np.pi * (fy * y + fx * x)))
+    narrow = 0.25 / 4
+    expected = {"all": True, "depth": fx <= narrow, "across": fy <= narrow}
+    for direction, there in expected.items():
+        found = np.array(metrics.band_power_db(power, noise, 4, direction))
+        others = np.delete(found, band)
+        assert (found[band] > 6) == there and np.abs(others).max() < 0.1, direction
+
+
+def test_power_below_the_lr_nyquist_is_in_no_band():
+    """A square of the plane: a wave at 45 degrees whose parts lie below is not counted, though its frequency (radial) lies above."""
+    y, x = np.mgrid[:256, :256]
+    noise = metrics.spectrum(white(0))
+    power = metrics.spectrum(white(0) + 20 * np.sin(2 * np.pi * 0.11 * (x + y)))
+    assert np.abs(metrics.band_power_db(power, noise)).max() < 0.1 < 3 < metrics.high_power_db(power, noise)
+
+
+def test_stripes_of_any_direction_are_found():
+    """Another draw of the same texture has about 1, and so has a stronger one; stripes raise it by many dB, whatever their angle."""
+    noise = metrics.spectrum(white(0))
+    draws = [metrics.stripe_index(metrics.spectrum(white(seed)), noise) for seed in range(1, 6)]
+    assert min(draws) > 0.3 and max(draws) < 2 and np.mean(draws) == pytest.approx(1, abs=0.4)
+    assert metrics.stripe_index(metrics.spectrum(white(1, 30)), noise) == pytest.approx(draws[0], abs=1e-6)
+    assert metrics.stripe_index(noise, noise) == 0
+    y, x = np.mgrid[:256, :256]
+    for angle in (0, 20, 45, 70, 90, 135, 160):
+        towards = np.deg2rad(angle)
+        stripes = sum(  # a wave in each band, so that the mean over bands counts it whole
+            5 * np.sin(2 * np.pi * f * (np.cos(towards) * x + np.sin(towards) * y) / max(abs(np.cos(towards)), abs(np.sin(towards))))
+            for f in (0.15, 0.21, 0.3, 0.42)
+        )
+        assert metrics.stripe_index(metrics.spectrum(white(1) + stripes), noise) > 5, angle
+
+
+@pytest.mark.parametrize("middle", [0, 15, 45, 90, 150])
+def test_stripe_index_by_hand(middle):
+    """Ten times the power in 15 degrees about an axis, or about a multiple of 15: 10 dB over the median; in two bands of four, 5; in seven
+    sectors of twelve none stands out."""
+    fy, fx = np.fft.fftfreq(96)[:, None], np.fft.fftfreq(96)[None]
+    turned = (np.rad2deg(np.arctan2(fy, fx)) - middle + 7.5) % 180
+    flat, high = np.ones((96, 96)), np.maximum(abs(fy), abs(fx)) > 0.25
+    assert metrics.stripe_index(np.where(turned < 15, 10.0, 1.0), flat) == pytest.approx(10)
+    assert metrics.stripe_index(np.where((turned < 15) & high, 10.0, 1.0), flat) == pytest.approx(5)
+    assert metrics.stripe_index(np.where(turned < 7 * 15, 10.0, 1.0), flat) == pytest.approx(0)
+
+
+@pytest.mark.parametrize("scale", [2, 3, 8])
+def test_stripes_at_other_scales(scale):
+    noise, other = (metrics.spectrum(white(seed)) for seed in (0, 1))
+    y, x = np.mgrid[:256, :256]
+    stripes = sum(5 * np.sin(2 * np.pi * (low + high) / 2 * (x + y)) for low, high in metrics.bands(scale))
+    plain, striped = metrics.stripe_index(other, noise, scale), metrics.stripe_index(metrics.spectrum(white(1) + stripes), noise, scale)
+    assert plain < 2.5 and striped > plain + 4
+
+
+def test_bands_and_stripes_are_nan_where_hr_has_nothing():
+    """A flat HR has no power that SR's could be held against; a flat SR is very far below, not nan."""
+    flat, noise = metrics.spectrum(np.full((64, 64), 128.0)), metrics.spectrum(white(0, shape=(64, 64)))
+    assert not flat.any()
+    assert np.isnan(metrics.band_power_db(noise, flat)).all() and np.isnan(metrics.stripe_index(noise, flat))
+    assert max(metrics.band_power_db(flat, noise)) < -60
+    empty = metrics.spectrum(white(0, shape=(64, 64)), np.zeros((64, 64), bool))
+    assert np.isnan(metrics.band_power_db(noise, empty)).all() and np.isnan(metrics.stripe_index(noise, empty))
+
+
+def test_bands_tell_blur_from_texture(pair):
+    """Of a phantom: the bicubic image loses more in each finer band."""
+    sr, hr = (metrics.spectrum(image) for image in pair)
+    found = metrics.band_power_db(sr, hr)
+    assert found[0] < -3 and all(b < a for a, b in itertools.pairwise(found[:3])) and max(found[1:]) < -9
