@@ -10,7 +10,7 @@ Usage:
   ./run_all.sh lab              make the environment and open JupyterLab
   ./run_all.sh sweep NAME [--list]              one run for each of a list of settings (notebooks/experiments)
   ./run_all.sh downstream RUN                   does SR help a classifier? of a finished run
-  ./run_all.sh upscale IN OUT                   super-resolve an image or a folder (--weights RUN_OR_FILE, --alpha 0..1)
+  ./run_all.sh upscale IN OUT                   super-resolve an image or a folder (--weights RUN_OR_FILE, --seed S, --draws N, --strength A)
   ./run_all.sh phantom OUT.png                  a synthetic scan to try that on
   ./run_all.sh evaluate SR_DIR HR_DIR           measure SR images under the series' protocol
   ./run_all.sh calibrate [DIR]                  how like real scans are the phantoms? statistics side by side

@@ -64,7 +64,19 @@ def _parser() -> argparse.ArgumentParser:
     up.add_argument(
         "--weights", default="srgan", help="srgan (default) or srresnet, the released ones; srgan.pt or srresnet.pt of a run; or its folder"
     )
-    up.add_argument("--alpha", type=float, metavar="A", help="between the two networks: 0 SRResNet, 1 SRGAN")
+    up.add_argument("--seed", type=int, default=0, metavar="S", help="SRGAN draws its texture: another seed, another draw (default: 0)")
+    up.add_argument("--draws", type=int, default=1, metavar="N", help="several draws, <stem>_draw1.png, ...; draw k has the seed S + k - 1")
+    up.add_argument("--strength", type=float, default=1.0, metavar="A", help="factor of the texture: 0 is SRResNet's image (default: 1)")
+    up.add_argument(
+        "--spread", action="store_true", help="also <stem>_spread.png: the draws' standard deviation at each pixel, in grey levels, rounded"
+    )
+    up.add_argument(
+        "--consistent",
+        nargs="?",
+        const="",
+        metavar="KIND",
+        help="change SR as little as it takes to reduce to LR, as a draw does anyway; KIND: how LR was made (default: as in training)",
+    )
     up.add_argument("--scale", type=int, default=0, metavar="N", help="which of the released scales, where there are several (default: 4)")
     up.add_argument("--ensemble", action="store_true", help="mean over the eight turns and flips: eight times as long, a little better")
     up.set_defaults(command=_upscale)
@@ -183,11 +195,14 @@ def _downstream(args) -> None:
 
 
 def _upscale(args) -> int:
-    from .inference import choose, upscale_files
+    from .inference import choose, in_words
     from .training import pick_device
+    from .upscale_files import upscale_files
 
-    generator, name, known = choose(args.weights, args.alpha, args.scale, pick_device())
-    written, there, failed, warned = upscale_files(args.source, args.out, generator, name, args.ensemble, known)
+    generator, name, known, learnt = choose(args.weights, args.scale, pick_device())
+    consistent = None if args.consistent is None else learnt if args.consistent in ("", learnt[0]) else (args.consistent, 0.0)
+    options = dict(seed=args.seed, draws=args.draws, strength=args.strength, spread=args.spread, consistent=consistent)
+    written, there, failed, warned = upscale_files(args.source, args.out, generator, name, args.ensemble, known, **options)
     for line in warned:
         print(f"warning: {line}", file=sys.stderr)
     for line in failed:
@@ -196,7 +211,8 @@ def _upscale(args) -> int:
         print(path)
     made = f", {len(there)} made earlier" if there else ""
     unlike = f", {len(warned)} unlike the training scans" if warned else ""
-    print(f"{len(written)} image(s) written{made}, {len(failed)} failed{unlike}; by {name}")
+    by = ", ".join(filter(None, [name, in_words(generator, consistent)]))
+    print(f"{len(written)} image(s) written{made}, {len(failed)} failed{unlike}; by {by}")
     return 1 if failed or not written + there else 0
 
 

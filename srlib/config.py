@@ -103,8 +103,9 @@ class Config:
     content_features: str = _setting(
         "vgg19:relu5_4",
         "srgan",
-        "network:layer of the content loss (srlib/features.py); oct-vgg: VGG-19 tuned to tell the run's classes; none: pixels (SRGAN-MSE)",
-        ("vgg19", "vgg16", "resnet50", "random-vgg19", "oct-vgg", "oct-encoder", "none"),
+        "network:layer of the content loss (srlib/features.py); oct-vgg: VGG-19 tuned to tell the run's classes; none: pixels "
+        "(SRGAN-MSE), with texture no content loss",
+        ("vgg19", "vgg16", "resnet50", "random-vgg19", "oct-vgg", "oct-encoder", "local-power", "none"),
         registry="features.EXTRACTORS",
     )
     feature_weights: str = _setting(
@@ -117,43 +118,49 @@ class Config:
     adversarial_loss: str = _setting(
         "standard",
         "srgan",
-        "standard: D judges each image alone; relativistic: whether HR looks more real than the mean SR (Jolicoeur-Martineau 2018)",
-        ("standard", "relativistic"),
+        "standard: D judges each image alone; relativistic: whether HR looks more real than the mean SR (Jolicoeur-Martineau 2018); "
+        "pairing: than the SR of its own LR (Huang et al. 2024)",
+        ("standard", "relativistic", "pairing"),
         registry="losses.ADVERSARIAL",
     )
     adversarial_weight: float = _setting(1e-3, "srgan", "factor of the adversarial loss", low=0)
     adversarial_share: float = _setting(
         0.1, "srgan", "share of the adversarial term at the start, where content_weight is calibrated", low=0.001, high=0.999
     )
-    pixel_share: float = _setting(0.0, "srgan", "share of a pixel MSE term, calibrated like it", low=0, high=0.9)
-    d_width: int = _setting(64, "srgan", "feature maps of the discriminator's first layer", low=4)
-    d_noise: float = _setting(
+    pixel_weight: float = _setting(
         0.0,
         "srgan",
-        "standard deviation of noise added to D's inputs, image in [0, 1] (instance noise, against a D that wins)",
+        "factor of a pixel term (squared error of the mean of draws) that is divided by its value on the first batches; 0: off",
+        low=0,
+    )
+    texture: int = _setting(
+        0,
+        "srgan",
+        "feature maps of the head that draws texture from noise, on the frozen SRResNet, with a discriminator of its own (srlib/texture.py); "
+        "0: Ledig's two networks, whose SRGAN is a function of LR and can only carve one pattern for all grain",
+        low=0,
+    )
+    d_width: int = _setting(64, "srgan", "feature maps of the discriminator's first layer", low=4)
+    penalty: float = _setting(
+        0.0,
+        "srgan",
+        "factor of D's squared gradient on HR and SR, halved, for crops of 96 (others: by their area); falls by a cosine to a quarter over 80 % "
+        "of the steps; it keeps D from winning",
+        low=0,
+    )
+    gan_crop: int = _setting(96, "srgan", "side of the HR crops of the adversarial training, pixels", low=16)
+    gan_steps: int = _setting(200_000, "srgan", "adversarial updates", low=1)
+    gan_lr: float = _setting(1e-4, "srgan", "Adam's learning rate, generator and discriminator", low=0)
+    gan_lr_drop: float = _setting(
+        0.5,
+        "srgan",
+        "after this share of the steps the learning rate falls to a tenth; with texture, in a straight line to a fiftieth",
         low=0,
         high=1,
     )
-    loss_shift: int = _setting(
-        0,
-        "srgan",
-        "SR and HR enter D and the content network rolled by fewer than this many pixels, anew each step, against the grid of their "
-        "strides; 0: not",
-        low=0,
+    ema: float = _setting(
+        0.0, "srgan", "decay of the averaged generator, smaller in the first steps; 0: the last weights", low=0, high=0.99999
     )
-    grid_weight: float = _setting(
-        0.0, "srgan", "factor of a loss on brightness that depends on the position within an LR pixel (a faint, regular grid)", low=0
-    )
-    lr_weight: float = _setting(
-        0.0, "srgan", "factor of the MSE between SR brought down again and LR, which texture above LR's Nyquist does not raise", low=0
-    )
-    d_pause: float = _setting(
-        0.0, "srgan", "D does not learn from a step where its loss is below this (chance: 1.39), against a D that wins; 0: off", low=0
-    )
-    gan_steps: int = _setting(200_000, "srgan", "adversarial updates", low=1)
-    gan_lr: float = _setting(1e-4, "srgan", "Adam's learning rate, generator and discriminator", low=0)
-    gan_lr_drop: float = _setting(0.5, "srgan", "after this share of the steps the learning rate falls to a tenth", low=0, high=1)
-    ema: float = _setting(0.0, "srgan", "decay of the averaged generator; 0: the last weights", low=0, high=0.99999)
     # evaluation
     border: int = _setting(4, "evaluation", "pixels cut from each border before measuring", low=0)
     retina: bool = _setting(True, "evaluation", "measure the retina as a region too; False for grey images that are no B-scans")
@@ -194,11 +201,19 @@ _SHORT = dict(  # what every training far shorter than the paper's needs
     smooth=True,
     pretrain_loss="psnr",
     pretrain_clip=30.0,  # usual norms are 1 to 10; without it a rate that is too large does not come back
+    # the game: SRGAN draws its texture from noise
+    texture=32,
+    adversarial_loss="pairing",
+    adversarial_weight=1.0,
     content_weight=0.0,
-    d_noise=0.07,
-    d_pause=1.0,
-    loss_shift=16,
-    grid_weight=1000.0,
+    content_features="local-power",
+    adversarial_share=0.05,
+    pixel_weight=1.0,
+    penalty=8.0,
+    d_width=32,
+    gan_lr=3e-4,
+    gan_lr_drop=0.67,
+    ema=0.998,
 )
 PROFILES: dict[str, dict] = {
     "paper": {},
@@ -206,9 +221,8 @@ PROFILES: dict[str, dict] = {
         _SHORT,
         max_images=12_000,
         pretrain_steps=300_000,
-        gan_steps=100_000,
+        gan_steps=20_000,
         max_hours=10.5,
-        ema=0.999,
         max_test_images=200,
         workers=4,
     ),
@@ -222,13 +236,9 @@ PROFILES: dict[str, dict] = {
         pretrain_steps=2400,
         pretrain_lr=1e-3,
         pretrain_schedule="one-cycle",
-        content_features="oct-encoder",
-        d_width=32,
-        adversarial_share=0.22,
-        pixel_share=0.3,  # holds the brightness; without it one seed in two drifted
-        gan_steps=280,
-        gan_lr_drop=0.8,
-        ema=0.98,
+        gan_crop=72,  # fits every scale
+        gan_lr=6e-4,
+        gan_steps=180,
         max_test_images=16,
         checkpoint_every=50,
         validate_every=100,
@@ -242,8 +252,10 @@ PROFILES["smoke"] = dict(
     width=8,
     blocks=1,
     crop=32,
+    gan_crop=24,
     batch=4,
     pretrain_steps=20,
+    texture=4,
     d_width=4,
     gan_steps=6,
     checkpoint_every=5,
@@ -263,20 +275,21 @@ def load_config(profile: str = "quick", **overrides) -> Config:
             raise UserError(f"there is no setting {name!r}; {_nearest(name, known)}")
         overrides[name] = _check(FIELDS[name], value)
     config = Config(profile=profile, **{**PROFILES[profile], **overrides})
-    if config.crop % 16 or config.crop % config.scale:
-        raise UserError(f"crop={config.crop} must be a multiple of 16 and of scale={config.scale}; 96 fits every scale")
+    for name in ("crop", "gan_crop"):
+        side, grid = (
+            getattr(config, name),
+            1 if name == "gan_crop" and config.texture else 16,
+        )  # Ledig's discriminator ends in a dense layer
+        if side % grid or side % config.scale:
+            raise UserError(
+                f"{name}={side} must be a multiple of {f'{grid} and of ' * (grid > 1)}scale={config.scale}; 96 fits every scale"
+            )
     try:
         groups = re.compile(config.patient_pattern).groups
     except re.error:
         groups = 0
     if not groups:
         raise UserError(f"patient_pattern={config.patient_pattern!r} must be a regular expression with one group, such as '-(\\d+)-'")
-    if config.pixel_share and (config.content_weight or config.adversarial_share + config.pixel_share >= 1):
-        raise UserError("pixel_share needs content_weight=0 (calibrated), and with adversarial_share it must stay below 1")
-    if config.lr_weight and not config.holds_lr:
-        raise UserError(
-            f"lr_weight needs a degradation that brings HR down to LR again, which {config.degradation!r} does not; set it to 0"
-        )
     if config.val_share + config.test_share >= 0.9:
         raise UserError("val_share and test_share leave no patients to train on; 0.1 and 0.2 are usual")
     return config

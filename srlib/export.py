@@ -11,41 +11,65 @@ import torch
 
 from .checkpoint import write
 from .config import UserError
+from .texture import NOISES, TextureGenerator
 
 TOLERANCE = 1e-3  # of [0, 1], a quarter of a grey level
 
 
 def export_onnx(generator: torch.nn.Module, path: str | Path) -> float:
     """Write `generator` (on the CPU, in eval mode) as ONNX: input `lr` (batch, C, height, width) to output `sr`, float32 in [0, 1] as in
-    torch, any batch and size. Weights are stored in half precision. Returns the largest difference from torch in onnxruntime, on noise at two
-    sizes. Raises UserError where that is above TOLERANCE, or a package is missing."""
+    torch, any batch and size. A network that draws texture has a second input `noise` (batch, NOISES, scale * height, scale * width),
+    normal; its `sr` is the draw before the projection, which is left to the caller, as rounding and tiles are. Weights are stored in
+    half precision. Returns the largest difference from torch in onnxruntime, on random inputs of two sizes. Raises UserError where that
+    is above TOLERANCE, or a package is missing."""
     try:
         import onnx
         import onnxruntime
         import onnxscript  # noqa: F401 (torch's exporter needs it)
     except ImportError as error:
         raise UserError(f"{path}: ONNX needs the package {error.name}; install it at the version in environment.yml") from None
-    channels = generator.settings["channels"]
-    shapes = {k: torch.export.Dim(name) for k, name in ((0, "batch"), (2, "height"), (3, "width"))}
+    drawing, scale = isinstance(generator, TextureGenerator), generator.settings["scale"]
+    network, names = (_Draw(generator).eval(), ["lr", "noise"]) if drawing else (generator, ["lr"])
+    batch, height, width = (torch.export.Dim(name) for name in ("batch", "height", "width"))
+    shapes = {0: batch, 2: height, 3: width}, {0: batch, 2: scale * height, 3: scale * width}
+
+    def inputs(batch: int, height: int, width: int) -> tuple[torch.Tensor, ...]:
+        chance = torch.Generator().manual_seed(batch)
+        lr = torch.rand(batch, generator.settings["channels"], height, width, generator=chance)
+        return (lr, torch.randn(batch, NOISES, scale * height, scale * width, generator=chance))[: len(names)]
+
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
-            generator, (torch.rand(2, channels, 24, 40),), dynamo=True, input_names=["lr"], output_names=["sr"], dynamic_shapes=(shapes,),
+            network, inputs(2, 24, 40), dynamo=True, input_names=names, output_names=["sr"], dynamic_shapes=shapes[: len(names)],
             verbose=False,
         )  # fmt: skip
     model = program.model_proto
     _halve(model.graph, onnx)
     content, gap = model.SerializeToString(), 0.0
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
-    for seed, shape in enumerate(((1, channels, 33, 47), (3, channels, 64, 29))):
-        lr = torch.rand(shape, generator=torch.Generator().manual_seed(seed))
+    for size in ((1, 33, 47), (3, 64, 29)):
+        given = inputs(*size)
         with torch.inference_mode():
-            gap = max(gap, float(np.abs(session.run(None, {"lr": lr.numpy()})[0] - generator(lr).numpy()).max()))
+            sr = network(*given).numpy()
+        (found,) = session.run(None, {name: value.numpy() for name, value in zip(names, given, strict=True)})
+        gap = max(gap, float(np.abs(found - sr).max()))
     if not gap <= TOLERANCE:
         raise UserError(f"{path}: onnxruntime differs from torch by {gap:.2g}, more than {TOLERANCE}; nothing was written")
     write(Path(path), content)
     return gap
+
+
+class _Draw(torch.nn.Module):
+    """A draw before the projection, whose matrices belong to one size."""
+
+    def __init__(self, generator: TextureGenerator):
+        super().__init__()
+        self.generator = generator
+
+    def forward(self, lr: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        return self.generator.drawn(lr, [noise])[0]
 
 
 def _halve(graph, onnx) -> None:

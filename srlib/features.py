@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 import torchvision
 from torch import nn
 
@@ -192,6 +193,34 @@ def _oct_encoder(layer: str, weights) -> nn.Module:
     return _upto("oct-encoder", dict(_load_encoder("oct-encoder", OctEncoder()).features.named_children()), layer or "relu3_2")
 
 
+class LocalPower(nn.Module):
+    """How strong each wave of an 8 x 8 Fourier transform (33 frequencies and directions, all but the mean) is around each place: the logarithm
+    of its mean power in windows of 16 pixels, 8 apart; (N, 3, H, W) to (N, 33, about H / 8, W / 8), of the mean of the channels. It says how rough
+    an image is, by fineness and direction, and nothing of where each grain lies. No weights, so nothing to download. A floor of half a
+    grey level hides the rounding to 8 bit."""
+
+    FLOOR = (0.5 / 255) ** 2
+
+    def __init__(self):
+        super().__init__()
+        half = [(u, v) for v in range(5) for u in range(-3, 5) if (v or u > 0) and (v < 4 or u >= 0)]  # the rest are their mirror images
+        y, x = torch.arange(8.0)[:, None], torch.arange(8.0)
+        window = torch.sin(torch.pi * (y + 0.5) / 8) * torch.sin(torch.pi * (x + 0.5) / 8)
+        phase = torch.stack([2 * torch.pi * (u * x + v * y) / 8 for u, v in half])
+        waves = torch.cat([phase.cos(), phase.sin()])
+        waves = window * (waves - (window * waves).sum((1, 2), keepdim=True) / window.sum()) / window.norm()  # blind to brightness
+        self.register_buffer("waves", waves[:, None] * torch.tensor(IMAGENET_STD).view(1, 3, 1, 1) / 3)  # back to [0, 1], mean of channels
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(image.device.type, enabled=False):
+            power = F.conv2d(image.float(), self.waves, stride=2).square().unflatten(1, (2, 33)).sum(1)
+            return (F.avg_pool2d(power, min(8, *power.shape[-2:]), 4) + self.FLOOR).log()
+
+
+def _local_power(layer: str, weights) -> nn.Module:
+    return LocalPower()
+
+
 def _pixels(layer: str, weights) -> nn.Module:
     """No network: the content loss is then a mean squared error of pixels (the paper's SRGAN-MSE)."""
     return nn.Identity()
@@ -206,6 +235,7 @@ EXTRACTORS: dict[str, Callable[[str, str | Path | None], nn.Module]] = {
     "random-vgg19": _random_vgg,
     "oct-vgg": partial(_imagenet, "vgg19"),  # of the weights that `classify.tuned_vgg` writes
     "oct-encoder": _oct_encoder,
+    "local-power": _local_power,
     "none": _pixels,
 }
 

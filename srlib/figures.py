@@ -191,6 +191,46 @@ def comparison(images: dict[str, np.ndarray], measures: dict[str, str], title: s
     return fig
 
 
+def corners(hr: np.ndarray, side: int = 48) -> dict[str, tuple[int, int]]:
+    """Top and left of three squares of an HR image, apart from fill: 'layer' (the most edges), 'tissue' (bright, the fewest edges) and
+    'vitreous' (the darkest)."""
+    y, valid = luma(hr), valid_region(hr)
+    edges, found = gaussian_gradient_magnitude(np.where(valid, y, y[valid].mean() if valid.any() else 0), 3), []
+    for top in range(0, len(y) - side + 1, side // 4):
+        for left in range(0, y.shape[1] - side + 1, side // 4):
+            square = np.s_[top : top + side, left : left + side]
+            if valid[square].all():
+                found.append(((top, left), y[square].mean(), edges[square].mean()))
+    found = found or [((0, 0), 0.0, 0.0)]
+    bright = np.quantile([mean for _, mean, _ in found], 0.8)
+    return {
+        "layer": max(found, key=lambda f: f[2])[0],
+        "tissue": min((f for f in found if f[1] >= bright), key=lambda f: f[2])[0],
+        "vitreous": min(found, key=lambda f: f[1])[0],
+    }
+
+
+def closeups(images: dict[str, np.ndarray], side: int = 48, factor: int = 4, phantom: bool = False) -> Image.Image:
+    """Texture as it is to be judged: the `corners` of HR, a row each, `side` pixels of every image (a column each, 'hr' among them), each pixel
+    drawn as `factor` x `factor`. Show it unscaled. 'vitreous' is drawn brighter, three times its grey levels, which the title says."""
+    gap, head, step = 6, 20, side * factor
+    page = Image.new("RGB", (len(images) * (step + gap) + 22 - gap, 3 * (step + gap) + head + (18 if phantom else 0)), "white")
+    pen = ImageDraw.Draw(page)
+    for column, name in enumerate(images):
+        pen.text((22 + column * (step + gap), 3), NAMES.get(name, name), fill="#222222", font_size=13)
+    for row, (place, (top, left)) in enumerate(corners(images["hr"], side).items()):
+        label = Image.new("RGB", (step, 20), "white")
+        ImageDraw.Draw(label).text((2, 2), place + (", x3 brighter" if place == "vitreous" else ""), fill="#222222", font_size=13)
+        page.paste(label.rotate(90, expand=True), (0, head + row * (step + gap)))
+        for column, image in enumerate(images.values()):
+            square = image[top : top + side, left : left + side].astype(float) * (3 if place == "vitreous" else 1)
+            square = Image.fromarray(square.clip(0, 255).astype(np.uint8)).resize((step, step), Image.Resampling.NEAREST)
+            page.paste(square.convert("RGB"), (22 + column * (step + gap), head + row * (step + gap)))
+    if phantom:
+        pen.text((22, page.height - 18), "phantom: not a result on OCT", fill="#a04000", font_size=12)
+    return page
+
+
 def maps(values: dict[str, np.ndarray], label: str, limit: float = 40) -> plt.Figure:
     """Maps (H, W) of what differs in each image, on one colour scale from 0 to `limit`, with the mean of each in its title."""
     ratio = max(v.shape[0] / v.shape[1] for v in values.values())

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pandas as pd
 
-WON = 0.9  # D(HR) - D(SR), twice in a row
-BLIND = 0.02  # the same, in all of at least four rows
+WON = 0.95  # D's mean probability for the truth, twice in a row; chance has 0.5
+BLIND = 0.51  # the same, never above, in at least four rows
 LEFT_LR = 38.0  # dB of LR consistency; bicubic and a sound SRGAN have 40 and more on OCT
 COLLAPSE = -4.0  # dB of PSNR against bicubic
 DIVERGED = 3.0  # dB below the best validation
@@ -17,23 +17,26 @@ def warnings(history: pd.DataFrame) -> dict[str, str]:
     Kinds: `won` (D tells all SR from HR, so that its gradient vanishes), `blind` (D cannot tell at all), `inconsistent` (SR brought
     down again is not LR), `collapse` (SR is far from HR, or all of the generator's loss is adversarial).
     """
-    last, gap, found = history.iloc[-1], history.d_hr - history.d_sr, {}
-    if len(gap) > 1 and gap.iloc[-2:].min() > WON:
+    history, found = history[history.step > 0], {}
+    if history.empty:
+        return found
+    last, right = history.iloc[-1], history.d_right
+    if len(right) > 1 and right.iloc[-2:].min() > WON:
         found["won"] = (
-            f"the discriminator has won (D(HR) {last.d_hr:.2f}, D(SR) {last.d_sr:.2f}) and teaches nothing; "
-            "a larger d_noise or d_pause, or a smaller adversarial_share, keeps the game open"
+            f"the discriminator has won (it is right with probability {last.d_right:.2f}) and teaches nothing; "
+            "a larger penalty, or a smaller adversarial_share, keeps the game open"
         )
-    if len(gap) > 3 and gap.abs().max() < BLIND:
-        found["blind"] = "the discriminator cannot tell SR from HR; less d_noise or a larger gan_lr lets it learn"
-    if last.gain_db < COLLAPSE or last.adversarial_share > 0.95:
+    if len(right) > 3 and right.max() < BLIND:
+        found["blind"] = "the discriminator cannot tell SR from HR; a smaller penalty or a larger gan_lr lets it learn"
+    if last.gain_db < COLLAPSE or 0.95 < last.adversarial_share < 1:  # (1: there is no other term)
         found["collapse"] = (
             f"the generator is collapsing ({last.gain_db:+.1f} dB against bicubic, {last.adversarial_share:.0%} of its loss adversarial); "
-            "a smaller adversarial_share, a pixel_share or a lower gan_lr steadies it"
+            "a smaller adversarial_share, a pixel_weight or a lower gan_lr steadies it"
         )
     elif last.consistency_db < LEFT_LR:
         found["inconsistent"] = (
             f"SR brought down again is {last.consistency_db:.1f} dB from LR (sound: over {LEFT_LR:.0f}): it invents structure; "
-            "a smaller adversarial_share or a pixel_share holds it"
+            "texture=32 cannot leave LR; without it a smaller adversarial_share holds it"
         )
     return found
 

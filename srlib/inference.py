@@ -1,24 +1,26 @@
-"""Images in, super-resolved images out."""
+"""Images in, super-resolved images out: networks that are a function of LR, and networks that draw their texture from noise."""
 
 from __future__ import annotations
 
 import hashlib
+import json
+import math
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
-from PIL.PngImagePlugin import PngInfo
-from tqdm import tqdm
 
-from . import domain, released
+from . import released
 from .checkpoint import load_weights
 from .config import UserError
-from .models import blend, build
-from .reading import MAX_PIXELS, find_images, pixel_size, png_name, read_image, slices
+from .degrade import KINDS, has_projection, project
+from .models import build
+from .texture import ROUNDS, TextureGenerator, normal_noise
 
 TILE, OVERLAP = 320, 48  # LR pixels
-WARNING = "synthetic detail, research only, not for diagnosis"
+AT_ONCE = 2**26  # pixels of SR that are drawn at once, each with 16 bytes of noise
+NO_TEXTURE = "draws no texture; leave out --strength, --draws and --seed, or name a run's srgan.pt trained with texture"
 
 
 def load_generator(path: str | Path, device: str | torch.device = "cpu") -> torch.nn.Module:
@@ -39,53 +41,182 @@ def load_generator(path: str | Path, device: str | torch.device = "cpu") -> torc
 
 
 def choose(
-    weights: str | Path = "srgan", alpha: float | None = None, scale: int = 0, device: str | torch.device = "cpu"
-) -> tuple[torch.nn.Module, str, dict | None]:
-    """(generator, what to call it, the domain that it was released for or None), as `upscale` takes them.
+    weights: str | Path = "srgan", scale: int = 0, device: str | torch.device = "cpu"
+) -> tuple[torch.nn.Module, str, dict | None, tuple[str, float]]:
+    """(generator, what to call it, the domain that it was released for or None, the reduction that it learnt to undo).
 
     `weights`: 'srresnet' or 'srgan' (the released ones, of `scale` where there are several), a file, or a folder (its SRGAN): a run or
-    what `release` wrote. `alpha`: the mean of the two networks' weights instead, SRResNet's at 0, SRGAN's at 1 (`models.blend`). Raises
-    UserError for weights that are not there, damaged, of another scale, or of two shapes.
+    what `release` wrote. The reduction is `degrade`'s (kind, amount), from the release, the run's folder or the network; bicubic where
+    none of them says it. Raises UserError for weights that are not there, damaged, or of another scale.
     """
-    named, folder, entry = str(weights) in released.NAMES, Path(weights), None
-    name = str(weights) if named else "srgan"
-    if named or folder.is_dir():
-        files, entry = released.pair(None if named else folder, scale)
-    elif alpha is not None:
-        raise UserError(f"alpha lies between two networks, and {weights} is one; give the folder of a run with --weights, or leave it out")
-    else:
-        files = {name: folder}
-    if alpha is None:
-        generator, said = load_generator(files[name], device), files[name].name
-    else:
-        if not 0 <= alpha <= 1:
-            raise UserError(f"alpha cannot be {alpha}; it goes from 0 (SRResNet) to 1 (SRGAN)")
-        try:
-            generator = blend(*(load_generator(files[n], device) for n in released.NAMES), alpha)
-        except ValueError as error:
-            raise UserError(f"{files['srgan'].parent}: {error}") from None
-        said = f"{' to '.join(files[n].name for n in released.NAMES)}, alpha {alpha:g}"
+    named, path, entry = str(weights) in released.NAMES, Path(weights), None
+    if named or path.is_dir():
+        files, entry = released.pair(None if named else path, scale)
+        path = files[str(weights) if named else "srgan"]
+    generator = load_generator(path, device)
     if scale and generator.settings["scale"] != scale:
         raise UserError(f"{weights} enlarges x{generator.settings['scale']}, not x{scale}; leave --scale out or name other weights")
-    return generator, said + (" (trained on phantoms)" if entry and entry["phantom"] else ""), entry and entry["domain"]
+    if entry:
+        said = f"{path.name} (trained on phantoms)" if entry["phantom"] else path.name
+        return generator, said, entry["domain"], (entry["reduction"], entry["amount"])
+    try:
+        config = json.loads((path.parent / "config.json").read_text())
+        learnt = config["degradation"], config.get("degradation_amount", 0.0)
+    except (OSError, ValueError, KeyError):  # a file alone
+        learnt = generator.settings.get("kind", "bicubic") or "paired", generator.settings.get("amount", 0.0)  # '' for speckle, too
+    return generator, path.name, None, learnt
+
+
+def agreement(generator: torch.nn.Module, consistent: tuple[str, float] | None = None) -> tuple[str, float] | None:
+    """(kind, amount) of the reduction that takes SR to LR: `consistent`, or what a network that draws texture has of its own; None
+    for none. Raises UserError for a reduction that no image can be projected by (speckle, given pairs)."""
+    scale, own = generator.settings["scale"], generator.settings.get("kind", "")
+    found = consistent or ((own, generator.settings["amount"]) if own else None)
+    if found and (found[0] not in KINDS or not has_projection(scale, *found)):
+        able = ", ".join(kind for kind in KINDS if has_projection(scale, kind))
+        raise UserError(f"SR cannot be made consistent with LR of kind {found[0]!r}, which has no projection; there is one for {able}")
+    return found
+
+
+def in_words(generator: torch.nn.Module, consistent: tuple[str, float] | None = None) -> str:
+    """What `agreement` finds, as the upscale command says it; '' for none."""
+    kind, amount = agreement(generator, consistent) or ("", 0.0)
+    return f"consistent with LR under {kind}" + (f" {amount:g}" if amount else "") if kind else ""
 
 
 @torch.inference_mode()
-def upscale_tensor(lr: torch.Tensor, generator: torch.nn.Module, scale: int) -> torch.Tensor:
-    """(1, C, h, w) to (1, C, h * scale, w * scale), in overlapping tiles where LR is larger than a tile; float32."""
-    height, width = lr.shape[-2:]
+def draws(
+    image: np.ndarray,
+    generator: torch.nn.Module,
+    seeds: Iterable[int],
+    strength: float = 1.0,
+    consistent: tuple[str, float] | None = None,
+) -> list[np.ndarray]:
+    """uint8 or uint16, (H, W) or (H, W, 3), to SR of the same type at `scale` times the size, one for each seed, 0 or more.
+
+    A network with noise draws another texture for each seed, always the same for one seed and one image; all of them agree with LR
+    (`degrade.project`). `strength` is the factor of the texture: 0 leaves the SR of its trunk, projected. A network without noise has
+    one SR for all seeds. `consistent`: (kind, amount) of a reduction under which any network's SR is made to agree with LR, in the place
+    of its own. A grey generator takes colour channel by channel, with one noise, so that grain is grey; a colour generator takes grey as
+    three equal channels and gives their mean. Raises UserError for a negative seed or strength, for another strength than 1 of a network
+    without noise, and for a reduction that has no projection.
+    """
+    seeds = list(seeds)
+    check(generator, seeds, strength)
+    held, lr = agreement(generator, consistent), _tensor(image, generator)
+    height, width = (generator.settings["scale"] * n for n in image.shape[:2])
+    if not isinstance(generator, TextureGenerator):
+        return [_levels(_held(_sr(lr, generator)[0], lr, generator, held), image)] * len(seeds)
+    found, at_once = [], max(1, AT_ONCE // (height * width))
+    for k in range(0, len(seeds), at_once):
+        noises = [normal_noise(_noise_seed(image, seed), 1, height, width) for seed in seeds[k : k + at_once]]
+        found += [_levels(_held(sr, lr, generator, held), image) for sr in _sr(lr, generator, noises, strength)]
+    return found
+
+
+def upscale(
+    image: np.ndarray, generator: torch.nn.Module, seed: int = 0, strength: float = 1.0, consistent: tuple[str, float] | None = None
+) -> np.ndarray:
+    """One of `draws`: uint8 or uint16, (H, W) or (H, W, 3), to the same type at `scale` times the size."""
+    return draws(image, generator, [seed], strength, consistent)[0]
+
+
+def spread(images: list[np.ndarray]) -> np.ndarray:
+    """The standard deviation of several draws at each pixel, (H, W) float32, in their levels (of colour: mean over channels): where it is
+    large, LR does not say what is there."""
+    mean = sum(image.astype(np.float32) for image in images) / len(images)
+    deviation = np.sqrt(sum((image - mean) ** 2 for image in images) / len(images))
+    return deviation if deviation.ndim == 2 else deviation.mean(2)
+
+
+@torch.inference_mode()
+def self_ensemble(
+    image: np.ndarray, generator: torch.nn.Module, consistent: tuple[str, float] | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """(SR, spread): the mean of SR over the eight turns and flips of the image (Timofte et al. 2016, "x8"), and their standard deviation
+    in levels of the image's type, float32 (of colour: mean over channels). Where the spread is large, the network is unsure. The mean
+    agrees with LR where `consistent` names a reduction. Raises UserError for a network that draws texture: the mean has none."""
+    check(generator, ensemble=True)
+    held, lr = agreement(generator, consistent), _tensor(image, generator)
+    mean, squares = 0.0, 0.0  # running, after Welford: eight maps of a large image would not fit
+    for k in range(8):
+        turns, flip = divmod(k, 2)
+        view = torch.rot90(lr.flip(-1) if flip else lr, turns, (-2, -1))
+        sr = torch.rot90(_sr(view, generator)[0], -turns, (-2, -1))
+        gap = (sr.flip(-1) if flip else sr) - mean
+        mean = mean + gap / (k + 1)
+        squares = squares + gap**2 * (k / (k + 1))
+    deviation = (squares / 8).sqrt().mean(1)[0].cpu().numpy() * np.iinfo(image.dtype).max
+    return _levels(_held(mean, lr, generator, held), image), deviation
+
+
+def check(generator: torch.nn.Module, seeds: Iterable[int] = (), strength: float = 1.0, ensemble: bool = False) -> None:
+    """Raise UserError for what `draws` and, with `ensemble`, `self_ensemble` cannot do with this network."""
+    if wrong := [seed for seed in seeds if seed < 0]:
+        raise UserError(f"seed cannot be {wrong[0]}; it is 0 or more")
+    if not 0 <= strength < math.inf:
+        raise UserError(f"strength cannot be {strength:g}; it is 0 (no texture), 1 (as it was learnt) or any other above 0")
+    if ensemble and isinstance(generator, TextureGenerator):
+        raise UserError("--ensemble averages texture away; use it with --weights srresnet")
+    if strength != 1 and not isinstance(generator, TextureGenerator):
+        raise UserError(f"this network {NO_TEXTURE}")
+
+
+# ------------------------------------------------------------------------------------------- images, noise, tiles
+def _tensor(image: np.ndarray, generator: torch.nn.Module) -> torch.Tensor:
+    """(1, C, H, W) in [0, 1], on the generator's device."""
+    values = (image[..., None] if image.ndim == 2 else image).astype(np.float32) / np.iinfo(image.dtype).max
+    return torch.from_numpy(values).permute(2, 0, 1)[None].to(next(generator.parameters()).device)
+
+
+def _levels(sr: torch.Tensor, image: np.ndarray) -> np.ndarray:
+    """SR as an image of the kind of `image`, rounded."""
+    top = np.iinfo(image.dtype).max
+    values = np.clip(np.round(sr[0].permute(1, 2, 0).cpu().numpy() * top), 0, top).astype(image.dtype)
+    return values[..., 0] if image.ndim == 2 else values
+
+
+def _noise_seed(image: np.ndarray, seed: int) -> int:
+    """Below 2^63, a function of seed and image: two scans of one seed do not share their grain."""
+    content = hashlib.sha256(f"{seed} {image.shape} ".encode() + image.tobytes()).digest()
+    return int.from_bytes(content[:8], "big") >> 1
+
+
+def _held(sr: torch.Tensor, lr: torch.Tensor, generator: torch.nn.Module, held: tuple[str, float] | None) -> torch.Tensor:
+    """SR made to agree with LR under the reduction `held`, clamped and projected in turn; as it is for None."""
+    return project(sr.to(lr.device), lr, generator.settings["scale"], *held, rounds=ROUNDS) if held else sr
+
+
+def _sr(lr: torch.Tensor, generator: torch.nn.Module, noises: Sequence[torch.Tensor] = (), strength: float = 1.0) -> list[torch.Tensor]:
+    """SR (1, C, H, W) of LR, before a projection, for each of the noises; without one, the one SR of a network that has none."""
+    channels = generator.settings["channels"]
+    if lr.shape[1] == channels:
+        return _tiled(lr, generator, noises, strength)
+    if channels == 1:
+        parts = [_tiled(part, generator, noises, strength) for part in lr.split(1, 1)]
+        return [torch.cat(srs, 1) for srs in zip(*parts, strict=True)]
+    return [sr.mean(1, keepdim=True) for sr in _tiled(lr.expand(-1, 3, -1, -1), generator, noises, strength)]
+
+
+def _tiled(lr: torch.Tensor, generator: torch.nn.Module, noises: Sequence[torch.Tensor], strength: float) -> list[torch.Tensor]:
+    """`_sr` of an LR that has the generator's channels, in overlapping tiles where it is larger than a tile. The noises are cut with it."""
+    (height, width), scale = lr.shape[-2:], generator.settings["scale"]
+
+    def network(tile, where):
+        return generator.drawn(tile, (noise[where].to(tile.device) for noise in noises), strength) if noises else [generator(tile)]
+
     if max(height, width) <= TILE:
-        return generator(lr)
-    total = torch.zeros(*lr.shape[:2], height * scale, width * scale)
+        return network(lr, np.s_[:])
+    totals = [torch.zeros(*lr.shape[:2], height * scale, width * scale) for _ in noises or [None]]
     weight = torch.zeros(1, 1, height * scale, width * scale)
     for top, bottom in _spans(height):
         for left, right in _spans(width):
-            sr = generator(lr[..., top:bottom, left:right]).cpu()
-            feather = _ramp(top, bottom, height, scale)[:, None] * _ramp(left, right, width, scale)[None, :]
             where = np.s_[..., top * scale : bottom * scale, left * scale : right * scale]
-            total[where] += sr * feather
+            feather = _ramp(top, bottom, height, scale)[:, None] * _ramp(left, right, width, scale)[None, :]
             weight[where] += feather
-    return total / weight
+            for total, sr in zip(totals, network(lr[..., top:bottom, left:right], where), strict=True):
+                total[where] += sr.cpu() * feather
+    return [total / weight for total in totals]
 
 
 def _spans(size: int) -> list[tuple[int, int]]:
@@ -102,136 +233,3 @@ def _ramp(start: int, end: int, size: int, scale: int) -> torch.Tensor:
     low = at if start else torch.full_like(at, OVERLAP)
     high = at.flip(0) if end < size else torch.full_like(at, OVERLAP)
     return (torch.minimum(low, high) / (OVERLAP / 2) - 0.5).clamp(1e-6, 1)
-
-
-@torch.inference_mode()
-def _apply(image: np.ndarray, generator: torch.nn.Module) -> np.ndarray:
-    """SR in the image's own levels, float32, not rounded."""
-    settings, top = generator.settings, np.iinfo(image.dtype).max
-    lr = torch.from_numpy(image.astype(np.float32) / top).reshape(1, *image.shape[:2], -1).permute(0, 3, 1, 2)
-    lr = lr.to(next(generator.parameters()).device)
-    if lr.shape[1] == settings["channels"]:
-        sr = upscale_tensor(lr, generator, settings["scale"])
-    elif settings["channels"] == 1:
-        sr = torch.cat([upscale_tensor(lr[:, c : c + 1], generator, settings["scale"]) for c in range(lr.shape[1])], 1)
-    else:
-        sr = upscale_tensor(lr.expand(-1, 3, -1, -1), generator, settings["scale"]).mean(1, keepdim=True)
-    sr = sr[0].permute(1, 2, 0).cpu().numpy() * top
-    return sr[..., 0] if image.ndim == 2 else sr
-
-
-def _levels(values: np.ndarray, dtype) -> np.ndarray:
-    return np.clip(np.round(values), 0, np.iinfo(dtype).max).astype(dtype)
-
-
-def upscale(image: np.ndarray, generator: torch.nn.Module) -> np.ndarray:
-    """uint8 or uint16, (H, W) or (H, W, 3), to the same type at `scale` times the size. A grey generator takes colour channel by
-    channel, a colour generator takes grey as three equal channels and gives their mean."""
-    return _levels(_apply(image, generator), image.dtype)
-
-
-def self_ensemble(image: np.ndarray, generator: torch.nn.Module) -> tuple[np.ndarray, np.ndarray]:
-    """(SR, spread): the mean of SR over the eight turns and flips of the image (Timofte et al. 2016, "x8"), and their standard deviation
-    in levels of the image's type, float32 (of colour: mean over channels). Where the spread is large, the network is unsure."""
-    mean, squares = 0.0, 0.0  # running, after Welford: eight maps of a large image would not fit
-    for k in range(8):
-        turns, flip = divmod(k, 2)
-        view = np.rot90(image[:, ::-1] if flip else image, turns)
-        sr = np.rot90(_apply(np.ascontiguousarray(view), generator), -turns)
-        gap = (sr[:, ::-1] if flip else sr) - mean
-        mean = mean + gap / (k + 1)
-        squares = squares + gap**2 * (k / (k + 1))
-    spread = np.sqrt(squares / 8)
-    return _levels(mean, image.dtype), spread if spread.ndim == 2 else spread.mean(2)
-
-
-def upscale_files(
-    source: str | Path, out: str | Path, generator: torch.nn.Module, name: str = "", ensemble: bool = False, known: dict | None = None
-) -> tuple[list[Path], list[Path], list[str], list[str]]:
-    """Super-resolve an image or a folder of images into `out`: a folder gets `<stem>.png` for each, `<stem>#<k>.png` for slice k
-    of a volume; for one image, a name that ends in .png is taken as the file. 16-bit grey stays 16 bit. `ensemble`: x8 self-ensemble.
-
-    Each file says in its metadata that its detail is synthetic, what it was made from and by (`name`), and its pixel size, the
-    source's divided by the scale. With `known`, the domain of the training set, it says in what the source is unlike that, too. Returns
-    (written, there already, failed, warned): a file whose metadata show that it was made from the same source in the same way is left;
-    `failed` has a line for each source that could not be read, would be too large, or whose name is taken, `warned` one for each that is
-    unlike the training set. Raises UserError where a source would be overwritten.
-    """
-    source, out = Path(source), Path(out)
-    if not source.exists():
-        raise UserError(f"{source}: no such file or folder")
-    inside = source.is_dir() and out.resolve() != source.resolve()  # what an earlier call wrote is no source
-    paths = [p for p in find_images(source) if not (inside and out.resolve() in p.resolve().parents)] if source.is_dir() else [source]
-    single = not source.is_dir() and out.suffix.lower() == ".png"
-    written, there, failed, warned, taken, scale = [], [], [], [], {}, generator.settings["scale"]
-    parts: list[Path] = []
-    for path in paths:
-        try:
-            parts += slices(path)
-        except UserError as error:
-            failed.append(str(error))
-    if single and len(parts) > 1:
-        raise UserError(f"{source}: holds {len(parts)} slices; give a folder for OUT, not {out.name}")
-    targets = {(out if single else out / png_name(path).name).resolve() for path in parts}
-    if clash := next((path for path in paths if path.resolve() in targets), None):
-        raise UserError(f"{clash} would be overwritten by its own result; give another folder for OUT")
-    by = f"{name} {_fingerprint(generator)}" + (" x8" if ensemble else "")
-    for path in tqdm(parts, desc="upscale", unit="image", disable=len(parts) == 1):
-        target = out if single else out / png_name(path).name
-        if target in taken:
-            failed.append(f"{path}: {target.name} was already written from {taken[target]}; rename one of them")
-            continue
-        try:
-            image, size = read_image(path, generator.settings["channels"], deep=True), pixel_size(path)
-            height, width = (n * scale for n in image.shape[:2])
-            if height * width > MAX_PIXELS:
-                raise UserError(f"{path}: would become {width} x {height} pixels, more than the limit of {MAX_PIXELS:,}; cut it into parts")
-            unlike = domain.warning(read_image(path, 3), known) if known else ""
-        except UserError as error:
-            failed.append(str(error))
-            continue
-        taken[target] = path
-        readable = path.name.encode(errors="backslashreplace").decode()
-        facts = {"Source": f"{readable} {hashlib.sha256(image.tobytes()).hexdigest()[:16]}", "Made by": by.strip()}
-        if known:
-            facts["Domain"] = f"WARNING, unlike the training scans: {unlike}" if unlike else "like the training scans"
-        if unlike:
-            warned.append(f"{path}: unlike the scans that the network was trained on: {unlike}")
-        if _made_earlier(target, facts):
-            there.append(target)
-            continue
-        sr = self_ensemble(image, generator)[0] if ensemble else upscale(image, generator)
-        _save(target, sr, facts, size, scale)
-        written.append(target)
-    return written, there, failed, warned
-
-
-def _fingerprint(generator: torch.nn.Module) -> str:
-    total = hashlib.sha256()
-    for value in generator.state_dict().values():
-        total.update(value.cpu().contiguous().numpy().tobytes())
-    return total.hexdigest()[:16]
-
-
-def _made_earlier(target: Path, facts: dict[str, str]) -> bool:
-    try:
-        with Image.open(target) as image:
-            same = all(image.info.get(key) == value for key, value in facts.items())
-            image.verify()
-        return same
-    except (OSError, SyntaxError):  # not there, not an image, or cut off
-        return False
-
-
-def _save(target: Path, sr: np.ndarray, facts: dict[str, str], size, scale: int) -> None:
-    """Write a PNG whole or not at all."""
-    text, options = PngInfo(), {}
-    for key, value in {"Description": f"x{scale} super-resolution: {WARNING}", "Software": "srlib", **facts}.items():
-        text.add_text(key, value)
-    if size:
-        text.add_text("Pixel size (um)", " x ".join(f"{s / scale:.4g}" for s in size))
-        options["dpi"] = tuple(25_400 / s * scale for s in size)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(target.name + ".part")
-    Image.fromarray(sr).save(part, "PNG", pnginfo=text, **options)
-    part.replace(target)

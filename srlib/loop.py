@@ -104,7 +104,7 @@ class Means:
 
 
 def run_steps(name, config: Config, folder: Path, fingerprint: str, total: int, parts, stream, step, validate, done, show) -> pd.DataFrame:
-    """Run the steps from the checkpoint in `folder`/`name` on to `total`, and return the history, a row for each validation.
+    """Run the steps from the checkpoint in `folder`/`name` on to `total`, and return the history, a row for each validation, the first before any step.
 
     `parts`: name to object with state_dict and load_state_dict, all that a checkpoint needs. `stream(first)` gives the batches from
     step `first` on; `step(k, *batch)` returns a dict of 0-d tensors, which are averaged from validation to validation; `validate()`
@@ -156,6 +156,8 @@ def run_steps(name, config: Config, folder: Path, fingerprint: str, total: int, 
             total=total, initial=first, desc=name, unit="step", mininterval=1.0, ncols=100, file=sys.stdout, disable=parallel.rank() > 0
         ) as bar,
     ):
+        if not first:
+            rows.append({"step": 0, "session": session, "seconds": 0.0, **validate()})
         batches = stream(first)
         for k in range(first, total):
             means.add(k + 1, step(k, *next(batches)))

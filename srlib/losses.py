@@ -13,24 +13,27 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .degrade import KINDS
-
 
 class ContentLoss(nn.Module):
-    """Mean squared error between features of SR and HR (equation 5), mean over channels and positions.
+    """Squared distance between features of SR and HR (equation 5), mean over channels and positions.
 
     `extractor` takes (N, C, H, W) in [0, 1] and returns one feature map; it must be frozen (`features.feature_extractor`).
-    The gradient reaches `sr` through it; `hr` needs none. The features follow the autocast, their difference is taken in float32.
+    The gradient reaches SR through it; `hr` needs none. The features follow the autocast, their difference is taken in float32.
+
+    With `other`, a second draw of the same LR, (f(sr) - f(hr)) (f(other) - f(hr)): its mean over draws is the squared distance between the *mean*
+    feature of SR and HR's, so that grain is not punished for not being HR's grain. Of a generator without chance both draws are one image, and
+    this is the paper's loss.
     """
 
     def __init__(self, extractor: nn.Module):
         super().__init__()
         self.extractor = extractor
 
-    def forward(self, sr: torch.Tensor, hr: torch.Tensor) -> torch.Tensor:
+    def forward(self, sr: torch.Tensor, hr: torch.Tensor, other: torch.Tensor | None = None) -> torch.Tensor:
         with torch.no_grad():
-            target = self.extractor(hr)
-        return F.mse_loss(self.extractor(sr).float(), target.float())
+            target = self.extractor(hr).float()
+        first = self.extractor(sr).float() - target
+        return (first * (first if other is None else self.extractor(other).float() - target)).mean()
 
 
 def adversarial_loss(sr_logits: torch.Tensor, hr_logits: torch.Tensor | None = None) -> torch.Tensor:
@@ -51,18 +54,17 @@ def discriminator_loss(hr_logits: torch.Tensor, sr_logits: torch.Tensor, relativ
     return F.softplus(-hr_logits).mean() + F.softplus(sr_logits).mean()
 
 
-def grid_loss(detail: torch.Tensor, scale: int) -> torch.Tensor:
-    """How much the mean of `detail` (N, C, H, W) depends on the position within an LR pixel: the variance over the scale x scale
-    positions. 0 without a grid. Give SR less bicubic, whose other detail averages out over a batch."""
-    means = F.pixel_unshuffle(detail.flatten(0, 1)[:, None], scale).mean((0, 2, 3))
-    return means.var(correction=0)
+def pairing_loss(real: torch.Tensor, fake: torch.Tensor) -> torch.Tensor:
+    """-log of the probability that `real` is more real than `fake`, each logit beside that of its own LR (RpGAN, as in R3GAN, Huang et al. 2024);
+    mean over the batch. The generator's is the same with the two exchanged."""
+    return F.softplus(fake - real).mean()
 
 
-def lr_loss(sr: torch.Tensor, lr: torch.Tensor, scale: int, kind: str = "bicubic", amount: float = 0.0) -> torch.Tensor:
-    """MSE on [-1, 1] between SR brought down again and LR, both in [0, 1]. SR's is not rounded to 8 bit, as that has no gradient; for
-    the same reason bicubic stands in for bicubic-matlab, which rounds between its two passes."""
-    again = KINDS["bicubic" if kind == "bicubic-matlab" else kind](sr, scale, amount)
-    return F.mse_loss(2 * again, 2 * lr)
+def gradient_penalty(logits: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
+    """The squared norm of D's gradient with respect to its `inputs` (N, C, H, W), mean over the batch (R1 on HR, R2 on SR: Mescheder et al. 2018).
+    It has a gradient of its own, for D's weights."""
+    (slope,) = torch.autograd.grad(logits.sum(), inputs, create_graph=True)
+    return slope.float().square().sum((1, 2, 3)).mean()
 
 
 def psnr_loss(sr: torch.Tensor, hr: torch.Tensor, floor: float = 2.5e-6) -> torch.Tensor:
@@ -90,4 +92,5 @@ class Adversarial(NamedTuple):
 ADVERSARIAL: dict[str, Adversarial] = {
     "standard": Adversarial(adversarial_loss, discriminator_loss),
     "relativistic": Adversarial(adversarial_loss, partial(discriminator_loss, relativistic=True), relative=True),
+    "pairing": Adversarial(pairing_loss, pairing_loss, relative=True),
 }

@@ -1,12 +1,11 @@
 """The two networks of Ledig et al. 2017 (figure 4), other generators, and the linear filter that a network has to beat.
 
 A new generator is a class and a line in GENERATORS: it takes (N, C, h, w) in [0, 1] and gives (N, C, scale * h, scale * w), and its
-constructor takes what `Generator`'s takes.
+constructor takes what `Generator`'s takes. Any of them can be the trunk that a head draws texture on (`texture`).
 """
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 
 import torch
@@ -14,6 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .degrade import SCALES, upsample
+from .texture import RowConv2d, TextureGenerator
 
 
 class ResidualBlock(nn.Module):
@@ -79,13 +79,17 @@ class Generator(nn.Module):
         return ResidualBlock(width, batch_norm)
 
     def forward(self, lr: torch.Tensor) -> torch.Tensor:
+        return self.with_maps(lr)[0]
+
+    def with_maps(self, lr: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(SR, the `width` maps at SR's size that its last convolution is taken of)."""
         x = self.head(lr)
         x = self.upscale(x + self.join(self.blocks(x)))
         with torch.autocast(x.device.type, enabled=False):  # 8-bit output needs more than bfloat16's 8 bits
             y = self.tail(x.float())
             if self.settings["global_skip"]:
-                return upsample(lr, self.settings["scale"]) + y / 2
-            return (y + 1) / 2
+                return upsample(lr, self.settings["scale"]) + y / 2, x
+            return (y + 1) / 2, x
 
 
 class DenseBlock(nn.Module):
@@ -122,39 +126,13 @@ GENERATORS: dict[str, Callable[..., nn.Module]] = {"srresnet": Generator, "rrdb"
 
 def build(settings: dict) -> nn.Module:
     """The generator that `settings` describe: `generator`, its name in GENERATORS (srresnet where it is left out, as in older files), and
-    the constructor's arguments. They become its attribute `settings`, which is saved with its weights. KeyError for an unknown name."""
+    the constructor's arguments. They become its attribute `settings`, which is saved with its weights. With `texture`, `kind` and `amount`,
+    as a `TextureGenerator` has them, it is the trunk of one. KeyError for an unknown name."""
     arguments = {"generator": "srresnet"} | settings
+    head = [arguments.pop(name) for name in ("texture", "kind", "amount") if name in settings]
     network = GENERATORS[arguments["generator"]](**{k: v for k, v in arguments.items() if k != "generator"})
     network.settings = arguments
-    return network
-
-
-def blend(first: Generator, second: Generator, alpha: float) -> Generator:
-    """The generator whose weights lie between those of two of one shape: `first`'s at alpha 0, `second`'s at 1 (as in ESRGAN, Wang et al.
-    2018, section 3.4). In eval mode, on the device of `first`. Raises ValueError where their settings differ."""
-    if first.settings != second.settings:
-        raise ValueError(f"generators of two shapes cannot be blended: {first.settings} and {second.settings}")
-    mixed, weights = copy.deepcopy(first).eval(), second.state_dict()
-    mixed.load_state_dict(
-        {
-            key: torch.lerp(value, weights[key].to(value.device), alpha) if value.is_floating_point() else value
-            for key, value in first.state_dict().items()
-        }
-    )
-    return mixed
-
-
-class RowConv2d(nn.Conv2d):
-    """A convolution with few output channels, as the generator's last, computed row by row of its kernel: the rows become output
-    channels of a 1 x k convolution and are added with their shifts. The same sums, four times as fast on a CPU, whose kernels
-    leave most of a vector idle at one output channel. Odd k, stride 1, zero padding of k // 2."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        out, channels, k, _ = self.weight.shape
-        rows = self.weight.transpose(1, 2).reshape(out * k, channels, 1, k)
-        z = F.pad(F.conv2d(x, rows, padding=(0, k // 2)), (0, 0, k // 2, k // 2))
-        shifted = [z[:, d::k, d : d + x.shape[2]] for d in range(k)]
-        return torch.stack(shifted).sum(0) + self.bias.view(1, -1, 1, 1)
+    return TextureGenerator(network, *head) if head else network
 
 
 def _upscale_stage(width: int, factor: int, smooth: bool) -> nn.Sequential:

@@ -1,4 +1,4 @@
-"""Training on several GPUs: torchrun starts a process for each, DDP averages their gradients, the first one writes.
+"""Training on several GPUs: torchrun starts a process for each, their gradients are averaged, the first one writes.
 
 In a process that torchrun did not start, every function here is that of a single process. On the CPU (for tests) the processes
 talk through gloo.
@@ -41,14 +41,17 @@ def share(batch: int) -> slice:
     return slice(rank() * part, (rank() + 1) * part)
 
 
-def wrap(model: nn.Module, device: torch.device) -> nn.Module:
-    """`model`, its gradients averaged over the processes. Buffers (BN's running statistics) stay each process's own; the first one's
-    are kept."""
-    if size() == 1:
-        return model
-    ids = [device.index] if device.type == "cuda" else None
-    # (broadcast_buffers: its new name is not in older versions of torch)
-    return nn.parallel.DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False)
+def average_gradients(model: nn.Module) -> None:
+    """Replace the gradients by their mean over the processes, as DDP would; DDP itself does not go with a gradient penalty (torch's
+    documentation: it does not work with torch.autograd.grad). Buffers (BN's running statistics) stay each process's own."""
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    if size() == 1 or not gradients:
+        return
+    flat = torch.cat([g.flatten() for g in gradients])
+    dist.all_reduce(flat)
+    flat /= size()
+    for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+        gradient.copy_(part.view_as(gradient))
 
 
 def mean(value: torch.Tensor) -> torch.Tensor:

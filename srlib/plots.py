@@ -13,6 +13,8 @@ import pandas as pd
 from . import health
 from .figures import COLOURS, NAMES, finish
 
+TERMS = ("#56B4E9", "#CC79A7", "#0072B2", "#8C564B")  # adversarial, content, pixel, D's penalty
+
 
 def histograms(values: dict[str, np.ndarray]) -> plt.Figure:
     """Grey-level histograms (counts of 256 levels), one line each, as shares on a logarithmic axis."""
@@ -56,10 +58,9 @@ def spectra(curves: dict[str, tuple[np.ndarray, np.ndarray]], scale: int, direct
     return fig
 
 
-def method_points(table: pd.DataFrame, x: str, y: str, labels: dict[str, str], path: pd.DataFrame | None = None) -> plt.Figure:
+def method_points(table: pd.DataFrame, x: str, y: str, labels: dict[str, str]) -> plt.Figure:
     """Each method as a point in the plane of two measures (`statistics.summarise`'s table), with its 95 % interval over patients where the
-    table has one. `path`: a row for each alpha, the index, of the generators between SRResNet and SRGAN, drawn as a line
-    with alpha beside its points."""
+    table has one."""
     fig, ax = plt.subplots(figsize=(7.2, 4.4))
     for method, row in table.iterrows():
         colour = COLOURS.get(method, "#444444")
@@ -68,12 +69,6 @@ def method_points(table: pd.DataFrame, x: str, y: str, labels: dict[str, str], p
             ax.errorbar(row[x], row[y], xerr=spread[0], yerr=spread[1], color=colour, lw=1, alpha=0.5, zorder=2)
         ax.scatter(row[x], row[y], s=60, color=colour, zorder=3)
         ax.annotate(NAMES.get(method, method), (row[x], row[y]), xytext=(7, 5), textcoords="offset points", fontsize=8.5)
-    if path is not None:
-        ax.plot(path[x], path[y], "-o", color="#666666", ms=3.5, lw=1.2, zorder=1)
-        for alpha, row in path.iloc[1:-1].iterrows():
-            ax.annotate(
-                f"{alpha:g}", (row[x], row[y]), xytext=(0, 6), textcoords="offset points", ha="center", fontsize=7.5, color="#555555"
-            )
     ax.margins(0.12)
     ax.set(xlabel=labels[x], ylabel=labels[y])
     return fig
@@ -134,31 +129,33 @@ def _gain(ax, history, colour):
 
 
 def srgan_curves(history: pd.DataFrame) -> plt.Figure:
-    """The game and its health: D's probabilities, shares of the loss terms, gradients, gain, LR consistency, warnings in words."""
+    """The adversarial training and its health: D's logits, loss terms, gain, power by band, stripes, and warnings in words. From step 0 on."""
     fig, axes = plt.subplots(2, 3, figsize=(12, 6.0))
-    axes, last = axes.ravel(), axes[1, 2]
-    axes[0].plot(history.step, history.d_hr, label="D(HR)", color=COLOURS["hr"])
-    axes[0].plot(history.step, history.d_sr, label="D(SR)", color=COLOURS["srgan"])
-    axes[0].axhline(0.5, color="#999999", lw=0.8, ls=":")
-    axes[0].set(
-        xlabel="step", ylabel="mean probability of 'real'", ylim=(-0.02, 1.18), yticks=[0, 0.25, 0.5, 0.75, 1], title="Discriminator"
-    )
-    axes[0].legend(loc="upper left", ncol=2)  # above 1, where no line is
-    terms = [t for t in ("content", "adversarial", "pixel", "grid", "lr") if history.get(f"{t}_share", pd.Series([0.0])).max() > 0]
-    axes[1].stackplot(history.step, *(history[f"{t}_share"] for t in terms), labels=terms, alpha=0.85,
-                      colors=["#009E73", "#D55E00", "#0072B2", "#999999", "#CC79A7"])  # fmt: skip
-    axes[1].set(xlabel="step", ylabel="share of the generator's loss", ylim=(0, 1), title="Loss terms")
-    axes[1].legend(loc="lower left", frameon=True)
+    axes, last, steps = axes.ravel(), axes[1, 2], history.step
+    axes[0].plot(steps, history.d_hr, label="D(HR)", color=COLOURS["hr"])
+    axes[0].plot(steps, history.d_sr, label="D(SR)", color=COLOURS["srgan"])
+    axes[0].set(xlabel="step", ylabel="mean logit", title="Discriminator: the gap is what it knows")
+    axes[0].legend()
+    for k, term in enumerate(("adversarial", "content", "pixel", "penalty")):
+        if term in history and history[term].abs().max() > 0:
+            axes[1].plot(steps, history[term], label=term if term != "penalty" else "D's penalty", color=TERMS[k])
+    axes[1].set(xlabel="step", ylabel="weighted term", title="Loss terms")
+    axes[1].legend()
     _gain(axes[2], history, COLOURS["srgan"])
-    axes[3].plot(history.step, history.g_norm, label="generator", color=COLOURS["srgan"])
-    axes[3].plot(history.step, history.d_norm, label="discriminator", color=COLOURS["hr"])
-    axes[3].set(xlabel="step", ylabel="norm", yscale="log", title="Gradients")
+    powers = [c for c in history if c.startswith("band")]
+    for k, band in enumerate(powers):
+        name = f"band {k + 1}" + {0: " (coarsest)", len(powers) - 1: " (finest)"}.get(k, "")
+        axes[3].plot(steps, history[band], label=name, color=plt.get_cmap("viridis")(0.85 * k / max(len(powers) - 1, 1)))
+    axes[3].axhline(0, color=COLOURS["hr"], lw=0.8, ls=":")
+    axes[3].set(xlabel="step", ylabel="SR against HR (dB)", title="Power above LR's Nyquist, by band")
     axes[3].legend()
-    axes[4].plot(history.step, history.consistency_db, color=COLOURS["srgan"])
-    axes[4].axhline(health.LEFT_LR, color="#999999", lw=0.8, ls=":")
-    axes[4].set(xlabel="step", ylabel="PSNR against LR (dB)", title="LR consistency: SR brought down again")
+    axes[4].plot(steps, history.stripe_db, color=COLOURS["srgan"])
+    axes[4].set(xlabel="step", ylabel="dB", ylim=(0, None), title="Stripe index: 1 to 2 has none")
+    end = history.iloc[-1]
     said = list(health.warnings(history).values()) or ["Nothing to warn of."]
-    said.append(f"The discriminator learnt from {history.d_learnt.iloc[-1]:.0%} of the last steps.")
+    if np.isfinite(end.consistency_db):
+        said.append(f"LR consistency: {end.consistency_db:.0f} dB.")
+    said.append(f"The discriminator is right with probability {end.d_right:.2f} (0.5: it cannot tell).")
     last.axis("off")
     last.set_title("Health at the last step", loc="left")
     last.text(0, 0.97, "\n\n".join(textwrap.fill(sentence, 46) for sentence in said), va="top", fontsize=9.5, transform=last.transAxes)

@@ -87,6 +87,8 @@ class Protocol:
                     "high_power_db": metrics.high_power_db(power, hr_power, self.scale),
                     "axial_power_db": metrics.high_power_db(power, hr_power, self.scale, "axial"),
                     "lateral_power_db": metrics.high_power_db(power, hr_power, self.scale, "lateral"),
+                    **{f"band{k}_db": v for k, v in enumerate(metrics.band_power_db(power, hr_power, self.scale), 1)},
+                    "stripe_db": metrics.stripe_index(power, hr_power, self.scale),
                     "checkerboard": metrics.checkerboard(power, hr_power, self.scale),
                     "consistency": image["consistency"],
                     "judge": judge[name],

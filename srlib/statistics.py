@@ -19,6 +19,8 @@ MEASURES = {  # column of metrics.csv: (what it is, what is better)
     "high_power_db": ("power above LR Nyquist, against HR (dB)", "near 0"),
     "axial_power_db": ("the same along depth (dB)", "near 0"),
     "lateral_power_db": ("the same across (dB)", "near 0"),
+    **{f"band{k}_db": (f"power in band {k} above LR Nyquist, against HR (dB)", "near 0") for k in range(1, 7)},
+    "stripe_db": ("stripe index (dB)", "about 1"),
     "checkerboard": ("checkerboard (HR: 1)", "near 1"),
     "consistency": ("LR consistency (dB)", "above 38"),
     "judge": ("feature distance (judge)", "lower"),

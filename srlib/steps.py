@@ -6,20 +6,24 @@ How steps are repeated, saved, stopped and continued stands in `loop`; where the
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 from . import parallel
 from .config import Config, UserError
-from .degrade import upsample
-from .losses import ADVERSARIAL, PRETRAIN, ContentLoss, grid_loss, lr_loss
+from .degrade import has_projection
+from .losses import ADVERSARIAL, PRETRAIN, ContentLoss, gradient_penalty
 from .models import Discriminator, build
+from .texture import TextureDiscriminator, TextureGenerator, normal_noise
 
 CALIBRATION_BATCHES = 4
+LONGEST = 5.0  # G's gradient is cut to this norm; usual ones are 20 to 100
+CONTRAST = 0.5  # standard deviation that HR less the base has for D
+WARMUP = 50  # steps
 FASTEST = torch.channels_last  # 1.6 times faster than NCHW in bf16 on a CPU
 
 
@@ -61,13 +65,16 @@ def _placed(model: torch.nn.Module, config: Config, device: torch.device) -> tor
 
 
 def _adam(model: torch.nn.Module, rate: float, device: torch.device) -> torch.optim.Adam:
-    return torch.optim.Adam(model.parameters(), rate, betas=(0.9, 0.999), fused=device.type != "mps")
+    weights = [p for p in model.parameters() if p.requires_grad]
+    return torch.optim.Adam(weights, rate, betas=(0.9, 0.999), fused=device.type != "mps")
 
 
 def _update(loss: torch.Tensor, model: torch.nn.Module, optimizer, scaler, longest: float = 0.0) -> torch.Tensor:
-    """One step of `optimizer` down the gradient of `loss`; returns the gradient's norm, before it was cut to `longest` (0: not cut)."""
+    """One step of `optimizer` down the gradient of `loss`, averaged over the processes; returns the gradient's norm, before it was cut to
+    `longest` (0: not cut)."""
     optimizer.zero_grad(set_to_none=True)
     scaler.scale(loss).backward()
+    parallel.average_gradients(model)
     scaler.unscale_(optimizer)
     parameters = [p for p in model.parameters() if p.grad is not None]
     norm = torch.nn.utils.clip_grad_norm_(parameters, longest or torch.inf)
@@ -83,7 +90,6 @@ class Pretraining:
     def __init__(self, config: Config, device: torch.device, generator: torch.nn.Module | None = None):
         self.config, self.device = config, device
         self.generator = _placed(generator or make_generator(config), config, device)
-        self.network = parallel.wrap(self.generator, device)
         self.optimizer = _adam(self.generator, config.pretrain_lr, device)
         self.scheduler = _schedule(self.optimizer, config.pretrain_schedule, config.pretrain_steps)
         self.dtype = autocast_dtype(config.precision, device)
@@ -92,7 +98,7 @@ class Pretraining:
 
     def step(self, k: int, lr: torch.Tensor, hr: torch.Tensor) -> dict[str, torch.Tensor]:
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
-            sr = self.network(lr)
+            sr = self.generator(lr)
         mse = F.mse_loss(2 * sr.detach() - 1, 2 * hr - 1)
         loss = PRETRAIN[self.config.pretrain_loss](sr, hr)
         norm = _update(loss, self.generator, self.optimizer, self.scaler, self.config.pretrain_clip)
@@ -102,21 +108,23 @@ class Pretraining:
 
 
 class Weights:
-    """The factors of the loss terms: given by the settings, or calibrated so that the adversarial term (and the pixel term) has
-    its stated share of the loss on the first batches. A part of the checkpoint, so that a calibration is made once."""
+    """The factors of the loss terms: given by the settings, or calibrated on the first batches. A part of the checkpoint, so that a
+    calibration is made once."""
 
     def __init__(self, config: Config):
         self.adversarial, self.content, self.pixel = config.adversarial_weight, config.content_weight, 0.0
 
-    def calibrate(self, config: Config, content: float, adversarial: float, pixel: float) -> None:
-        """From the terms' mean values before the first step. Raises UserError for an adversarial loss that has no size to go by."""
-        if not adversarial > 0:
-            raise UserError(
-                f"adversarial_loss={config.adversarial_loss!r} is {adversarial:.3g} at the start, so content_weight=0 cannot be calibrated; set it"
-            )
-        unit = self.adversarial * adversarial / config.adversarial_share  # the whole loss at the start
-        self.content = unit * (1 - config.adversarial_share - config.pixel_share) / max(content, 1e-12)
-        self.pixel = unit * config.pixel_share / max(pixel, 1e-12)
+    def calibrate(self, config: Config, adversarial: float, content: float, pixel: float) -> None:
+        """From the terms' mean values before the first step: the content weight, where the settings leave it open, so that the adversarial
+        term has its stated share beside it; the pixel weight, so that its term starts at `pixel_weight`. Raises UserError for an adversarial
+        loss that has no size to go by."""
+        if not config.content_weight and content:
+            if not adversarial > 0:
+                raise UserError(
+                    f"adversarial_loss={config.adversarial_loss!r} is {adversarial:.3g} at the start, so content_weight=0 cannot be calibrated; set it"
+                )
+            self.content = self.adversarial * adversarial * (1 / config.adversarial_share - 1) / content
+        self.pixel = config.pixel_weight / max(pixel, 1e-12)
 
     def state_dict(self):
         return dict(vars(self))
@@ -126,98 +134,139 @@ class Weights:
 
 
 class Game:
-    """D and G in turn, one update each (sections 2.1 and 2.2), from a pretrained `generator`; `extractor` is the content loss's.
+    """D and G in turn, one update each (Ledig et al. 2017, sections 2.1 and 2.2), from a pretrained `generator`; `extractor` is the content
+    loss's. With the setting `texture` the generator is frozen and a head on it draws texture from noise (`texture.py`); D then
+    sees what lies between it and HR, and losses compare the mean of two draws.
 
     `step(k, lr, hr)` plays one turn on a batch in [0, 1] and returns what is logged (`train_srgan` names it); `first_batches()`, the
-    batches that the calibration takes, is called in step 0 where `content_weight` is 0. `parts`: what a checkpoint needs.
+    batches that the calibration takes, is called in step 0. `parts`: what a checkpoint needs.
     """
 
     def __init__(
         self, config: Config, device: torch.device, generator: torch.nn.Module, extractor: torch.nn.Module, first_batches: Callable
     ):
         self.config, self.device, self.first_batches = config, device, first_batches
-        self.generator = _placed(generator, config, device)
         torch.manual_seed(config.seed + 1)
-        self.discriminator = _placed(Discriminator(config.channels, config.crop, config.d_width), config, device)
-        self.g_network, self.d_network = (parallel.wrap(model, device) for model in (self.generator, self.discriminator))
-        self.content_loss = ContentLoss(extractor).to(device, memory_format=FASTEST)
-        self.averaged = AveragedModel(self.generator, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=False)
+        if config.texture:
+            projected = config.degradation != "paired" and has_projection(*config.reduction)
+            generator = TextureGenerator(generator, config.texture, *(config.reduction[1:] if projected else ("", 0.0)))
+            discriminator = TextureDiscriminator(config.channels, config.d_width)
+        else:
+            discriminator = Discriminator(config.channels, config.gan_crop, config.d_width)
+        self.generator, self.discriminator = (_placed(model, config, device) for model in (generator, discriminator))
+        silent = config.content_features == "none" and config.texture  # its pixel term is the content loss of no network
+        self.content_loss = None if silent else ContentLoss(extractor).to(device, memory_format=FASTEST)
+        self.averaged = AveragedModel(self.generator, multi_avg_fn=self._average, use_buffers=False)
         self.g_optimizer, self.d_optimizer = (_adam(model, config.gan_lr, device) for model in (self.generator, self.discriminator))
-        drop = max(1, round(config.gan_lr_drop * config.gan_steps))
-        self.g_schedule, self.d_schedule = (
-            torch.optim.lr_scheduler.MultiStepLR(o, [drop], 0.1) for o in (self.g_optimizer, self.d_optimizer)
-        )
         self.adversarial = ADVERSARIAL[config.adversarial_loss]
         self.dtype = autocast_dtype(config.precision, device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype is torch.float16)
         self.weights = Weights(config)
-        kept = ("generator", "discriminator", "averaged", "g_optimizer", "d_optimizer", "g_schedule", "d_schedule", "scaler", "weights")
+        kept = ("generator", "discriminator", "averaged", "g_optimizer", "d_optimizer", "scaler", "weights")
         self.parts = {name: getattr(self, name) for name in kept}
 
-    def _autocast(self):
-        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None)
-
-    def _rolled(self, image, k):
-        """The image as the losses' networks see it in step k: moved by the same random pixels for SR and HR."""
-        if not self.config.loss_shift:
-            return image
-        rng = np.random.default_rng([self.config.seed, k])
-        return image.roll(tuple(rng.integers(0, self.config.loss_shift, 2).tolist()), (2, 3))
-
-    def _view(self, image, k, call):
-        """What D sees: the image in [-1, 1], with noise of its own for each step and call where `d_noise` asks for it."""
-        image = self._rolled(image, k)
-        if self.config.d_noise:
-            chance = torch.Generator(self.device).manual_seed(1_000_003 * self.config.seed + 3 * k + call)
-            joint = (self.config.batch, *image.shape[1:])
-            noise = torch.randn(joint, generator=chance, device=self.device)[parallel.share(self.config.batch)]
-            image = image + self.config.d_noise * noise
-        return 2 * image - 1
-
-    def _generator_terms(self, k, sr, hr):
-        """The generator's three losses, not weighted."""
-        self.discriminator.requires_grad_(False)
-        with self._autocast():
-            with torch.no_grad():
-                real = self.discriminator(self._view(hr, k, 0)) if self.adversarial.relative else None
-            adversarial = self.adversarial.generator(self.discriminator(self._view(sr, k, 2)), real)
-            content = self.content_loss(self._rolled(sr, k), self._rolled(hr, k))
-        return dict(content=content, adversarial=adversarial, pixel=F.mse_loss(2 * sr - 1, 2 * hr - 1))
-
-    def _calibrate(self):
-        with torch.no_grad(), self._autocast():
-            batches = itertools.islice(self.first_batches(), CALIBRATION_BATCHES)
-            found = [self._generator_terms(0, self.generator(lr), hr) for lr, hr in batches]
-        means = {key: np.mean([t[key].item() for t in found]) for key in found[0]}
-        self.weights.calibrate(self.config, **{key: float(parallel.mean(torch.tensor(value))) for key, value in means.items()})
-
     def step(self, k: int, lr: torch.Tensor, hr: torch.Tensor) -> dict[str, torch.Tensor]:
-        config = self.config
-        if k == 0 and not config.content_weight:
+        config, D = self.config, self.discriminator
+        if k == 0 and (config.texture or config.pixel_weight or not config.content_weight):
             self._calibrate()
-        with self._autocast():
-            sr = self.g_network(lr)
-            self.discriminator.requires_grad_(True)
-            d_hr, d_sr = self.d_network(self._view(hr, k, 0)), self.d_network(self._view(sr.detach(), k, 1))
-            d_loss = self.adversarial.discriminator(d_hr, d_sr)
-        learns = not config.d_pause or parallel.mean(d_loss).item() >= config.d_pause
-        d_norm = _update(d_loss, self.discriminator, self.d_optimizer, self.scaler) if learns else torch.zeros((), device=self.device)
-        terms = {key: getattr(self.weights, key) * value for key, value in self._generator_terms(k, sr, hr).items()}
-        if config.grid_weight:
-            terms["grid"] = config.grid_weight * grid_loss(sr.float() - upsample(lr, config.scale), config.scale)
-        if config.lr_weight:
-            terms["lr"] = config.lr_weight * lr_loss(sr.float(), lr, *config.reduction)
+        penalty_weight = self._schedule(k)
+        base, sr, other = self._draw(k, lr)
+
+        # D: tell HR from SR, with a small slope on either
+        D.requires_grad_(True)
+        real, fake = self._seen(hr, base), self._seen(sr.detach(), base)
+        with self._autocast(penalty_weight):
+            d_hr, d_sr = D(*real), D(*fake)
+        d_loss = self.adversarial.discriminator(d_hr, d_sr)
+        penalty = d_loss.new_zeros(())
+        if penalty_weight:
+            penalty = penalty_weight / 2 * (gradient_penalty(d_hr, real[0]) + gradient_penalty(d_sr, fake[0]))
+        d_norm = _update(d_loss + penalty, D, self.d_optimizer, self.scaler)
+
+        # G: be taken for HR by the D that has just learnt, and keep the mean of draws where it is
+        D.requires_grad_(False)
+        terms = {name: getattr(self.weights, name) * value for name, value in self._terms(base, sr, other, hr).items()}
         loss = sum(terms.values())
-        g_norm = _update(loss, self.generator, self.g_optimizer, self.scaler)
+        g_norm = _update(loss, self.generator, self.g_optimizer, self.scaler, LONGEST if config.texture else 0.0)
         self.averaged.update_parameters(self.generator)
         self.scaler.update()
-        self.g_schedule.step()
-        self.d_schedule.step()
-        shares = {f"{key}_share": value / loss for key, value in terms.items()}
-        if self.adversarial.relative:  # a constant added to all logits means nothing
-            d_hr, d_sr = d_hr - d_sr.mean(), d_sr - d_hr.mean()
-        d = dict(d_loss=d_loss, d_hr=d_hr.sigmoid().mean(), d_sr=d_sr.sigmoid().mean(), d_learnt=torch.tensor(float(learns)), d_norm=d_norm)
-        return dict(loss=loss, g_norm=g_norm, **d, **terms, **shares)
+
+        right = (d_hr - d_sr).sigmoid() if self.adversarial.relative else (d_hr.sigmoid() + (-d_sr).sigmoid()) / 2
+        d = dict(d_loss=d_loss, penalty=penalty, d_hr=d_hr.mean(), d_sr=d_sr.mean(), d_right=right.mean(), d_norm=d_norm)
+        return dict(loss=loss, g_norm=g_norm, **d, **terms, **{f"{name}_share": value / loss for name, value in terms.items()})
+
+    def _draw(self, k: int, lr: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """(base, draw, another draw) of step k. Without texture: one SR image three times; nothing uses it as the base."""
+        with self._autocast():
+            if not self.config.texture:
+                sr = self.generator(lr)
+                return sr.detach(), sr, sr
+            smooth, *known = self.generator.prepare(lr)
+            noise = (self._noise(k, call, smooth.shape) for call in (0, 1))
+            draws = [self.generator.project(smooth + self.generator.head(*known, z), lr) for z in noise]
+            return self.generator.project(smooth, lr), *draws
+
+    def _noise(self, k: int, call: int, shape: torch.Size) -> torch.Tensor:
+        """This process's part of the joint batch's noise, a function of seed, step and call: a training that is continued needs no other state."""
+        joint = normal_noise(((self.config.seed << 32) + k) * 2 + call, self.config.batch, *shape[-2:])
+        return joint[parallel.share(self.config.batch)].to(self.device)
+
+    def _seen(self, image: torch.Tensor, base: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """What D takes: the image in [-1, 1], or, with texture, its detail and the base; the first has a gradient, for the penalty."""
+        seen = (self.discriminator.see(image, base), base) if self.config.texture else (2 * image.float() - 1,)
+        return (seen[0].requires_grad_(), *seen[1:])
+
+    def _terms(self, base, sr, other, hr) -> dict[str, torch.Tensor]:
+        """The generator's losses, not weighted."""
+        terms = {}
+        with self._autocast(self.config.penalty):
+            with torch.no_grad():
+                real = self.discriminator(*self._seen(hr, base)) if self.adversarial.relative else None
+            terms["adversarial"] = self.adversarial.generator(self.discriminator(*self._seen(sr, base)), real)
+        if self.content_loss is not None:
+            with self._autocast():
+                terms["content"] = self.content_loss(sr, hr, None if other is sr else other)
+        if self.config.pixel_weight:
+            terms["pixel"] = ((sr - hr) * (other - hr)).mean()
+        return terms
+
+    def _autocast(self, penalty: float = 0.0):
+        """Autocast; not to float16 where D has a penalty, whose squares leave its range."""
+        enabled = self.dtype is not None and not (penalty and self.dtype is torch.float16)
+        return torch.autocast(self.device.type, self.dtype, enabled=enabled)
+
+    @torch.no_grad()
+    def _calibrate(self) -> None:
+        """Set the factors of the losses and the contrast of D's view from the first batches."""
+        batches, contrast, found = itertools.islice(self.first_batches(), CALIBRATION_BATCHES), 0.0, []
+        for lr, hr in batches:
+            base, sr, other = self._draw(0, lr)
+            contrast += (hr - base).square().mean().item() / CALIBRATION_BATCHES
+            found.append(self._terms(base, sr, other, hr))
+        means = {key: parallel.mean(torch.stack([t[key].float() for t in found]).mean()).item() for key in found[0]}
+        self.weights.calibrate(self.config, **{"content": 0.0, "pixel": 0.0} | means)
+        if self.config.texture:
+            contrast = parallel.mean(torch.tensor(contrast)).item()
+            self.discriminator.contrast.fill_(CONTRAST / max(math.sqrt(contrast), 1e-6))
+
+    def _schedule(self, k: int) -> float:
+        """Set the rates of step k, a function of k alone; returns the factor of the penalty."""
+        config, part = self.config, k / self.config.gan_steps
+        rate, betas = 1.0 if part < config.gan_lr_drop else 0.1, (0.9, 0.999)
+        if config.texture:  # as R3GAN: no momentum, and a memory that grows; warmed up, and down to a fiftieth at the end
+            fall = (1 - part) / max(1 - config.gan_lr_drop, 1e-9)
+            rate = min(1.0, (k + 1) / min(WARMUP, config.gan_steps / 4), 0.02 + 0.98 * fall)
+            betas = (0.0, 0.9 + 0.09 * min(1.0, 2 * part))
+        for optimizer in (self.g_optimizer, self.d_optimizer):
+            for group in optimizer.param_groups:
+                group["lr"], group["betas"] = config.gan_lr * rate, betas
+        area = (config.gan_crop / 96) ** 2  # D takes the mean over positions, so a pixel's slope falls with their number
+        return config.penalty * area * (0.25 + 0.75 * (1 + math.cos(math.pi * min(1.0, part / 0.8))) / 2)
+
+    def _average(self, averaged, current, count) -> None:
+        """The running mean of the weights: `ema`, and less in the first steps, which it would otherwise remember."""
+        n = count.item()
+        torch._foreach_lerp_(averaged, current, 1 - min(self.config.ema, (n + 1) / (n + 10)))
 
     def released(self) -> torch.nn.Module:
         """The generator that is validated and released: the averaged one, or the last where `ema` is 0."""

@@ -6,6 +6,7 @@ What a step computes stands in `steps`; how steps are repeated, saved, stopped a
 from __future__ import annotations
 
 import copy
+import dataclasses
 import io
 import json
 import os
@@ -28,6 +29,7 @@ from .features import feature_extractor
 from .loop import Best, run_steps
 from .sources import data_home
 from .steps import FASTEST, Game, Pretraining, make_generator
+from .texture import draw
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -43,7 +45,8 @@ def pick_device(name: str = "auto") -> torch.device:
 
 
 class Validation:
-    """PSNR gain over bicubic and LR consistency on centre crops of validation scans, in eval mode and float32."""
+    """What is measured on centre crops of validation scans, in eval mode and float32; of a network that draws, with one draw, the same noise
+    each time."""
 
     def __init__(self, paths, config: Config, device: torch.device, count: int = 12, side: int = 256):
         self.device, self.reduction, self.pairs, self.held = device, config.reduction, [], config.holds_lr
@@ -57,23 +60,26 @@ class Validation:
             region = valid_region(hr)
             start = metrics.psnr(to_image(upsample(lr, config.scale)), hr, region=region)
             if np.isfinite(start):  # an empty valid region or a flat square says nothing
-                self.pairs.append((hr, lr, region, start))
+                self.pairs.append((hr, lr, region, start, metrics.spectrum(hr, region)))
         if not self.pairs:
             raise UserError("no validation image has a valid region to measure; give other images or a larger val_share")
 
     @torch.inference_mode()
     def __call__(self, generator: torch.nn.Module) -> dict[str, float]:
-        """{gain_db (valid region), consistency_db (nan where not even HR `holds_lr`)}, means over the crops."""
-        was_training, found = generator.training, []
+        """{gain_db (valid region), consistency_db (nan where not even HR `holds_lr`), stripe_db, band1_db, ...}, means over the crops."""
+        was_training, found, scale = generator.training, [], self.reduction[0]
         generator.eval()
-        for hr, lr, region, start in self.pairs:
-            sr = to_image(generator(lr.to(self.device)))
+        for k, (hr, lr, region, start, power) in enumerate(self.pairs):
+            sr = to_image(draw(generator, lr.to(self.device), seed=k))
             same = metrics.consistency(sr, to_image(lr), *self.reduction) if self.held else np.nan
-            found.append((metrics.psnr(sr, hr, region=region) - start, same))
-            if len(found) == 1:
+            sr_power = metrics.spectrum(sr, region)
+            stripe, powers = metrics.stripe_index(sr_power, power, scale), metrics.band_power_db(sr_power, power, scale)
+            found.append((metrics.psnr(sr, hr, region=region) - start, same, stripe, *powers))
+            if k == 0:
                 self.picture = sr
         generator.train(was_training)
-        return dict(zip(("gain_db", "consistency_db"), np.mean(found, 0).tolist(), strict=True))
+        names = ("gain_db", "consistency_db", "stripe_db", *(f"band{b}_db" for b in range(1, len(found[0]) - 2)))
+        return dict(zip(names, np.mean(found, 0).tolist(), strict=True))
 
     def keep(self, history: pd.DataFrame, folder: Path) -> None:
         """Write SR of the first crop, as it was validated last, to `folder`/frames/STEP.png, for the animation of a training."""
@@ -167,11 +173,12 @@ def pretrain_generator(config: Config, train, val, folder, fingerprint: str = ""
 def train_srgan(config: Config, train, val, folder, fingerprint: str = "", show=lambda history: None) -> pd.DataFrame:
     """The adversarial stage (sections 2.1 and 2.2), from `folder/srresnet.pt`: D and G in turn, one step each.
 
-    `folder/srgan/` gets checkpoint.pt and history.csv, `folder/srgan.pt` the averaged weights (EMA; the last ones where
-    `ema` is 0), never chosen by PSNR, and the factors of the loss terms, given or calibrated. Returns the history: step, session, seconds, loss; content, adversarial, pixel and, with
-    `grid_weight`, grid, with `lr_weight`, lr (each weighted, as they enter the loss), and the share of each; d_loss, d_hr and d_sr (D's mean probability for
-    HR and SR), d_learnt (the share of steps in which D was updated), the gradients' norms g_norm and d_norm (0 where D paused);
-    gain_db and consistency_db of the averaged weights. What `health.warnings` says of it is printed, each warning once.
+    `folder/srgan/` gets checkpoint.pt, history.csv and frames/, `folder/srgan.pt` the averaged weights (EMA; the last ones where `ema` is 0), never
+    chosen by PSNR, and the factors of the loss terms, given or calibrated. Returns the history, from step 0 on, where only
+    what is validated has a value: step, session, seconds; loss and its terms adversarial, content and pixel (weighted, as they enter
+    it), each with its share; d_loss, penalty (weighted), d_hr and d_sr (D's mean logits for HR and SR), d_right (the mean probability that D gives
+    to the truth); the gradients' norms g_norm and d_norm; of the averaged weights gain_db, consistency_db, stripe_db and band1_db to
+    bandN_db. What `health.warnings` says of it is printed, each warning once.
     """
     folder, device, weights = Path(folder), pick_device(config.device), config.feature_weights
     if config.content_features.partition(":")[0] == "oct-vgg":
@@ -183,7 +190,7 @@ def train_srgan(config: Config, train, val, folder, fingerprint: str = "", show=
     if generator.settings != {"generator": "srresnet"} | pretrained["settings"]:
         raise UserError(f"{folder / 'srresnet.pt'} has another shape than the settings; run notebook 03 again or choose another run_dir")
     generator.load_state_dict(pretrained["weights"])
-    stream = training_pairs(train, config, device, config.gan_steps, config.seed + 1)
+    stream = training_pairs(train, dataclasses.replace(config, crop=config.gan_crop), device, config.gan_steps, config.seed + 1)
     extractor = feature_extractor(config.content_features, weights)
     game, validation = Game(config, device, generator, extractor, lambda: stream(0)), Validation(val, config, device)
     warn = _teller("srgan", health.warnings)
@@ -200,7 +207,8 @@ def train_srgan(config: Config, train, val, folder, fingerprint: str = "", show=
         model = copy.deepcopy(game.released()).eval()
         checkpoint.save_weights(folder / "srgan.pt", model, name="srgan", loss_weights=game.weights.state_dict())
 
-    return run_steps("srgan", config, folder, fingerprint, config.gan_steps, game.parts, stream, game.step, validate, done, watched)
+    often = dataclasses.replace(config, validate_every=min(config.validate_every, -(-config.gan_steps // 4)))  # four times at least
+    return run_steps("srgan", often, folder, fingerprint, config.gan_steps, game.parts, stream, game.step, validate, done, watched)
 
 
 def main(job: str) -> int:

@@ -18,13 +18,21 @@ def test_paper_is_the_published_recipe():
     assert (c.pretrain_steps, c.pretrain_lr, c.pretrain_schedule) == (1_000_000, 1e-4, "constant")
     assert (c.gan_steps, c.gan_lr, c.gan_lr_drop) == (200_000, 1e-4, 0.5)
     assert (c.content_features, c.adversarial_weight, c.d_width) == ("vgg19:relu5_4", 1e-3, 64)
-    assert not (c.global_skip or c.smooth or c.ema or c.pixel_share or c.d_noise) and c.batch_norm
+    assert (c.adversarial_loss, c.content_weight, c.gan_crop) == ("standard", pytest.approx((1 / 12.75) ** 2), 96)
+    assert not (c.global_skip or c.smooth or c.ema or c.pixel_weight or c.texture or c.penalty) and c.batch_norm
     assert not departures(c, "pretrain") and not departures(c, "srgan")
 
 
 def test_every_departure_is_listed():
     listed = {row["setting"] for stage in STAGES for row in departures(load_config("quick"), stage)}
     assert {"global_skip", "width", "pretrain_steps", "content_features", "content_weight", "channels"} <= listed
+    assert {"texture", "penalty", "pixel_weight", "adversarial_loss", "gan_crop", "ema"} <= listed
+
+
+@pytest.mark.parametrize("profile", ["smoke", "quick", "kaggle"])
+def test_short_profiles_draw_texture(profile):
+    c = load_config(profile)
+    assert c.texture and c.penalty and c.pixel_weight and c.ema and c.adversarial_loss == "pairing"
 
 
 @pytest.mark.parametrize(
@@ -39,6 +47,12 @@ def test_every_departure_is_listed():
         ({"global_skip": 1}, "takes a bool"),
         ({"crop": 90}, "multiple of 16"),
         ({"crop": 64, "scale": 3}, "multiple of 16 and of scale=3"),
+        ({"gan_crop": 40, "texture": 0}, "gan_crop=40 must be a multiple of 16 and of scale=4"),
+        ({"gan_crop": 64, "crop": 48, "scale": 3}, "gan_crop=64 must be a multiple of scale=3"),
+        ({"adversarial_loss": "paring"}, "did you mean 'pairing'"),
+        ({"texture": -1}, "nearest valid value is 0"),
+        ({"penalty": -8.0}, "nearest valid value is 0"),
+        ({"pixel_share": 0.3}, "there is no setting 'pixel_share'"),
         ({"pretrain_lr": float("nan")}, "pretrain_lr cannot be nan"),
     ],
 )

@@ -21,8 +21,11 @@ from srlib.manifest import fewer_patients
 from srlib.places import REPOSITORY
 from srlib.series import downstream, runs, sweep
 from srlib.series.run_folder import Run, open_run
+from srlib.texture import TextureGenerator, normal_noise
 
-TINY = dict(crop=32, batch=4, pretrain_steps=3, gan_steps=2, validate_every=2, checkpoint_every=3, width=8, blocks=1, d_width=4)
+TINY = dict(
+    crop=32, gan_crop=32, batch=4, pretrain_steps=3, gan_steps=2, validate_every=2, checkpoint_every=3, width=8, blocks=1, d_width=4
+)
 
 
 @pytest.fixture(scope="module")
@@ -51,15 +54,20 @@ class Plain(nn.Module):
 @pytest.mark.parametrize("name", models.GENERATORS)
 @pytest.mark.parametrize("scale", [3, 4])
 def test_every_generator_scales_and_comes_back_from_its_file(name, scale, tmp_path):
-    net = steps.make_generator(load_config("smoke", generator=name, scale=scale, crop=48)).eval()
+    net = steps.make_generator(load_config("smoke", generator=name, scale=scale, crop=48, gan_crop=48)).eval()
     lr = torch.rand(2, 1, 12, 10)
     torch.testing.assert_close(net(lr), degrade.upsample(lr, scale))  # the global skip's start
     nn.init.normal_(net.tail.weight, std=0.01)
     checkpoint.save_weights(tmp_path / "a.pt", net)
     again = load_generator(tmp_path / "a.pt")
     assert again.settings == net.settings and again.settings["generator"] == name and type(again) is type(net)
-    assert torch.equal(models.blend(again, again, 0.5).tail.weight, net.tail.weight)
     torch.testing.assert_close(again(lr), net(lr))
+    drawing, noise = TextureGenerator(net, 4), normal_noise(0, 2, 12 * scale, 10 * scale)
+    nn.init.normal_(drawing.head.tail.weight, std=0.05)
+    checkpoint.save_weights(tmp_path / "b.pt", drawing)
+    again = load_generator(tmp_path / "b.pt")
+    assert again.settings == drawing.settings and type(again.trunk) is type(net) and type(again) is TextureGenerator
+    torch.testing.assert_close(again(lr, noise), drawing(lr, noise))
 
 
 def test_a_file_without_the_name_is_srresnet(tmp_path):
@@ -89,8 +97,10 @@ def test_rrdb_is_another_network():
         steps.make_generator(load_config("paper", generator="rrdb"))
 
 
-def test_what_a_cell_registers_trains(images, tmp_path, monkeypatch):
-    """One entry of each kind, known to load_config and used by both stages; the weights say which network they are."""
+@pytest.mark.parametrize("texture", [4, 0])
+def test_what_a_cell_registers_trains(images, tmp_path, monkeypatch, texture):
+    """One entry of each kind, known to load_config and used by both stages; the weights say which network they are. A network without
+    `with_maps` can be the trunk that texture is drawn on; a reduction that is not linear is not projected by."""
     used = []
 
     def noted(name, function):
@@ -111,11 +121,12 @@ def test_what_a_cell_registers_trains(images, tmp_path, monkeypatch):
     monkeypatch.setitem(losses.ADVERSARIAL, "squares", squares)
     monkeypatch.setitem(features.EXTRACTORS, "pool", noted("pool", lambda layer, weights: nn.AvgPool2d(2)))
     chosen = dict(generator="plain", degradation="peak", pretrain_loss="fourth", adversarial_loss="squares", content_features="pool")
-    config = load_config("smoke", **TINY, **chosen, d_pause=0.0)
+    config = load_config("smoke", **TINY, **chosen, texture=texture)
     training.pretrain_generator(config, *images, tmp_path)
     history = training.train_srgan(config, *images, tmp_path)
     assert set(used) == {"peak", "fourth", "g", "d", "pool"} and history.content.iloc[-1] > 0
-    assert type(load_generator(tmp_path / "srgan.pt")) is Plain
+    found = load_generator(tmp_path / "srgan.pt")
+    assert type(found.trunk if texture else found) is Plain and found.settings.get("kind", "") == ""
     monkeypatch.delitem(models.GENERATORS, "plain")
     with pytest.raises(UserError, match="register it"):
         load_generator(tmp_path / "srgan.pt")
@@ -146,7 +157,7 @@ def test_the_settings_know_every_entry():
 
 def test_a_loss_without_size_cannot_be_calibrated(images, tmp_path, monkeypatch):
     monkeypatch.setitem(losses.ADVERSARIAL, "negative", losses.Adversarial(lambda sr, hr: -(sr**2).mean() - 1, losses.discriminator_loss))
-    config = load_config("smoke", **TINY, adversarial_loss="negative")
+    config = load_config("smoke", **TINY, adversarial_loss="negative", content_features="oct-encoder")
     training.pretrain_generator(config, *images, tmp_path)
     with pytest.raises(UserError, match="content_weight=0 cannot be calibrated"):
         training.train_srgan(config, *images, tmp_path)
@@ -198,17 +209,23 @@ def test_missing_weights_say_how_to_get_them(tmp_path):
 
 
 def test_extractors_start_at_the_same_share_of_the_loss(images, tmp_path):
-    """Calibrated: on the batches of the calibration all terms have their stated shares, whichever the extractor; and it is recorded."""
+    """Calibrated: on the first batches the content term has its stated share beside the adversarial one, whichever the extractor; and it is
+    recorded. Where texture is drawn, 'none' means no content loss, as there is the pixel term; otherwise it is the content loss of no network."""
     training.pretrain_generator(load_config("smoke", **TINY), *images, tmp_path / "a")
-    for name in ("none", "oct-encoder:relu1_2", "random-vgg19:relu1_2"):
-        config = load_config("smoke", **TINY, content_features=name, content_weight=0.0, grid_weight=0.0)
-        folder = tmp_path / name.replace(":", "")
+    for name, texture in (("none", 0), ("none", 4), ("oct-encoder:relu1_2", 4), ("random-vgg19:relu1_2", 4)):
+        config = load_config("smoke", **TINY, content_features=name, content_weight=0.0, texture=texture, adversarial_share=0.4)
+        folder = tmp_path / f"{name.replace(':', '')}-{texture}"
         folder.mkdir()
         (folder / "srresnet.pt").write_bytes((tmp_path / "a/srresnet.pt").read_bytes())
-        first = training.train_srgan(config, *images, folder).iloc[0]
-        assert first.content_share == pytest.approx(1 - config.adversarial_share - config.pixel_share, abs=0.2), name
+        history = training.train_srgan(config, *images, folder)
         recorded = torch.load(folder / "srgan.pt", weights_only=True)["loss_weights"]
-        assert recorded["content"] > 0 and recorded["adversarial"] == config.adversarial_weight
+        assert recorded["adversarial"] == config.adversarial_weight and recorded["pixel"] > 0
+        if name == "none" and texture:
+            assert "content" not in history
+            continue
+        last = history.iloc[-1]
+        assert last.adversarial / (last.adversarial + last.content) == pytest.approx(0.4, abs=0.12), name
+        assert recorded["content"] > 0
 
 
 def test_oct_vgg_is_tuned_once_on_the_runs_classes(images, tmp_path, random_weights, capsys):

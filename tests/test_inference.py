@@ -10,13 +10,17 @@ import pytest
 import torch
 from PIL import Image
 
-from srlib import checkpoint, inference
+from srlib import checkpoint, inference, metrics, texture
 from srlib.__main__ import main
 from srlib.config import UserError
-from srlib.degrade import to_image, to_tensor, upsample
+from srlib.degrade import downsample, to_image, to_tensor, upsample
 from srlib.models import Generator
 from srlib.phantom import bscan
 from srlib.places import REPOSITORY
+from srlib.texture import TextureGenerator
+from srlib.upscale_files import upscale_files
+
+BICUBIC = ("bicubic", 0.0)
 
 
 @pytest.fixture
@@ -24,6 +28,15 @@ def generator():
     torch.manual_seed(0)
     net = Generator(4, 1, 8, 2, global_skip=True).eval()
     torch.nn.init.normal_(net.tail.weight, std=0.02)
+    return net
+
+
+@pytest.fixture
+def drawing(generator):
+    """An SRGAN on it, whose head draws something."""
+    torch.manual_seed(1)
+    net = TextureGenerator(generator, 8).eval()
+    torch.nn.init.normal_(net.head.tail.weight, std=0.01)
     return net
 
 
@@ -138,18 +151,18 @@ def test_two_files_with_one_stem_are_not_overwritten(generator, tmp_path):
     for folder in ("x", "y"):
         (tmp_path / "in" / folder).mkdir(parents=True)
         Image.fromarray(bscan(1, 48, 64)).save(tmp_path / "in" / folder / "same.png")
-    written, _, failed, _ = inference.upscale_files(tmp_path / "in", tmp_path / "out", generator)
+    written, _, failed, _ = upscale_files(tmp_path / "in", tmp_path / "out", generator)
     assert len(written) == 1 and len(failed) == 1 and "rename" in failed[0]
 
 
 def test_a_volume_is_upscaled_slice_by_slice(generator, tmp_path):
     pages = [Image.fromarray(bscan(k, 48, 64)) for k in range(3)]
     pages[0].save(tmp_path / "eye.tif", save_all=True, append_images=pages[1:])
-    written, _, failed, _ = inference.upscale_files(tmp_path / "eye.tif", tmp_path / "out", generator)
+    written, _, failed, _ = upscale_files(tmp_path / "eye.tif", tmp_path / "out", generator)
     assert [p.name for p in written] == ["eye#1.png", "eye#2.png", "eye#3.png"] and not failed
     assert (np.asarray(Image.open(written[2])) == inference.upscale(np.asarray(pages[2]), generator)).all()
     with pytest.raises(UserError, match="3 slices; give a folder"):
-        inference.upscale_files(tmp_path / "eye.tif", tmp_path / "one.png", generator)
+        upscale_files(tmp_path / "eye.tif", tmp_path / "one.png", generator)
 
 
 def test_evaluate_command(tmp_path, capsys):
@@ -236,17 +249,6 @@ def test_a_folder_of_mixed_files_is_continued(weights_file, tmp_path, capsys):
     assert {p.name for p in out.iterdir() if p.stat().st_mtime_ns != times[p.name]} == {"grey2.png", "grey3.png"}
 
 
-def test_blend_is_between():
-    from srlib.models import blend
-
-    torch.manual_seed(0)
-    one, two = Generator(4, 1, 8, 1).eval(), Generator(4, 1, 8, 1).eval()
-    for alpha, expected in ((0, one.tail.weight), (1, two.tail.weight), (0.25, 0.75 * one.tail.weight + 0.25 * two.tail.weight)):
-        assert torch.allclose(blend(one, two, alpha).tail.weight, expected)
-    with pytest.raises(ValueError, match="two shapes"):
-        blend(one, Generator(4, 1, 8, 2), 0.5)
-
-
 @pytest.mark.slow
 def test_a_large_image_in_bounded_memory():
     """4096 x 4096 from the paper's generator stays under 2 GB, torch itself included."""
@@ -258,3 +260,227 @@ def test_a_large_image_in_bounded_memory():
     said = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
     side, kilobytes = map(int, said.stdout.split())
     assert side == 4096 and kilobytes * 1024 < 2e9
+
+
+# --------------------------------------------------------------------------------------------- draws
+def test_a_draw_is_that_of_its_seed_and_image(drawing):
+    image, other = bscan(1, 40, 56), bscan(2, 40, 56)
+    first, second = inference.draws(image, drawing, [3, 4])
+    assert (first == inference.upscale(image, drawing, seed=3)).all() and (second == inference.upscale(image, drawing, seed=4)).all()
+    assert first.dtype == np.uint8 and first.shape == (160, 224) and (first != second).mean() > 0.5
+    grain = [inference.upscale(i, drawing).astype(int) - inference.upscale(i, drawing, strength=0) for i in (image, other)]
+    assert abs(np.corrcoef(*(g.ravel() for g in grain))[0, 1]) < 0.1  # another scan, another noise
+    with torch.inference_mode():
+        assert (to_image(texture.draw(drawing, to_tensor(image), inference._noise_seed(image, 3))) == first).all()
+    assert inference.spread([first, second]).mean() > 1
+    assert np.allclose(inference.spread([first, second]), np.std([first, second], 0), atol=1e-4)
+
+
+def test_draws_that_do_not_fit_at_once_are_the_same(drawing, monkeypatch):
+    image = bscan(1, 40, 56)
+    together = inference.draws(image, drawing, range(3))
+    monkeypatch.setattr(inference, "AT_ONCE", 1)
+    assert all((a == b).all() for a, b in zip(together, inference.draws(image, drawing, range(3)), strict=True))
+
+
+def test_the_trunk_is_computed_once_for_all_draws(drawing, generator, monkeypatch):
+    calls, prepare = [], TextureGenerator.prepare
+    monkeypatch.setattr(TextureGenerator, "prepare", lambda self, lr: calls.append(1) or prepare(self, lr))
+    inference.draws(bscan(1, 40, 56), drawing, range(4))
+    assert len(calls) == 1
+    sr = inference.draws(bscan(1, 40, 56), generator, range(4))  # without noise: one SR for all
+    assert len(sr) == 4 and all(image is sr[0] for image in sr)
+
+
+def test_draws_show_no_seam(drawing, monkeypatch):
+    """Noise belongs to the image, not to the tile: cut into tiles, the draw is the same."""
+    image = bscan(2, 150, 170)
+    whole = inference.draws(image, drawing, [0, 1])
+    monkeypatch.setattr(inference, "TILE", 64)
+    tiled = inference.draws(image, drawing, [0, 1])
+    assert len(inference._spans(150)) > 1 and inference.spread(whole).mean() > 1
+    assert max(np.abs(a.astype(int) - b).max() for a, b in zip(whole, tiled, strict=True)) <= 1
+
+
+@pytest.mark.parametrize("tile", [320, 64])
+def test_strength_0_is_the_projected_srresnet(drawing, generator, monkeypatch, tile):
+    monkeypatch.setattr(inference, "TILE", tile)
+    image = bscan(2, 100, 90)
+    assert (inference.upscale(image, drawing, strength=0) == inference.upscale(image, generator, consistent=BICUBIC)).all()
+    half, one = (
+        inference.upscale(image, drawing, strength=a) - inference.upscale(image, generator, consistent=BICUBIC) * 1.0 for a in (0.5, 1)
+    )
+    assert np.abs(2 * half - one)[np.abs(one) < 20].mean() < 2
+
+
+def test_every_draw_agrees_with_lr(drawing, generator):
+    blocks = np.kron(np.random.default_rng(0).integers(0, 256, (80, 120), dtype=np.uint8), np.ones((2, 2), np.uint8))
+    images = [to_image(downsample(to_tensor(hr))) for hr in (bscan(1, 160, 240), blocks)]
+    for image in images:
+        for strength in (0.5, 1, 2):
+            for sr in inference.draws(image, drawing, range(3), strength):
+                assert metrics.consistency(sr, image) > 55
+        assert metrics.consistency(inference.upscale(image, generator, consistent=BICUBIC), image) > 55
+    assert metrics.consistency(inference.upscale(images[0], generator), images[0]) < 45
+
+
+def test_consistent_under_other_reductions(drawing, generator):
+    image = bscan(1, 40, 60)
+    for kind in ("area", "axial", "nearest", "bicubic-matlab", "gaussian"):
+        for net in (generator, drawing):
+            sr = inference.upscale(image, net, consistent=(kind, 0.0))
+            assert metrics.consistency(sr, image, 4, kind) > 45, kind
+    mean, _ = inference.self_ensemble(image, generator, ("axial", 0.0))  # which knows depth from across
+    assert metrics.consistency(mean, image, 4, "axial") > 45
+    for kind in ("speckle", "paired"):
+        with pytest.raises(UserError, match=f"{kind}', which has no projection; there is one for bicubic, "):
+            inference.upscale(image, generator, consistent=(kind, 0.0))
+    unprojected = TextureGenerator(generator, 8, "").eval()  # of speckle or given pairs
+    assert inference.agreement(unprojected) is None
+    assert (inference.upscale(image, unprojected) == inference.upscale(image, generator)).all()
+
+
+def test_draws_of_colour_and_of_16_bit(drawing):
+    grey = bscan(1, 40, 60)
+    sr = inference.upscale(np.repeat(grey[..., None], 3, 2), drawing)
+    assert (sr == sr[..., :1]).all()  # grain is grey
+    rng = np.random.default_rng(0)
+    colour = np.stack([grey, grey[::-1], rng.integers(40, 216, grey.shape, dtype=np.uint8)], 2)
+    sr = inference.upscale(colour, drawing)
+    assert sr.shape == (160, 240, 3) and all(metrics.consistency(sr[..., c], colour[..., c]) > 55 for c in range(3))
+    assert inference.spread(inference.draws(colour, drawing, range(2))).shape == (160, 240)
+    deep = np.minimum(grey.astype(int) * 257 + 100, 65535).astype(np.uint16)
+    sr = inference.upscale(deep, drawing)
+    assert sr.dtype == np.uint16 and len(np.unique(sr % 257)) > 100
+    assert metrics.consistency(np.round(sr / 257).astype(np.uint8), grey) > 50
+    three = TextureGenerator(Generator(4, 3, 8, 1, global_skip=True), 8).eval()
+    torch.nn.init.normal_(three.head.tail.weight, std=0.01)
+    sr = inference.upscale(grey, three)
+    assert sr.shape == (160, 240) and metrics.consistency(sr, grey) > 55
+
+
+def test_what_a_network_cannot_draw(drawing, generator):
+    image = bscan(1, 40, 56)
+    for net, options, words in (
+        (drawing, dict(seed=-1), "seed cannot be -1"),
+        (drawing, dict(strength=-0.5), "strength cannot be -0.5"),
+        (drawing, dict(strength=float("nan")), "strength cannot be nan"),
+        (generator, dict(strength=0.5), "draws no texture"),
+    ):
+        with pytest.raises(UserError, match=words):
+            inference.upscale(image, net, **options)
+    with pytest.raises(UserError, match="averages texture away"):
+        inference.self_ensemble(image, drawing)
+
+
+@pytest.fixture
+def srgan(drawing, tmp_path):
+    """(weights file of a network that draws, an LR scan beside it)."""
+    checkpoint.save_weights(tmp_path / "srgan.pt", drawing)
+    Image.fromarray(bscan(1, 40, 56)).save(tmp_path / "eye.png")
+    return tmp_path / "srgan.pt", tmp_path / "eye.png"
+
+
+def pixels(path):
+    with Image.open(path) as image:
+        return np.asarray(image)
+
+
+def test_draws_command(srgan, tmp_path, capsys):
+    weights, scan = srgan
+    generator = inference.load_generator(weights)
+
+    def run(out, *options):
+        assert main(["upscale", str(scan), str(tmp_path / out), "--weights", str(weights), *options]) == 0
+        return capsys.readouterr().out
+
+    assert "1 image(s) written, 0 failed; by srgan.pt, consistent with LR under bicubic" in run("out", "--seed", "5")
+    assert (pixels(tmp_path / "out/eye.png") == inference.upscale(pixels(scan), generator, seed=5)).all()
+    run("out", "--seed", "5", "--draws", "3", "--spread")
+    names = ["eye.png", *(f"eye_draw{k}.png" for k in (1, 2, 3)), "eye_spread.png"]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == names
+    assert (tmp_path / "out/eye_draw1.png").read_bytes() == (tmp_path / "out/eye.png").read_bytes()
+    drawn = [pixels(tmp_path / f"out/eye_draw{k}.png") for k in (1, 2, 3)]
+    assert (drawn[2] == inference.upscale(pixels(scan), generator, seed=7)).all()
+    assert np.abs(pixels(tmp_path / "out/eye_spread.png") - np.std(drawn, 0)).max() <= 0.51
+    said = [Image.open(tmp_path / f"out/{name}").info for name in names]
+    assert "seed 5, strength 1, consistent with LR under bicubic" in said[1]["Made by"] and "seed 7," in said[3]["Made by"]
+    assert "standard deviation of 3 draws" in said[4]["Description"] and "seeds 5 to 7" in said[4]["Made by"]
+    before = (tmp_path / "out/eye_draw2.png").read_bytes()
+    run("out", "--seed", "5", "--draws", "3", "--spread", "--strength", "0.5")
+    assert (tmp_path / "out/eye_draw2.png").read_bytes() != before
+    run("sr.png", "--draws", "2")
+    assert {p.name for p in tmp_path.glob("sr*.png")} == {"sr_draw1.png", "sr_draw2.png"}
+
+
+def test_a_draw_is_made_once(srgan, tmp_path, capsys):
+    weights, scan = srgan
+    command = ["upscale", str(scan), str(tmp_path / "sr.png"), "--weights", str(weights)]
+    for options, made in (
+        ([], True),
+        ([], False),
+        (["--consistent"], False),  # it does so anyway
+        (["--consistent", "area"], True),
+        (["--seed", "1"], True),
+        (["--seed", "1", "--strength", "0.9"], True),
+        (["--strength", "0.9", "--seed", "1"], False),
+    ):
+        assert main(command + options) == 0
+        assert ("1 image(s) written" if made else "0 image(s) written, 1 made earlier") in capsys.readouterr().out
+    assert main([*command, "--draws", "2"]) == 0 and "2 image(s) written" in capsys.readouterr().out
+    assert main([*command, "--draws", "3"]) == 0 and "1 image(s) written, 2 made earlier" in capsys.readouterr().out
+    (tmp_path / "sr_draw1.png").unlink()
+    content = (tmp_path / "sr_draw2.png").read_bytes()
+    assert main([*command, "--draws", "2", "--spread"]) == 0 and "2 image(s) written, 1 made earlier" in capsys.readouterr().out
+    assert (tmp_path / "sr_draw2.png").read_bytes() == content
+
+
+def test_consistent_command(srgan, generator, tmp_path, capsys):
+    """Of a plain network: the reduction is the run's, where its folder says it, or the one that is named, else bicubic."""
+    checkpoint.save_weights(tmp_path / "plain" / "srresnet.pt", generator)
+    scan = srgan[1]
+    command = ["upscale", str(scan), str(tmp_path / "sr.png"), "--weights", str(tmp_path / "plain/srresnet.pt")]
+    for options, kind in (([], None), (["--consistent"], "bicubic"), (["--consistent", "nearest"], "nearest")):
+        assert main([*command, *options]) == 0
+        said = capsys.readouterr().out
+        assert "1 image(s) written" in said and (", consistent" in said) == bool(kind)
+        assert not kind or f"by srresnet.pt, consistent with LR under {kind}\n" in said
+        assert not kind or metrics.consistency(pixels(tmp_path / "sr.png"), pixels(scan), 4, kind) > 45
+    (tmp_path / "plain/config.json").write_text('{"degradation": "gaussian", "degradation_amount": 2.0}')
+    for options in (["--consistent"], ["--consistent", "gaussian"]):
+        assert main([*command, *options]) == 0 and "under gaussian 2\n" in capsys.readouterr().out
+    assert main([*command, "--consistent", "--ensemble"]) == 0
+    (tmp_path / "plain/config.json").write_text('{"degradation": "speckle", "degradation_amount": 8.0}')
+    for options, words in ((["--consistent"], "'speckle'"), (["--consistent", "paired"], "'paired'"), (["--consistent", "x"], "'x'")):
+        assert main([*command, *options]) == 1
+        error = capsys.readouterr().err
+        assert "cannot be made consistent with LR of kind " + words in error and error.count("\n") == 1
+
+
+def test_draw_errors_are_one_sentence(srgan, generator, tmp_path, capsys):
+    checkpoint.save_weights(tmp_path / "plain.pt", generator)
+    for name, options, words in (
+        ("srgan.pt", ["--seed", "-1"], "seed cannot be -1"),
+        ("srgan.pt", ["--draws", "0"], "draws cannot be 0"),
+        ("srgan.pt", ["--strength", "-1"], "strength cannot be -1"),
+        ("srgan.pt", ["--spread"], "--draws 2 or more"),
+        ("srgan.pt", ["--ensemble"], "--ensemble averages texture away; use it with --weights srresnet"),
+        ("plain.pt", ["--seed", "1"], "plain.pt draws no texture; leave out"),
+        ("plain.pt", ["--draws", "2"], "plain.pt draws no texture; leave out"),
+        ("plain.pt", ["--strength", "0.5"], "plain.pt draws no texture; leave out"),
+    ):
+        assert main(["upscale", str(srgan[1]), str(tmp_path / "o"), "--weights", str(tmp_path / name), *options]) == 1
+        error = capsys.readouterr().err
+        assert words in error and error.startswith("error: ") and error.count("\n") == 1 and not (tmp_path / "o").exists()
+
+
+def test_draws_are_never_written_over_a_source(srgan, drawing, tmp_path):
+    scans = tmp_path / "in"
+    scans.mkdir()
+    for name in ("a.png", "a_draw1.png"):
+        Image.fromarray(bscan(1, 40, 56)).save(scans / name)
+    with pytest.raises(UserError, match="would be overwritten"):
+        upscale_files(scans, scans, drawing, draws=2)
+    Image.fromarray(bscan(1, 40, 56)).save(scans / "a.bmp")
+    written, _, failed, _ = upscale_files(scans, tmp_path / "out", drawing, draws=2)
+    assert len(written) == 4 and len(failed) == 1 and "a_draw1.png was already written" in failed[0]

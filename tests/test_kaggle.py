@@ -27,13 +27,14 @@ def parameters(notebook) -> dict:
 
 
 def test_all_is_one_notebook(tmp_path):
-    (folder,) = kaggle.build("someone", vgg="friend/vgg-weights", out=tmp_path)
+    content = {"content_features": "vgg19:relu5_4"}
+    (folder,) = kaggle.build("someone", overrides=content, vgg="friend/vgg-weights", out=tmp_path)
     metadata, notebook = built(folder)
     nbformat.validate(notebook)  # each cell has an id of its own
     assert kaggle.check(folder) == []
     assert metadata["enable_internet"] is False and metadata["machine_shape"] == "NvidiaTeslaT4" and metadata["is_private"] is True
     assert metadata["dataset_sources"] == ["paultimothymooney/kermany2018", "friend/vgg-weights"] and not metadata["kernel_sources"]
-    wanted = {"profile": "kaggle", "run_dir": "", "data": "", "overrides": {"feature_weights": "friend/vgg-weights"}}
+    wanted = {"profile": "kaggle", "run_dir": "", "data": "", "overrides": content | {"feature_weights": "friend/vgg-weights"}}
     assert parameters(notebook) == wanted
     code = [c.source for c in notebook.cells if c.cell_type == "code"]
     assert re.findall(r'open_run\("(\d\d)"', "".join(code[1:])) == list(NOTEBOOKS)
@@ -46,7 +47,7 @@ def test_all_is_one_notebook(tmp_path):
 
 
 def test_chain_of_six(tmp_path):
-    folders = kaggle.build("someone", chain=True, out=tmp_path)
+    folders = kaggle.build("someone", chain=True, overrides={"content_features": "vgg19:relu5_4"}, out=tmp_path)
     assert [f.name for f in folders][:3] == ["srgan-for-oct-01-explore-data", "srgan-for-oct-02-synthesize-lr", "srgan-for-oct-03-pretrain-generator"]  # fmt: skip
     before = []
     for folder, number in zip(folders, NOTEBOOKS, strict=True):
@@ -74,7 +75,7 @@ def test_two_builds_are_the_same_bytes(tmp_path):
 
 def test_carried_cell_imports_from_its_zip(tmp_path):
     """The first cell alone, away from the repository, gives srlib with its networks; a changed one says so."""
-    cell = kaggle._carried(load_config("smoke"))
+    cell = kaggle._carried(load_config("smoke", content_features="oct-encoder"))
     code = (
         cell
         + "\nfrom srlib import features, sources\nprint(features.judge().body, features.feature_extractor('oct-encoder').body, sep='\\n')\n"

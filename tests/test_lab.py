@@ -137,7 +137,7 @@ def test_sliders(lab):
     page, address = lab
     page.call("Page.navigate", url=f"{address}/lab")
     page.wait("!!document.body && !!window.jupyterapp", 120)
-    images = {name: np.full((40, 48), level, np.uint8) for name, level in (("alpha 0", 50), ("srgan", 100), ("hr", 150))}
+    images = {name: np.full((40, 48), level, np.uint8) for name, level in (("strength 0", 50), ("srgan", 100), ("hr", 150))}
     for name, html in (("slider", figures.slider(images)), ("swipe", figures.swipe(images["srgan"], images["hr"], ("SRGAN", "HR")))):
         page.js(f"document.body.insertAdjacentHTML('beforeend', {json.dumps(f'<div id={name}>{html}</div>')})")
 
@@ -146,5 +146,5 @@ def test_sliders(lab):
         return page.js(f"(i => {{{moved}; return {seen}}})(document.querySelector('#{name} input'))")
 
     shown = "[...document.querySelectorAll('#slider figure')].filter(f => f.offsetHeight > 0).map(f => f.innerText.trim()).join()"
-    assert [page.js(shown), move("slider", 1, shown), move("slider", 2, shown)] == ["alpha 0", "SRGAN", "HR"]
+    assert [page.js(shown), move("slider", 1, shown), move("slider", 2, shown)] == ["strength 0", "SRGAN", "HR"]
     assert move("swipe", 30, "getComputedStyle(document.querySelectorAll('#swipe img')[1]).clipPath") == "inset(0px 0px 0px 30%)"

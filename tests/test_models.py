@@ -7,7 +7,8 @@ from torch import nn
 
 from srlib.degrade import downsample, upsample
 from srlib.metrics import checkerboard, spectrum
-from srlib.models import Discriminator, Generator, LinearFilter, RowConv2d
+from srlib.models import RRDB, Discriminator, Generator, LinearFilter, RowConv2d, build
+from srlib.texture import TextureGenerator
 
 
 def count(model):
@@ -93,6 +94,18 @@ def test_last_convolution_is_an_ordinary_one(channels):
         results.append((y, *torch.autograd.grad(y.square().sum(), (x, layer.weight, layer.bias))))
     for a, b in zip(*results, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("trunk", [Generator(4, 1, 8, 1), Generator(2, 3, 8, 1, smooth=True), RRDB(4, 1, 8, 1, batch_norm=False)])
+def test_a_generator_is_built_again_from_its_settings(trunk):
+    """With its head, where it has one: texture's width, and the reduction that it agrees with."""
+    trunk.settings["generator"] = "rrdb" if isinstance(trunk, RRDB) else "srresnet"
+    for net in (trunk, TextureGenerator(trunk, 4, "gaussian", 2.0), TextureGenerator(trunk, 4, "")):
+        again = build(net.settings)
+        assert type(again) is type(net) and again.settings == net.settings
+        again.load_state_dict(net.state_dict())
+    with pytest.raises(KeyError):
+        build({"generator": "none", "texture": 4})
 
 
 def test_linear_filter_recovers_a_linear_world():

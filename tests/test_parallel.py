@@ -1,5 +1,6 @@
 """Two processes under torchrun, on the CPU through gloo: the same training as one, stopped, killed and continued."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -10,9 +11,9 @@ import time
 import pandas as pd
 import pytest
 import torch
-from test_training import TINY, same, weights
+from test_training import LEDIG, TINY, begin, same, weights
 
-from srlib import parallel, training
+from srlib import checkpoint, parallel, training
 from srlib.config import OutOfTime, UserError, load_config
 
 SETTINGS = TINY | {"device": "cpu", "precision": "fp32"}
@@ -25,24 +26,69 @@ def test_two_processes_train_as_one(images, tmp_path, capfd):
     shown = []
     two = parallel.launch("pretrain_generator", 2, config, *images, tmp_path / "two", "", shown.append)
     columns = ["step", "loss", "g_norm", "gain_db", "consistency_db"]
-    pd.testing.assert_frame_equal(one[columns], two[columns], rtol=2e-3, atol=2e-4)
+    pd.testing.assert_frame_equal(one[columns], two[columns], rtol=2e-3, atol=2e-4, check_dtype=False)
     a, b = (weights(tmp_path / f / "srresnet.pt") for f in ("one", "two"))
     assert all(torch.allclose(a[k], b[k], atol=2e-4) for k in a)
-    assert "20/20" in capfd.readouterr().out and len(shown[-1]) == 10
+    assert "20/20" in capfd.readouterr().out and len(shown[-1]) == 11
 
 
-def test_two_processes_play_the_game_and_resume(images, tmp_path):
-    """D has BN: every process its own part's statistics. Stopped and continued it ends as it would have; both have one D and G."""
-    config = load_config("smoke", **SETTINGS)
-    training.pretrain_generator(config, *images, tmp_path / "whole")
-    training.pretrain_generator(config, *images, tmp_path / "cut")
-    history = parallel.launch("train_srgan", 2, config, *images, tmp_path / "whole", "")
+def test_two_processes_play_the_game_as_one_and_resume(images, tmp_path):
+    """1 process x 8 crops against 2 x 4, with D's penalty on: the same losses, contrast and weights to rounding, as neither network has BN and
+    noise is the joint batch's. Stopped and continued the two end as they would have, to the bit."""
+    config = load_config("smoke", **SETTINGS | {"batch": 8, "gan_lr": 3e-3, "penalty": 8.0})
+    for name in ("one", "whole", "cut"):
+        begin(config, tmp_path / name)
+    one = training.train_srgan(config, *images, tmp_path / "one")
+    two = parallel.launch("train_srgan", 2, config, *images, tmp_path / "whole", "")
+    columns = [c for c in two if c not in ("seconds", "session")]
+    assert (two.penalty[1:] > 0).all()
+    sums = [c for c in columns if not c.endswith("_share")]  # a share is the mean of each part's
+    pd.testing.assert_frame_equal(
+        one[sums], two[sums], rtol=2e-3, atol=5e-3, check_dtype=False
+    )  # (a pixel that rounds the other way moves a band)
+    states = [checkpoint.load(tmp_path / name / "srgan/checkpoint.pt")["parts"] for name in ("one", "whole")]
+    for part in ("generator", "discriminator", "averaged"):
+        a, b = (state[part] for state in states)
+        assert all(torch.allclose(a[k], b[k], atol=2e-4) for k in a), part
+    assert states[0]["generator"]["head.tail.weight"].abs().max() > 2e-3  # ten times what they may differ by
     with pytest.raises(OutOfTime, match="max_hours=1e-09 are over, saved at step 1;"):
-        parallel.launch("train_srgan", 2, load_config("smoke", **SETTINGS, max_hours=1e-9), *images, tmp_path / "cut", "")
+        parallel.launch("train_srgan", 2, dataclasses.replace(config, max_hours=1e-9), *images, tmp_path / "cut", "")
     again = parallel.launch("train_srgan", 2, config, *images, tmp_path / "cut", "")
-    columns = [c for c in history if c not in ("seconds", "session")]
-    pd.testing.assert_frame_equal(history[columns], again[columns])
+    pd.testing.assert_frame_equal(two[columns], again[columns])
     assert same(weights(tmp_path / "whole/srgan.pt"), weights(tmp_path / "cut/srgan.pt"))
+
+
+def test_two_processes_play_ledigs_game(images, tmp_path):
+    """D has BN: every process its own part's statistics, so that the losses are near those of one process, and both have one D and G."""
+    config = load_config("smoke", **SETTINGS | LEDIG | {"batch": 8, "gan_lr": 1e-3})
+    for name in ("one", "two"):
+        begin(config, tmp_path / name)
+    one = training.train_srgan(config, *images, tmp_path / "one")
+    two = parallel.launch("train_srgan", 2, config, *images, tmp_path / "two", "")
+    assert two[["d_loss", "adversarial", "content"]].iloc[-1].tolist() == pytest.approx(
+        one[["d_loss", "adversarial", "content"]].iloc[-1].tolist(), rel=0.3
+    )
+    a, b = (weights(tmp_path / name / "srgan.pt") for name in ("one", "two"))
+    start = weights(tmp_path / "one/srresnet.pt")
+    gap, moved = (torch.cat([(x[k] - y[k]).flatten() for k in a]).norm() for x, y in ((a, b), (a, start)))
+    assert 0 < gap < moved
+
+
+def test_gradients_are_averaged_whatever_their_order(monkeypatch):
+    """By hand, with a stand-in for the other process: its gradients are three times ours; those that are missing stay so."""
+    model = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.Linear(2, 1), torch.nn.Linear(3, 3))
+    for k, p in enumerate(model[:2].parameters()):
+        p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(k))
+    model[0].weight.grad = model[0].weight.grad.to(memory_format=torch.channels_last)
+    before = [p.grad.clone() for p in model[:2].parameters()]
+    parallel.average_gradients(model)
+    assert all(torch.equal(p.grad, g) for p, g in zip(model[:2].parameters(), before, strict=True))  # one process: as they are
+    monkeypatch.setattr(parallel, "size", lambda: 2)
+    monkeypatch.setattr(parallel.dist, "all_reduce", lambda flat: flat.mul_(4))
+    parallel.average_gradients(model)
+    for p, g in zip(model[:2].parameters(), before, strict=True):
+        torch.testing.assert_close(p.grad, 2 * g)
+    assert all(p.grad is None for p in model[2].parameters())
 
 
 def test_a_process_that_dies_ends_the_run(images, tmp_path):

@@ -22,15 +22,18 @@ def measured(hr, scale=4, truth=None, change=lambda sr: sr):
     return {row["region"]: row for row in rows}
 
 
-@pytest.mark.parametrize("scale", [3, 8])
-def test_a_phantom_with_its_truth(scale):
+@pytest.mark.parametrize(("scale", "bands"), [(3, 3), (8, 6)])
+def test_a_phantom_with_its_truth(scale, bands):
+    """Every measure that the tables know, and as many bands of power as the scale has."""
     drawn = phantom.draw(1, 250, 310, "dme")
     found = measured(drawn.image, scale, drawn)
     assert list(found) == ["whole", "valid", "retina"]
+    more = {f"band{k}_db" for k in range(bands + 1, 7)}
     for row in found.values():
-        assert set(row) - {"region"} == set(MEASURES) - {"gain_db", "lpips"}
+        assert set(row) - {"region"} == set(MEASURES) - {"gain_db", "lpips"} - more
         assert all(np.isfinite(value) for name, value in row.items() if name != "region")
     whole = found["whole"]
+    assert whole["band1_db"] < -3 and whole[f"band{bands}_db"] < -6
     assert whole["high_power_db"] < -3 and whole["epi"] < 1 and whole["enl_db"] > 0 and whole["boundary_px"] > 0.1
     assert found["retina"]["psnr"] != whole["psnr"]
 
@@ -42,6 +45,9 @@ def test_hr_itself_is_at_every_goal():
     for name, goal in {
         "high_power_db": 0,
         "axial_power_db": 0,
+        "band1_db": 0,
+        "band4_db": 0,
+        "stripe_db": 0,
         "judge": 0,
         "speckle": 0,
         "cnr_db": 0,

@@ -1,5 +1,6 @@
 """Packaging a finished run, and using what was released as a user does."""
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -18,20 +19,21 @@ from skimage import data
 
 from srlib import features, metrics
 from srlib.__main__ import main
-from srlib.config import UserError, load_config
+from srlib.config import Config, UserError, load_config
 from srlib.data import build_manifest, read_pair, valid_region
 from srlib.degrade import downsample, to_image, to_tensor, upsample
 from srlib.export import export_onnx
 from srlib.inference import choose, load_generator, upscale
-from srlib.models import Generator, blend
+from srlib.models import Generator
 from srlib.phantom import PATHOLOGIES, bscan
 from srlib.places import REPOSITORY
 from srlib.series.evaluation import choose as choose_images
 from srlib.series.evaluation import evaluate_run
 from srlib.series.release import release
 from srlib.series.report import build_report
-from srlib.series.run_folder import open_run
+from srlib.series.run_folder import LATER, RETIRED, Run, open_run, read_config
 from srlib.series.runs import find_runs
+from srlib.texture import NOISES, TextureGenerator
 from srlib.training import pretrain_generator, train_srgan
 
 TINY = dict(pretrain_steps=4, gan_steps=2, validate_every=2, checkpoint_every=2, crop=32)
@@ -95,6 +97,7 @@ def test_what_is_packed(run, packed):
     entry = json.loads((packed / "released.json").read_text())["4"]
     assert not entry["phantom"] and entry["reduction"] == "bicubic" and entry["domain"]["width"] == [48, 48]
     image = bscan(1, 40, 48)
+    assert isinstance(load_generator(packed / "srgan-x4.pt"), TextureGenerator)
     for name in ("srresnet", "srgan"):
         full, half = load_generator(run / f"{name}.pt"), load_generator(packed / f"{name}-x4.pt")
         assert {p.dtype for p in half.parameters()} == {torch.float32}
@@ -121,6 +124,10 @@ def test_the_card(run, packed):
     assert str(run) not in card and "/tmp" not in card
     history = pd.read_csv(run / "pretrain/history.csv")
     assert f"| SRResNet, step | {history.step[0]:,} |" in card and f" {history.gain_db.iloc[-1]:+.2f} |\n" in card  # the curve
+    head = sum(p.numel() for p in load_generator(run / "srgan.pt").head.parameters())
+    assert f"stands on SRResNet: frozen, with a head of {head:,} weights that draws texture from noise" in card
+    assert "--draws 8 --spread" in card and "--strength 0.5" in card and "second input `noise`" in card and "alpha" not in card
+    assert "SRGAN's losses: adversarial (pairing), content (local-power), pixels." in card
     assert "4 steps of 4 crops of 32 pixels" in card and f"best validation gain {history.gain_db.max():+.2f} dB" in card
 
 
@@ -162,11 +169,14 @@ def test_weights_that_half_precision_cannot_hold(run, tmp_path, monkeypatch):
 
 
 def test_phantoms_only_when_allowed(tmp_path, scan, capsys):
-    folder = make_run(tmp_path / "run", phantoms=4)
+    """Of a pair after Ledig, too, whose SRGAN draws nothing."""
+    folder = make_run(tmp_path / "run", phantoms=4, texture=0)
     assert main(["release", str(folder), "--out", str(tmp_path / "out")]) == 1
     assert "--allow-phantom" in capsys.readouterr().err
     assert main(["release", str(folder), "--out", str(tmp_path / "out"), "--allow-phantom"]) == 0
-    assert "not a result on OCT" in (tmp_path / "out/card-x4.md").read_text()
+    card = (tmp_path / "out/card-x4.md").read_text()
+    assert "not a result on OCT" in card and "of the same shape, trained on from it" in card
+    assert not any(word in card for word in ("alpha", "--draws", "noise`"))
     assert main(["upscale", str(scan), str(tmp_path / "sr.png"), "--weights", str(tmp_path / "out")]) == 0
     assert "by srgan-x4.pt (trained on phantoms)" in capsys.readouterr().out
     assert "trained on phantoms" in Image.open(tmp_path / "sr.png").info["Made by"]
@@ -176,17 +186,23 @@ def test_phantoms_only_when_allowed(tmp_path, scan, capsys):
 def test_upscale_takes_the_released_ones(installed, scan, tmp_path, capsys):
     image = np.asarray(Image.open(scan))
     pair = [load_generator(installed / f"{name}-x4.pt") for name in ("srresnet", "srgan")]
-    for extra, generator, words in (
-        ([], pair[1], r"srgan-x4\.pt [0-9a-f]{16}"),
-        (["--weights", "srresnet", "--scale", "4"], pair[0], r"srresnet-x4\.pt [0-9a-f]{16}"),
-        (["--alpha", "0.25"], blend(*pair, 0.25), r"srresnet-x4\.pt to srgan-x4\.pt, alpha 0\.25 [0-9a-f]{16}"),
+    projected = ", consistent with LR under bicubic"
+    for extra, expected, words in (
+        ([], upscale(image, pair[1]), r"srgan-x4\.pt [0-9a-f]{16}, seed 0, strength 1" + projected),
+        (["--weights", "srresnet", "--scale", "4"], upscale(image, pair[0]), r"srresnet-x4\.pt [0-9a-f]{16}"),
+        (
+            ["--strength", "2.5", "--seed", "3"],
+            upscale(image, pair[1], 3, 2.5),
+            r"srgan-x4\.pt [0-9a-f]{16}, seed 3, strength 2\.5" + projected,
+        ),
+        (["--weights", "srresnet", "--consistent"], upscale(image, pair[1], strength=0), r"srresnet-x4\.pt [0-9a-f]{16}" + projected),
     ):
         assert main(["upscale", str(scan), str(tmp_path / "sr.png"), *extra]) == 0
         said = capsys.readouterr()
         assert "1 image(s) written, 0 failed; by sr" in said.out and not said.err
         with Image.open(tmp_path / "sr.png") as sr:
             assert re.fullmatch(words, sr.info["Made by"]) and sr.info["Domain"] == "like the training scans"
-            assert (np.asarray(sr) == upscale(image, generator)).all()
+            assert (np.asarray(sr) == expected).all()
     assert (upscale(image, load_generator("srgan")) == upscale(image, pair[1])).all()
 
 
@@ -257,6 +273,48 @@ def test_training_goes_on_from_given_weights(run, packed, tmp_path):
             open_run("01", "smoke", str(tmp_path / "new"), scans, TINY | settings | other)
 
 
+def old_config(**settings) -> dict:
+    """config.json as runs wrote it before SRGAN drew its texture."""
+    config = dataclasses.asdict(load_config("quick", content_features="oct-encoder", adversarial_loss="standard"))
+    config |= dict(d_noise=0.07, d_pause=1.0, loss_shift=16, grid_weight=1000.0, lr_weight=0.0, pixel_share=0.3) | settings
+    return {name: value for name, value in config.items() if name not in ("texture", "penalty", "pixel_weight", "gan_crop")}
+
+
+def test_the_settings_of_an_older_run(tmp_path):
+    """Retired ones are dropped; new ones have their defaults, not what the profile says today."""
+    assert load_config("quick").texture and not set(RETIRED) & {f.name for f in dataclasses.fields(Config)}
+    (tmp_path / "config.json").write_text(json.dumps(old_config()))
+    config = read_config(tmp_path / "config.json")
+    assert (config.profile, config.texture, config.penalty, config.pixel_weight) == ("quick", 0, 0.0, 0.0)
+    assert config.phantoms == 120 and config.content_features == "oct-encoder"
+    assert {"texture", "penalty", "pixel_weight", "gan_crop"} <= set(LATER)
+    settings = Run(tmp_path, config).settings("srgan")
+    assert Run(tmp_path, config).fingerprint("pretrain") == Run(tmp_path, dataclasses.replace(config, texture=8)).fingerprint("pretrain")
+    assert settings["texture"] == 0
+    (tmp_path / "config.json").write_text(json.dumps(old_config(d_width="wide")))
+    with pytest.raises(UserError, match="d_width takes a int"):
+        read_config(tmp_path / "config.json")
+    (tmp_path / "config.json").write_text("[]")
+    with pytest.raises(UserError, match="cannot be used"):
+        read_config(tmp_path / "config.json")
+
+
+def test_networks_and_start_of_an_older_run(run, tmp_path):
+    """Its networks can be measured and trained on; an SRGAN that draws is no start."""
+    old, scans = tmp_path / "old", str(run.parent / "scans")
+    old.mkdir()
+    (old / "config.json").write_text(json.dumps(old_config(width=8, blocks=1)))
+    for name in ("srresnet", "srgan"):
+        (old / f"{name}.pt").write_bytes((run / "srresnet.pt").read_bytes())
+    taken = open_run("01", "smoke", str(tmp_path / "a"), scans, {"networks": str(old), "crop": 32})
+    assert (taken.folder / "srgan.pt").read_bytes() == (run / "srresnet.pt").read_bytes()
+    with pytest.raises(UserError, match="undo another reduction"):
+        open_run("01", "smoke", str(tmp_path / "b"), scans, {"networks": str(old), "crop": 32, "degradation": "area"})
+    open_run("01", "smoke", str(tmp_path / "c"), scans, TINY | {"start": str(old)})
+    with pytest.raises(UserError, match="is an SRGAN, whose SRResNet does not learn"):
+        open_run("01", "smoke", str(tmp_path / "d"), scans, TINY | {"start": str(run / "srgan.pt")})
+
+
 @pytest.mark.slow
 def test_notebook_06_of_a_training_that_went_on(run, packed, tmp_path):
     """Its exercise trains other networks, from random weights."""
@@ -268,13 +326,12 @@ def test_notebook_06_of_a_training_that_went_on(run, packed, tmp_path):
 
 def test_a_run_folder_and_what_does_not_fit(run, installed, scan, tmp_path, capsys):
     command = ["upscale", str(scan), str(tmp_path / "sr.png")]
-    assert main([*command, "--weights", str(run), "--alpha", "0.5"]) == 0
-    assert "by srresnet.pt to srgan.pt, alpha 0.5" in capsys.readouterr().out
+    assert main([*command, "--weights", str(run), "--strength", "0.5"]) == 0
+    assert "by srgan.pt, consistent with LR under bicubic\n" in capsys.readouterr().out
     with Image.open(tmp_path / "sr.png") as sr:
         assert "Domain" not in sr.info
     for extra, words in (
-        (["--alpha", "1.5"], "alpha cannot be 1.5"),
-        (["--alpha", "0.5", "--weights", str(run / "srgan.pt")], "alpha lies between two networks"),
+        (["--weights", "srresnet", "--strength", "0.5"], "srresnet-x4.pt draws no texture"),
         (["--scale", "2"], "weights for x4 only"),
         (["--scale", "2", "--weights", str(run)], "enlarges x4, not x2"),
         (["--weights", str(tmp_path / "none")], "no such file"),
@@ -321,14 +378,15 @@ def test_careless_inputs_are_warned_of(installed, tmp_path, capsys):
 
 
 def test_an_image_too_large_is_refused_alone(packed, scan, tmp_path, monkeypatch):
-    from srlib import inference
+    from srlib import upscale_files
 
     (tmp_path / "in").mkdir()
     shutil.copy(scan, tmp_path / "in" / "a.png")
     Image.fromarray(np.zeros((400, 300), np.uint8)).save(tmp_path / "in" / "b.png")
-    monkeypatch.setattr(inference, "MAX_PIXELS", 1_000_000)
-    generator, name, known = choose(packed)
-    written, _, failed, warned = inference.upscale_files(tmp_path / "in", tmp_path / "out", generator, name, known=known)
+    monkeypatch.setattr(upscale_files, "MAX_PIXELS", 1_000_000)
+    generator, name, known, learnt = choose(packed)
+    assert learnt == ("bicubic", 0.0)
+    written, _, failed, warned = upscale_files.upscale_files(tmp_path / "in", tmp_path / "out", generator, name, known=known)
     assert len(written) == 1 and "would become 1200 x 1600 pixels" in failed[0] and not warned
 
 
@@ -372,6 +430,30 @@ def test_onnx_is_the_same_network(settings, tmp_path):
             expected = generator(lr).numpy()
         (sr,) = session.run(None, {"lr": lr.numpy()})
         assert sr.shape == expected.shape and np.abs(sr - expected).max() < 1e-3
+
+
+@pytest.mark.parametrize("scale, channels", [(4, 1), (3, 3)])
+def test_onnx_of_a_network_that_draws(scale, channels, tmp_path, capfd):
+    """It takes the noise and gives the draw before its projection, any batch and size; nothing is said."""
+    import onnxruntime
+
+    torch.manual_seed(0)
+    generator = TextureGenerator(Generator(scale, channels, 8, 2, global_skip=True, batch_norm=False, smooth=True), 8).eval()
+    torch.nn.init.normal_(generator.head.tail.weight, std=0.01)
+    assert export_onnx(generator, tmp_path / "x.onnx") < 1e-3
+    said = capfd.readouterr()
+    assert "Traceback" not in said.out + said.err
+    session = onnxruntime.InferenceSession(str(tmp_path / "x.onnx"), providers=["CPUExecutionProvider"])
+    assert [i.name for i in session.get_inputs()] == ["lr", "noise"] and [o.name for o in session.get_outputs()] == ["sr"]
+    for batch, height, width in ((1, 31, 53), (2, 124, 17)):
+        lr, noise = torch.rand(batch, channels, height, width), torch.randn(batch, NOISES, scale * height, scale * width)
+        (sr,) = session.run(None, {"lr": lr.numpy(), "noise": noise.numpy()})
+        with torch.inference_mode():
+            (expected,), smooth = generator.drawn(lr, [noise]), generator.trunk(lr)
+        assert np.abs(sr - expected.numpy()).max() < 1e-3 and (expected - smooth).std() > 0.01
+        with torch.inference_mode():
+            projected = generator.project(torch.from_numpy(sr), lr)
+            assert (projected - generator(lr, noise)).abs().max() < 2e-3
 
 
 def test_a_wrong_onnx_file_is_not_written(tmp_path, monkeypatch):

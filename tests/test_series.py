@@ -221,7 +221,7 @@ def test_stopped_by_a_signal_and_continued(tmp_path):
     again = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=300)
     assert again.returncode == 0, again.stderr
     table = pd.read_csv(history)
-    assert list(table.step) == list(range(5, 601, 5)) and table.session.max() == 3
+    assert list(table.step) == list(range(0, 601, 5)) and table.session.max() == 3
     executed = (folder / "notebooks/03_pretrain_generator.ipynb").read_text()
     assert "continuing at step" in executed
 

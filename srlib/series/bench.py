@@ -147,7 +147,9 @@ def training_steps(device: torch.device, repeats: int = 3) -> pd.DataFrame:
     for name, (_, settings) in steps.items():
         rows.append(row(name, statistics.median(seconds[name]), done if "plain" in name else work[name], settings.batch))
     del steps
-    for settings in tqdm([{"batch": 4}, {"batch": 8}, {"batch": 32}, {"crop": 48}, {"crop": 192}], desc="other sizes"):
+    for settings in tqdm(
+        [{"batch": 4}, {"batch": 8}, {"batch": 32}, {"crop": 48, "gan_crop": 48}, {"crop": 192, "gan_crop": 192}], desc="other sizes"
+    ):
         step, other = game(**settings)
         batch = _batch(other, device)
         gflop = _work(step, *batch)

@@ -16,6 +16,7 @@ from ..data import read_pair
 from ..export import export_onnx
 from ..figures import NAMES
 from ..inference import load_generator, upscale
+from ..texture import NOISES
 from .pictures import markdown
 from .provenance import file_hash, write_text
 from .report import readable_tests
@@ -85,7 +86,12 @@ def _networks(folder: Path, part: Path, entry: dict, lr: np.ndarray) -> dict:
         onnx = path.with_suffix(".onnx")
         facts["onnx"] = max(facts["onnx"], export_onnx(generator, onnx))
         entry[name] = {"file": path.name, "sha256": file_hash(path), "onnx": onnx.name, "onnx_sha256": file_hash(onnx)}
-    return facts | {"settings": generator.settings, "parameters": sum(p.numel() for p in generator.parameters())}
+    trunk = getattr(generator, "trunk", generator)
+    sizes = {
+        "parameters": sum(p.numel() for p in trunk.parameters()),
+        "head": sum(p.numel() for p in generator.parameters() if p.requires_grad),
+    }
+    return facts | {"settings": trunk.settings} | sizes
 
 
 def _finished(folder: Path) -> Run:
@@ -125,10 +131,10 @@ def model_card(run: Run, table: pd.DataFrame, source: str, entry: dict, facts: d
     sections += [
         "**Research only.** What super-resolution adds is synthetic: not for diagnosis, not for measuring lesions or layers.",
         "## What it is",
-        f"Two generators of Ledig et al. 2017 ([arXiv 1609.04802](https://arxiv.org/abs/1609.04802)) of one shape ({shape}; {facts['parameters']:,} "
-        f"parameters), x{config.scale}: `{entry['srresnet']['file']}`, trained on {config.pretrain_loss}, has the higher PSNR; `{entry['srgan']['file']}`, "
-        "trained on from it against a discriminator, the more natural texture. Their weights can be mixed (`--alpha`). Licence of the weights: MIT, as the code.",
-        "```\n./run_all.sh upscale SCAN OUT                     # SRGAN\n./run_all.sh upscale SCAN OUT --weights srresnet\n./run_all.sh upscale SCAN OUT --alpha 0.5         # between\n```",
+        f"SRResNet of Ledig et al. 2017 ([arXiv 1609.04802](https://arxiv.org/abs/1609.04802); {shape}; {facts['parameters']:,} weights), "
+        f"x{config.scale}: `{entry['srresnet']['file']}`, trained on {config.pretrain_loss}, has the higher PSNR. {_srgan(config, entry, facts)} "
+        "Licence of the weights: MIT, as the code.",
+        _commands(config),
         "## What it expects",
         f"LR as it was made in training: {_reduction(config)}, {colour}, {sizes} pixels. A scan at an instrument's full resolution is not such an image: the "
         "networks enlarge it too, but what they add there was never compared with a truth. `upscale` warns of images unlike the training set (size, colour, "
@@ -150,11 +156,10 @@ def model_card(run: Run, table: pd.DataFrame, source: str, entry: dict, facts: d
         markdown(readable_tests(table, "psnr")),
         markdown(readable_tests(table, "judge")),
         "## Where it fails",
-        "\n".join(f"- {line}" for line in failures(table)),
+        "\n".join(f"- {line}" for line in failures(table, config)),
         "## Files",
         f"Half precision changes SR by at most {facts['rounding']} grey levels (first test scan). The ONNX files hold the same weights (made by `srlib.export.export_onnx`, torch's "
-        f"exporter; any batch, height and width; input `lr`, output `sr`, float32 in [0, 1]); onnxruntime and torch differ by at most {facts['onnx']:.0e}. Rounding to 8 bit and "
-        "tiles are left to the caller.",
+        f"exporter; any batch, height and width; input `lr`, output `sr`, float32 in [0, 1]); onnxruntime and torch differ by at most {facts['onnx']:.0e}. {_left(config)}",
         "\n".join(
             f"- `{entry[n][kind]}`: SHA-256 `{entry[n][sha]}`"
             for n in released.NAMES
@@ -162,6 +167,33 @@ def model_card(run: Run, table: pd.DataFrame, source: str, entry: dict, facts: d
         ),
     ]
     return f"# SRResNet and SRGAN for OCT, x{config.scale}\n\n" + "\n\n".join(sections) + "\n"
+
+
+def _srgan(config: Config, entry: dict, facts: dict) -> str:
+    """What the card says SRGAN is: a head on SRResNet, or, without texture, a network of SRResNet's shape."""
+    name = f"`{entry['srgan']['file']}`"
+    if not config.texture:
+        return f"{name}, of the same shape, trained on from it against a discriminator, has the more natural texture."
+    agrees = "Every draw reduces to LR, as it is projected. " if config.holds_lr else ""
+    return (
+        f"SRGAN, {name}, stands on SRResNet: frozen, with a head of {facts['head']:,} weights that draws texture from noise, trained against a discriminator. {agrees}"
+        "`--seed` gives another draw, `--draws` several, whose spread shows what LR does not say; `--strength` is the texture's factor, 0 is SRResNet's image. "
+        "The texture is like that of HR, it is not that of HR: one draw has a lower PSNR than SRResNet, by about 3 dB where the draws are right."
+    )
+
+
+def _commands(config: Config) -> str:
+    lines = ["./run_all.sh upscale SCAN OUT                       # SRGAN", "./run_all.sh upscale SCAN OUT --weights srresnet"]
+    if config.texture:
+        lines += ["./run_all.sh upscale SCAN OUT --draws 8 --spread    # eight draws and where they differ"]
+        lines += ["./run_all.sh upscale SCAN OUT --strength 0.5        # half of the texture"]
+    return "\n".join(["```", *lines, "```"])
+
+
+def _left(config: Config) -> str:
+    """What is left to who uses the ONNX files."""
+    noise = f"SRGAN's has a second input `noise` ({NOISES} maps at SR's size, standard normal), and its `sr` is not projected yet (`srlib.degrade.project`). "
+    return noise * bool(config.texture) + "Rounding to 8 bit and tiles are left to the caller."
 
 
 def _reduction(config: Config) -> str:
@@ -186,7 +218,7 @@ def _training(run: Run) -> list[str]:
             f", begun with the weights {Path(begun['file']).name} (SHA-256 `{begun['sha256']}`)" if begun and stage == "pretrain" else ""
         )
         said.append(
-            f"- {words}: {last.step:,.0f} steps of {run.config.batch} crops of {run.config.crop} pixels, {last.seconds / 3600:.2f} h in "
+            f"- {words}: {last.step:,.0f} steps of {run.config.batch} crops of {run.config.crop if stage == 'pretrain' else run.config.gan_crop} pixels, {last.seconds / 3600:.2f} h in "
             f"{last.session:.0f} session(s) on {device}; at the end {last.gain_db:+.2f} dB against bicubic on validation scans{best}"
         )
     released_by = (
@@ -194,10 +226,15 @@ def _training(run: Run) -> list[str]:
     )
     return [
         "\n".join(said),
-        f"{released_by} Content loss: {run.config.content_features}. Seed {run.config.seed}.",
+        f"{released_by} SRGAN's losses: {', '.join(_losses(run.config))}. Seed {run.config.seed}.",
         "Gain over bicubic on crops of validation scans, during the trainings:",
         *curves,
     ]
+
+
+def _losses(config: Config) -> list[str]:
+    content = [] if config.content_features == "none" and config.texture else [f"content ({config.content_features})"]
+    return [f"adversarial ({config.adversarial_loss})", *content, *["pixels"] * bool(config.pixel_weight)]
 
 
 def _settings(config: Config) -> pd.DataFrame:
@@ -212,21 +249,22 @@ def _readable(table: pd.DataFrame) -> pd.DataFrame:
     return table.assign(measure=table.measure.replace(titles)).rename(columns=NAMES)
 
 
-def failures(table: pd.DataFrame) -> list[str]:
+def failures(table: pd.DataFrame, config: Config) -> list[str]:
     """What went wrong on the test images, counted, and what must be expected to."""
     rows = table[table.region == "valid"]
     gain = rows.pivot_table(index="image", columns="method", values="psnr").pipe(lambda t: t.sub(t.bicubic, axis=0))
     worst, label = gain.srresnet.idxmin(), rows.drop_duplicates("image").set_index("image")
     classes = gain.srresnet.groupby(label.label).mean().sort_values()
-    srgan = rows[rows.method == "srgan"]
+    srgan, far = rows[rows.method == "srgan"], 3.0 if config.texture else 1.5  # a right draw lies about 2 dB below bicubic
     found = [
         f"SRResNet is below bicubic in PSNR on {(gain.srresnet < 0).sum()} of {len(gain)} test scans; least gain {gain.srresnet.min():+.2f} dB "
         f"(class {label.label[worst]}, {label.width[worst]} x {label.height[worst]}).",
         f"It gains least in class {classes.index[0]} ({classes.iloc[0]:+.2f} dB) and most in {classes.index[-1]} ({classes.iloc[-1]:+.2f} dB).",
-        f"SRGAN is more than 1.5 dB below bicubic on {(gain.srgan < -1.5).sum()} of {len(gain)}; its lowest gain is {gain.srgan.min():+.2f} dB.",
+        f"{'A draw of ' * bool(config.texture)}SRGAN is more than {far:g} dB below bicubic on {(gain.srgan < -far).sum()} of {len(gain)}; its lowest gain is {gain.srgan.min():+.2f} dB.",
         f"SRGAN contradicts LR (LR consistency below {health.LEFT_LR:.0f} dB) on {(srgan.consistency < health.LEFT_LR).sum()} of {len(srgan)}; "
         f"lowest {srgan.consistency.min():.1f} dB. A grid is visible (checkerboard above 5) on {(srgan.checkerboard > 5).sum()}.",
-        "Detail smaller than an LR pixel is drawn from what training scans show there: small lesions can be lost, thinned or made up, and speckle is not the eye's own.",
+        "Detail smaller than an LR pixel is drawn from what training scans show there: small lesions can be lost, thinned or made up, and speckle is not the eye's own"
+        + (": another draw shows other grain." if config.texture else "."),
         "Another instrument (swept source, another wavelength or averaging), another reduction, noise, overlays, colour and photographs are outside of what was measured; "
         "the warning finds many of them, not all.",
     ]

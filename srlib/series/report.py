@@ -30,7 +30,7 @@ figcaption { color: var(--soft); font-size: 0.9rem; } a { color: var(--accent); 
 
 CAPTIONS = {  # figure file stem (without a trailing number): caption, in the order of the report
     "comparison": "A test scan, and the framed square: LR, the methods and HR, with PSNR, SSIM and the judge's distance in the valid region.",
-    "measures": "PSNR gain against the judge's feature distance, with 95 % intervals over patients: up and to the left is better. The grey path mixes the weights of SRResNet and SRGAN; it is measured on four scans and drawn from SRResNet's point on.",
+    "measures": "PSNR gain against the judge's feature distance, with 95 % intervals over patients: up and to the left is better.",
     "profile": "Grey levels through the layers, along the line.",
     "spectra": "Radial power spectrum, mean over test scans. Right of the dashed line LR knows nothing: what stands there is made up.",
     "spectra_axial": "The same along depth.",
@@ -38,10 +38,11 @@ CAPTIONS = {  # figure file stem (without a trailing number): caption, in the or
     "texture": "Texture and speckle in the retina, as distances to HR: zero is as HR.",
     "errors": "Where each method errs.",
     "added": "What the networks added to bicubic.",
-    "uncertainty": "Spread of SRGAN over the eight turns and flips of LR: large where the network is unsure.",
+    "draws": "Texture at four times its size: the mean of eight draws of SRGAN, two of them, and HR, at a layer, in plain tissue and in the vitreous.",
+    "uncertainty": "The spread of eight draws: large where SRGAN makes up what LR does not say; beside it the error of their mean.",
     "worst": "The scan of each class on which SRGAN is furthest from HR in the judge.",
     "training": "The same crop of a validation scan over the steps of both trainings.",
-    "srgan_curves": "The adversarial game and its health on the validation scans.",
+    "srgan_curves": "The adversarial training from step 0 on, and its health on the validation scans.",
     "pretrain_curves": "MSE pretraining: loss, and PSNR against bicubic on the validation scans.",
     "split": "Images and patients of each class in each split.",
     "classes": "Scans of each class.",

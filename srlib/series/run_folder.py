@@ -28,7 +28,20 @@ NOTEBOOKS = {  # number: (file, stage whose settings it accepts, stages it needs
 MAKES = {"data": ("manifest.csv",), "pretrain": ("srresnet.pt",), "srgan": ("srgan.pt",), "evaluation": ("evaluation/metrics.csv",)}
 UNTRAINED = ("01", "02", "05")  # what remains where the setting `networks` names trained ones
 # newer than the first runs: at their defaults they do not count, so that those stay valid
-LATER = ("generator", "train_patients", "tuning_steps", "retina", "lpips", "networks", "lr_weight", "start")
+LATER = (
+    "generator",
+    "train_patients",
+    "tuning_steps",
+    "retina",
+    "lpips",
+    "networks",
+    "start",
+    "texture",
+    "penalty",
+    "pixel_weight",
+    "gan_crop",
+)
+RETIRED = ("d_noise", "d_pause", "loss_shift", "grid_weight", "lr_weight", "pixel_share")  # of the game before SRGAN drew its texture
 
 
 def run_path(profile: str, run_dir: str = "") -> Path:
@@ -90,11 +103,12 @@ def open_run(notebook: str, profile: str = "quick", run_dir: str = "", data: str
 
 
 def read_config(file: Path) -> Config:
-    """The settings in a run's config.json; UserError where they cannot be read."""
+    """The settings in a run's config.json; one that it lacks, as it is newer than the run, has its default and not what the profile
+    says today. UserError where they cannot be read."""
     try:
-        stored = json.loads(file.read_text())
-        return load_config(**stored)
-    except (ValueError, TypeError) as error:
+        stored = {name: value for name, value in json.loads(file.read_text()).items() if name not in RETIRED}
+        return load_config(**dataclasses.asdict(Config()) | stored)
+    except (ValueError, TypeError, AttributeError) as error:
         raise UserError(f"{file} cannot be used ({error}); choose another run_dir") from None
 
 
@@ -190,6 +204,8 @@ class Run:
         source = None if wanted == "released" else run_path("", wanted)
         file = source if source and source.is_file() else released.pair(source, self.config.scale)[0]["srresnet"]
         theirs, mine = inference.load_generator(file).settings, make_generator(self.config).settings
+        if "texture" in theirs:
+            raise UserError(f"start={wanted!r} is an SRGAN, whose SRResNet does not learn; name the srresnet.pt beside it")
         if other := {key: value for key, value in theirs.items() if mine.get(key) != value}:
             words = " ".join(f"-p {key} {str(value).lower()}" for key, value in other.items())
             raise UserError(f"start={wanted!r} is a network of another shape; set {words}, or other weights")

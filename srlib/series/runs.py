@@ -18,7 +18,8 @@ from ..statistics import by_patient
 from .run_folder import read_config
 
 SRLIB = Path(sources.__file__).resolve().parent
-NO_RESULT = {"__main__.py", "figures.py", "plots.py", "run_plots.py"}  # a change of these changes no number of a run
+SHARES = ["adversarial_share", "content_share", "pixel_share"]
+NO_RESULT = {"__main__.py", "figures.py", "plots.py", "run_plots.py", "upscale_files.py"}  # a change of these changes no number of a run
 
 
 @functools.cache
@@ -67,7 +68,7 @@ def read_runs(folders, reference: Path, with_stale: bool = False) -> tuple[pd.Da
 
     means: a row for each run, method and patient, `statistics.by_patient` in the valid region with the columns run, group and seed before
     it. facts, a row for each run: folder, config, group, seed, `changed` (settings that differ from the reference's), and the shares of the loss
-    terms at the first validation of the game. Runs that differ in the seed alone are one group, named after the first of them. left out:
+    terms (0: not there) up to the first validation of the adversarial training. Runs that differ in the seed alone are one group, named after the first of them. left out:
     a run's name to the reason.
     """
     means, facts, out, groups = [], [], {}, {}
@@ -92,7 +93,8 @@ def read_runs(folders, reference: Path, with_stale: bool = False) -> tuple[pd.Da
         changed = {k: v for k, v in settings.items() if v != getattr(own, k)}
         table = by_patient(pd.read_csv(folder / "evaluation" / "metrics.csv", dtype={"patient": str})).reset_index()
         means.append(pd.concat([pd.DataFrame({"run": name, "group": group, "seed": seed}, index=table.index), table], axis=1))
-        shares = pd.read_csv(folder / "srgan" / "history.csv").filter(like="_share").iloc[0]
+        history = pd.read_csv(folder / "srgan" / "history.csv")
+        shares = history[history.step > 0].reindex(columns=SHARES).iloc[0].fillna(0)
         facts.append({"run": name, "group": group, "seed": seed, "changed": changed, "folder": folder, "config": config, **shares})
     return pd.concat(means, ignore_index=True), pd.DataFrame(facts).set_index("run"), out
 

@@ -1,0 +1,238 @@
+"""The generator that draws texture from noise, and the discriminator that judges it."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from srlib.degrade import KINDS, downsample, project, upsample
+from srlib.models import Generator
+from srlib.texture import NOISES, TextureDiscriminator, TextureGenerator, draw, local_noise, normal_noise
+
+
+def trunk(scale=4, channels=1, **more):
+    """A small SRResNet whose weights are random, the last ones too, so that it is no bicubic interpolation."""
+    torch.manual_seed(0)
+    net = Generator(scale, channels, 8, 1, global_skip=True, **{"batch_norm": False} | more)
+    nn.init.normal_(net.tail.weight, std=0.01)
+    return net
+
+
+def awake(net: TextureGenerator) -> TextureGenerator:
+    """Its texture no longer 0."""
+    torch.manual_seed(1)
+    nn.init.normal_(net.head.tail.weight, std=0.05)
+    nn.init.normal_(net.head.gain[-1].weight, std=0.1)
+    return net
+
+
+class Plain(nn.Module):
+    """A generator with nothing of SRResNet's: no `with_maps`."""
+
+    def __init__(self, scale=4, channels=1):
+        super().__init__()
+        self.settings = {"generator": "plain", "scale": scale, "channels": channels}
+        self.body = nn.Conv2d(channels, channels * scale**2, 3, padding=1)
+
+    def forward(self, lr):
+        return upsample(lr, self.settings["scale"]) + 0.1 * nn.functional.pixel_shuffle(self.body(lr), self.settings["scale"])
+
+
+def pair(scale=4, channels=1, images=2, height=8, width=10):
+    lr = downsample(torch.rand(images, channels, height * scale, width * scale, generator=torch.Generator().manual_seed(0)), scale)
+    return lr, normal_noise(0, images, height * scale, width * scale)
+
+
+# --------------------------------------------------------------------------------------------- noise
+def test_noise_is_a_function_of_its_seed():
+    """Not of the global generator; seeds that share their last 32 bits differ too, which torch's own generator would take for one."""
+    torch.manual_seed(1)
+    first = normal_noise(5, 2, 100, 120)
+    torch.manual_seed(2)
+    assert torch.equal(first, normal_noise(5, 2, 100, 120)) and first.shape == (2, NOISES, 100, 120)
+    seeds = (5, 6, 5 + (1 << 32), 5 + (1 << 33), 5 + (1 << 63), 5 + (1 << 90))
+    draws = torch.stack([normal_noise(seed, 1, 100, 120).flatten() for seed in seeds])
+    likeness = torch.corrcoef(draws) - torch.eye(len(seeds))
+    assert likeness.abs().max() < 0.03  # of 48,000 numbers: 6 deviations
+    for maps in (first, normal_noise(5 + (1 << 40), 2, 100, 120)):
+        assert maps.mean().abs() < 0.02 and abs(maps.var() - 1) < 0.03 and abs((maps**4).mean() - 3) < 0.2  # normal
+    assert (first[0] - first[1]).std() > 1  # each image has its own
+
+
+# --------------------------------------------------------------------------------------------- generator
+@pytest.mark.parametrize("make", [trunk, Plain])
+def test_at_the_start_sr_is_the_projected_trunk(make):
+    """To the bit, whatever the noise: the head's last convolution is 0. Of a network without `with_maps`, too."""
+    (lr, noise), base = pair(), make()
+    with torch.no_grad():
+        smooth = base(lr)
+        net = TextureGenerator(base, 4)
+        assert torch.equal(net(lr, noise), project(smooth, lr)) and torch.equal(net(lr, -noise), project(smooth, lr))
+        assert not torch.equal(net(lr, noise), smooth)
+        assert torch.equal(TextureGenerator(base, 4, "")(lr, noise), smooth)  # no reduction: nothing to agree with
+
+
+@pytest.mark.parametrize("make", [trunk, Plain])
+def test_noise_changes_the_draw_and_nothing_else_does(make):
+    (lr, noise), net = pair(), awake(TextureGenerator(make(), 4))
+    with torch.no_grad():
+        first = net(lr, noise)
+        torch.rand(10)
+        assert torch.equal(first, net(lr, noise))
+        for channel in range(NOISES):  # each map has its effect
+            other = noise.clone()
+            other[:, channel] = noise[:, channel].flip(-1)
+            assert (net(lr, other) - first).std() > 1e-4
+        one = torch.cat([net(lr[k : k + 1], noise[k : k + 1]) for k in range(2)])
+    torch.testing.assert_close(first, one, atol=1e-6, rtol=0)  # each image of a batch alone
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("scale", [2, 3, 4, 8])
+def test_every_draw_reduces_to_lr(scale, channels):
+    """In float to a millionth, so to the 8-bit level, whatever the head draws."""
+    (lr, noise), net = pair(scale, channels), awake(TextureGenerator(trunk(scale, channels), 4))
+    with torch.no_grad():
+        sr = net(lr, noise)
+        assert sr.shape == (2, channels, 8 * scale, 10 * scale) and (sr - project(net.trunk(lr), lr, scale)).std() > 0.003
+        assert (KINDS["bicubic"](sr, scale, 0) - lr).abs().max() < 2e-6
+        assert torch.equal(downsample(sr, scale), lr)
+
+
+@pytest.mark.parametrize(("kind", "amount"), [("gaussian", 2.0), ("area", 0.0)])
+def test_draws_agree_with_the_reduction_of_the_settings(kind, amount):
+    (lr, noise), net = pair(), awake(TextureGenerator(trunk(), 4, kind, amount))
+    assert net.settings["kind"] == kind and net.settings["amount"] == amount and net.settings["texture"] == 4
+    with torch.no_grad():
+        assert (KINDS[kind](net(lr, noise), 4, amount) - lr).abs().max() < 2e-6
+        loose = awake(TextureGenerator(trunk(), 4, ""))(lr, noise)
+    assert (KINDS[kind](loose, 4, amount) - lr).abs().max() > 0.01  # unprojected, the same texture does not
+
+
+def test_the_trunk_rests():
+    """No gradient, and eval mode for good: its running statistics stay, and one image is answered whatever stands beside it."""
+    base = trunk(batch_norm=True).train()
+    base(torch.rand(4, 1, 8, 8))  # other statistics than at the start
+    before = {k: v.clone() for k, v in base.state_dict().items()}
+    (lr, noise), net = pair(), awake(TextureGenerator(base, 4)).train()
+    assert net.training and net.head.training and not any(m.training for m in net.trunk.modules())
+    sr = net(lr, noise)
+    sr.square().mean().backward()
+    assert all(p.grad is None and not p.requires_grad for p in net.trunk.parameters())
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in net.head.parameters())
+    after = net.trunk.state_dict()
+    assert all(torch.equal(after[k], v) for k, v in before.items())
+    torch.testing.assert_close(net(lr[:1], noise[:1]), sr[:1], atol=1e-6, rtol=0)
+
+
+def test_gain_makes_the_texture_stronger_or_weaker_by_place():
+    """Its logarithm: 1 at first, and never of another sign."""
+    (lr, noise), net = pair(), TextureGenerator(trunk(), 4)
+    nn.init.normal_(net.head.tail.weight, std=0.05)
+    with torch.no_grad():
+        _, *known = net.prepare(lr)
+        one = net.head(*known, noise)
+        net.head.gain[-1].bias.fill_(math.log(2))
+        torch.testing.assert_close(net.head(*known, noise), 2 * one)
+        nn.init.normal_(net.head.gain[-1].weight, std=5.0)
+        factor = net.head(*known, noise) / one
+        assert factor.min() > 0 and factor.std() > 0.005
+
+
+def test_one_map_is_the_least_that_a_head_can_have():
+    lr, noise = pair()
+    assert TextureGenerator(trunk(), 1)(lr, noise).isfinite().all()
+
+
+def test_a_fresh_heads_first_gradient_reaches_its_last_layer_alone():
+    """The others begin once the last one is no longer 0."""
+    (lr, noise), net = pair(), TextureGenerator(trunk(), 4)
+    net(lr, noise).square().mean().backward()
+    assert net.head.tail.weight.grad.abs().sum() > 0 and net.head.narrow.weight.grad.abs().sum() == 0
+
+
+def test_local_noise_tells_a_noisy_image_from_a_smooth_one():
+    """Half an LR image is noisy: there the maps say so, by the logarithm of the deviation; the level of grey does not count."""
+    lr = torch.full((1, 1, 40, 80), 0.5)
+    for left, sigma in ((0, 0.01), (40, 0.1)):
+        lr[..., left : left + 40] += sigma * torch.randn(1, 1, 40, 40, generator=torch.Generator().manual_seed(left))
+    maps = local_noise(lr)
+    assert maps.shape == (1, 2, 40, 80)
+    quiet, loud = maps[..., 10:-10, 10:30].mean((2, 3)), maps[..., 10:-10, 50:70].mean((2, 3))
+    torch.testing.assert_close(loud - quiet, torch.ones(1, 2), atol=0.1, rtol=0)  # ten times: 1 in log10
+    torch.testing.assert_close(local_noise(lr - 0.2), maps, atol=1e-3, rtol=0)
+    three = local_noise(torch.cat([lr, lr - 0.2, 1 - lr], 1))
+    torch.testing.assert_close(three, maps[:, [0, 0, 0, 1, 1, 1]], atol=1e-3, rtol=0)
+
+
+def test_draw():
+    """By seed, the same each time, in agreement with LR after clamping too; strength 0 and a generator without noise give the one SR."""
+    lr, _ = pair(images=1, height=12, width=16)
+    dark = 0.1 * lr
+    net = awake(TextureGenerator(trunk(), 4)).eval()
+    with torch.no_grad():
+        one, other = draw(net, dark, seed=1), draw(net, dark, seed=2)
+        assert torch.equal(one, draw(net, dark, seed=1)) and (one - other).std() > 0.003
+        assert torch.equal(draw(net, dark, seed=1, rounds=1), net(dark, normal_noise(1, 1, 48, 64)))
+        gaps = [(KINDS["bicubic"](draw(net, dark, 1, rounds=r).clamp(0, 1), 4, 0) - dark).square().mean() for r in (1, 8)]
+        assert gaps[1] < gaps[0] / 10
+        assert torch.equal(draw(net, dark, 1, strength=0.0), draw(net, dark, 2, strength=0.0))
+        assert torch.equal(draw(net, dark, strength=0.0, rounds=1), project(net.trunk(dark), dark))
+        half = draw(net, dark, 1, strength=0.5, rounds=1)
+        torch.testing.assert_close(half, (draw(net, dark, 1, rounds=1) + project(net.trunk(dark), dark)) / 2, atol=1e-5, rtol=0)
+        assert torch.equal(draw(net.trunk, dark), net.trunk(dark)) and torch.equal(draw(net.trunk, dark, 3), net.trunk(dark))
+
+
+# --------------------------------------------------------------------------------------------- discriminator
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(("height", "width"), [(16, 16), (17, 40), (96, 96)])
+def test_discriminator_takes_any_size(channels, height, width):
+    """Logits (N, 1) of any size from 16 pixels on; each image is judged alone, as there is no BN."""
+    torch.manual_seed(0)
+    D = TextureDiscriminator(channels, 4)
+    image, base = torch.rand(2, 2, channels, height, width)
+    logits = D(D.see(image, base), base)
+    assert logits.shape == (2, 1) and not any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in D.modules())
+    alone = torch.cat([D(D.see(image[k : k + 1], base[k : k + 1]), base[k : k + 1]) for k in range(2)])
+    torch.testing.assert_close(logits, alone, atol=1e-5, rtol=1e-5)
+    assert (logits[0] - logits[1]).abs() > 1e-4
+
+
+def test_discriminator_sees_the_difference_at_its_contrast_and_the_place():
+    torch.manual_seed(0)
+    D, (image, base) = TextureDiscriminator(1, 4), torch.rand(2, 1, 1, 32, 32)
+    torch.testing.assert_close(D.see(image, base), 10 * (image - base))
+    D.contrast.fill_(3.0)
+    torch.testing.assert_close(D.see(image, base), 3 * (image - base))
+    assert "contrast" in D.state_dict()
+    detail = D.see(image, base)
+    assert (D(detail, base) - D(2 * detail, base)).abs() > 1e-4 and (D(detail, base) - D(detail, base.flip(2))).abs() > 1e-4
+
+
+def test_discriminators_sizes_are_the_papers_eight_without_strides():
+    D = TextureDiscriminator(3, 32)
+    threes = [m for m in D.modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (3, 3)]
+    assert [c.out_channels for c in threes] == [32, 32, 64, 64, 128, 128, 256, 256] and threes[0].in_channels == 6
+    assert all(c.stride == (1, 1) for c in threes)
+    assert sum(p.numel() for p in TextureDiscriminator(1, 32).parameters()) == pytest.approx(1.2e6, rel=0.05)
+    assert [head[0].in_channels for head in D.heads] == [64, 256]
+
+
+def test_receptive_fields():
+    """A position of the first head sees 16 pixels, speckle; one of the second 76: all of them, and no others."""
+    torch.manual_seed(0)
+    D = TextureDiscriminator(1, 4)
+    x = torch.randn(1, 2, 160, 160, requires_grad=True)
+    maps = x
+    for k, block in enumerate(D.blocks):
+        maps = nn.functional.avg_pool2d(block(maps), 2)
+        if k in (1, 3):
+            stride, place = 2 ** (k + 1), maps.shape[-1] // 2
+            (slope,) = torch.autograd.grad(maps[0, :, place, place].square().sum(), x, retain_graph=True)
+            reached = (slope[0].abs().sum(0) > 0).nonzero()
+            reach = {1: 16, 3: 76}[k]
+            first = place * stride + stride // 2 - reach // 2
+            assert reached.min(0).values.tolist() == [first, first] and reached.max(0).values.tolist() == [first + reach - 1] * 2
+    (slope,) = torch.autograd.grad(D(x[:, :1], (x[:, 1:] + 1) / 2).sum(), x)
+    assert (slope.abs() > 0).float().mean() > 0.999  # each pixel counts, at the border too
