@@ -188,13 +188,13 @@ def test_a_penalty_keeps_ds_slope_small(batch):
     slopes, chance = {}, torch.Generator().manual_seed(0)
     wrong = (batch[1] + 0.1 * torch.randn(batch[1].shape, generator=chance)).clamp(0, 1)  # what D can learn: noise
     for weight in (0.0, 3000.0):
-        game = new_game(batch, penalty=weight, gan_steps=60, gan_lr=3e-3)
+        game = new_game(batch, penalty=weight, gan_steps=60, gan_lr=3e-3, seed=1)
         for k in range(60):
             game.step(k, batch[0], wrong)
         seen = game._seen(wrong, game._draw(0, batch[0])[0])
         game.discriminator.requires_grad_(True)
         slopes[weight] = number(gradient_penalty(game.discriminator(*seen), seen[0]))
-    assert slopes[3000.0] < slopes[0.0] / 5
+    assert slopes[3000.0] < slopes[0.0] / 50  # a thousandth and less; the same within a third on one thread and two
 
 
 def test_gradients_of_the_head_are_cut(batch, monkeypatch):

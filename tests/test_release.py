@@ -170,7 +170,7 @@ def test_weights_that_half_precision_cannot_hold(run, tmp_path, monkeypatch):
 
 def test_phantoms_only_when_allowed(tmp_path, scan, capsys):
     """Of a pair after Ledig, too, whose SRGAN draws nothing."""
-    folder = make_run(tmp_path / "run", phantoms=4, texture=0)
+    folder = make_run(tmp_path / "run", phantoms=4, texture=0, gan_crop=32)
     assert main(["release", str(folder), "--out", str(tmp_path / "out")]) == 1
     assert "--allow-phantom" in capsys.readouterr().err
     assert main(["release", str(folder), "--out", str(tmp_path / "out"), "--allow-phantom"]) == 0
