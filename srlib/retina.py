@@ -95,7 +95,8 @@ def boundary_shift(sr: np.ndarray, hr: np.ndarray, surface: np.ndarray, reach: i
         at = np.arange(slope.shape[1])
         below, peak, above = slope[k - 1, at], slope[k, at], slope[k + 1, at]
         bend = below - 2 * peak + above
-        found.append(k + np.where(bend < 0, 0.5 * (below - above) / np.where(bend < 0, bend, 1), 0.0))
+        part = np.where(bend < 0, 0.5 * (below - above) / np.where(bend < 0, bend, 1), 0.0)
+        found.append(k + part.clip(-0.5, 0.5))  # at the end of the reach three points in nearly a line have their peak anywhere
     return float(np.abs(found[1] - found[0]).mean()) if len(found[0]) else float("nan")
 
 

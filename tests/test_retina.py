@@ -58,6 +58,14 @@ def test_a_boundary_that_moves_is_measured():
         assert retina.boundary_shift(moved, hr, surface) == pytest.approx(rows, abs=0.3)
 
 
+def test_a_boundary_that_is_not_there_is_at_most_the_reach_away():
+    """Where nothing changes within the reach, noise decides; three points in nearly a line once put the boundary a thousand rows away."""
+    chance = np.random.default_rng(0)
+    for _ in range(20):
+        sr, hr = ((np.arange(60)[:, None] * 4 + chance.integers(0, 2, (60, 64))).astype(np.uint8) for _ in range(2))
+        assert retina.boundary_shift(sr, hr, np.full(64, 30.0)) <= 12
+
+
 def test_a_lesion_that_fades_is_measured():
     hr = np.full((60, 60), 100, np.uint8)
     cyst = np.zeros(hr.shape, bool)
