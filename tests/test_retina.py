@@ -59,11 +59,10 @@ def test_a_boundary_that_moves_is_measured():
 
 
 def test_a_boundary_that_is_not_there_is_at_most_the_reach_away():
-    """Where nothing changes within the reach, noise decides; three points in nearly a line once put the boundary a thousand rows away."""
-    chance = np.random.default_rng(0)
-    for _ in range(20):
-        sr, hr = ((np.arange(60)[:, None] * 4 + chance.integers(0, 2, (60, 64))).astype(np.uint8) for _ in range(2))
-        assert retina.boundary_shift(sr, hr, np.full(64, 30.0)) <= 12
+    """Grey that rises ever faster, and ever slower: the steepest place lies beyond the reach, and nearly straight lines once put it a thousand rows away."""
+    row = np.arange(60.0)[:, None] * np.ones(64)
+    faster, slower = (4 * row + sign * 0.02 * row**2 - 1e-5 * row**3 for sign in (1, -1))
+    assert 8 <= retina.boundary_shift(slower, faster, np.full(64, 30.0)) <= 13
 
 
 def test_a_lesion_that_fades_is_measured():
