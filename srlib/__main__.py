@@ -96,6 +96,10 @@ def _parser() -> argparse.ArgumentParser:
     ev.add_argument("--channels", type=int, default=1, choices=(1, 3), help="3: colour, measured on luma (default: grey)")
     ev.add_argument("--no-retina", action="store_true", help="the grey images are no B-scans: no region between inner surface and RPE")
     ev.add_argument("--lpips", action="store_true", help="measure LPIPS too (AlexNet's weights are downloaded once)")
+    ev.add_argument("--dists", action="store_true", help="measure DISTS too (VGG-16's weights are downloaded once)")
+    ev.add_argument(
+        "--steps", type=int, default=200, help="steps of a classifier that learns to tell SR from HR; 0: not asked (default: 200)"
+    )
     ev.add_argument("--out", metavar="CSV", help="write a row for each image and region")
     ev.set_defaults(command=_evaluate)
 
@@ -230,19 +234,17 @@ def _phantom(args) -> None:
 
 
 def _evaluate(args) -> int:
-    from .series.evaluation import evaluate_folders
-    from .statistics import measures
+    from .series.folders import as_text, evaluate_folders
 
-    table, failed = evaluate_folders(
-        args.sr_dir, args.hr_dir, args.scale, channels=args.channels, bscan=not args.no_retina, with_lpips=args.lpips
-    )
-    for line in failed:
+    wanted = tuple(name for name in ("lpips", "dists") if getattr(args, name))
+    options = dict(channels=args.channels, bscan=not args.no_retina, wanted=wanted, steps=args.steps)
+    found = evaluate_folders(args.sr_dir, args.hr_dir, args.scale, **options)
+    for line in found.failed:
         print(f"error: {line}", file=sys.stderr)
     if args.out:
-        table.to_csv(args.out, index=False)
-    print(table.groupby("region", sort=False)[measures(table)].mean().round(4).to_string())
-    print(f"{table.image.nunique()} image(s) measured, {len(failed)} not")
-    return 1 if failed else 0
+        found.table.to_csv(args.out, index=False)
+    print(as_text(found))
+    return 1 if found.failed else 0
 
 
 def _calibrate(args) -> None:

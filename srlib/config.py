@@ -168,6 +168,11 @@ class Config:
         "", "evaluation", "measure these, a run's or a release's folder or 'released', and train nothing; notebooks 03, 04, 06 are left out"
     )
     lpips: bool = _setting(False, "evaluation", "measure LPIPS too; its AlexNet weights are downloaded once")
+    dists: bool = _setting(False, "evaluation", "measure DISTS too; its VGG-16 weights are downloaded once")
+    draw_images: int = _setting(0, "evaluation", "test images of which eight draws are compared with HR (0: all), patients first", low=0)
+    classifier_steps: int = _setting(
+        500, "evaluation", "steps of the fresh classifier that learns to tell patches of SR from HR's; 0: it is not asked", low=0
+    )
     max_test_images: int = _setting(0, "evaluation", "measure at most this many test images (0: all), patients first", low=0)
     # machine
     device: str = _setting("auto", "machine", "auto takes cuda, mps or cpu", ("auto", "cuda", "mps", "cpu"))
@@ -224,6 +229,7 @@ PROFILES: dict[str, dict] = {
         gan_steps=20_000,
         max_hours=10.5,
         max_test_images=200,
+        draw_images=40,
         workers=4,
     ),
     "quick": dict(
@@ -240,6 +246,8 @@ PROFILES: dict[str, dict] = {
         gan_lr=6e-4,
         gan_steps=180,
         max_test_images=16,
+        draw_images=4,
+        classifier_steps=100,
         checkpoint_every=50,
         validate_every=100,
     ),
@@ -258,6 +266,7 @@ PROFILES["smoke"] = dict(
     texture=4,
     d_width=4,
     gan_steps=6,
+    classifier_steps=5,
     checkpoint_every=5,
     validate_every=5,
 )

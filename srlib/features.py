@@ -280,18 +280,23 @@ def _load_encoder(name: str, model: nn.Module) -> nn.Module:
     return model.eval()
 
 
-def lpips() -> nn.Module:
-    """LPIPS with AlexNet (Zhang et al. 2018), as torchmetrics has it: (sr, hr), each (1, 3, H, W) in [0, 1], to a number, lower is nearer.
-    UserError where AlexNet's ImageNet weights, torchvision's, cannot be had."""
+PERCEPTUAL = {"lpips": ("AlexNet", "alexnet-owt-7be5be79.pth"), "dists": ("VGG-16", "vgg16-397923af.pth")}  # torchvision's weights of each
+
+
+def perceptual(name: str) -> nn.Module:
+    """'lpips' (AlexNet; Zhang et al. 2018) or 'dists' (VGG-16; Ding et al. 2020), as torchmetrics has them: (sr, hr), each (1, 3, H, W) in [0, 1],
+    to a number, lower is nearer. UserError where the ImageNet weights, torchvision's, cannot be had."""
+    from torchmetrics.functional.image.dists import DISTSNetwork  # (its metric class makes the network anew for every image)
     from torchmetrics.image import LearnedPerceptualImagePatchSimilarity
 
     try:
-        return LearnedPerceptualImagePatchSimilarity("alex", normalize=True).eval()
+        return (DISTSNetwork() if name == "dists" else LearnedPerceptualImagePatchSimilarity("alex", normalize=True)).eval()
     except OSError as error:  # urllib's errors among them
+        network, file = PERCEPTUAL[name]
         home = Path(torch.hub.get_dir()) / "checkpoints"
         raise UserError(
-            f"lpips=True needs torchvision's AlexNet weights, which could not be downloaded ({type(error).__name__}); "
-            f"put alexnet-owt-7be5be79.pth into {home}, or set lpips to False"
+            f"{name}=True needs torchvision's {network} weights, which could not be downloaded ({type(error).__name__}); "
+            f"put {file} into {home}, or set {name} to False"
         ) from None
 
 

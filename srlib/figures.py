@@ -13,28 +13,9 @@ from PIL import Image, ImageDraw
 from scipy.ndimage import gaussian_filter1d, gaussian_gradient_magnitude
 
 from .data import valid_region
-from .metrics import luma, psd
+from .methods import colour_of, named
+from .metrics import luma, psd, spectrum
 
-COLOURS = {
-    "lr": "#888888",
-    "nearest": "#999999",
-    "bicubic": "#0072B2",
-    "linear": "#56B4E9",
-    "srresnet": "#009E73",
-    "srgan": "#D55E00",
-    "noise": "#CC79A7",
-    "hr": "#000000",
-}
-NAMES = {
-    "lr": "LR",
-    "nearest": "LR (nearest)",
-    "bicubic": "bicubic",
-    "linear": "linear",
-    "srresnet": "SRResNet",
-    "srgan": "SRGAN",
-    "noise": "SRResNet + noise",
-    "hr": "HR",
-}
 STYLE = {
     "figure.facecolor": "white",
     "figure.dpi": 100,
@@ -125,13 +106,13 @@ def valid(hr: np.ndarray, region: np.ndarray, name: str = "valid region") -> plt
     _draw(axes[0], tint.astype(np.uint8), f"{name}: {region.mean():.0%} of the pixels")
     grey = hr if hr.ndim == 2 else hr.mean(2)
     mean = np.ma.masked_array(grey, ~region).mean(1)
-    axes[1].plot(mean, np.arange(len(mean)), color=COLOURS["hr"], lw=1.2)
+    axes[1].plot(mean, np.arange(len(mean)), color=colour_of("hr"), lw=1.2)
     axes[1].set(xlabel="mean grey level", ylabel="row (depth, pixels)", ylim=(len(mean), 0), title="Grey level by depth")
     return fig
 
 
 def reductions(lr: dict[str, np.ndarray], notes: dict[str, str], scale: int, side: int = 40) -> plt.Figure:
-    """The same square of one scan's LR images, one for each kind of reduction, and their radial spectra against that of 'bicubic'.
+    """The same square of one scan's LR images, one for each kind of reduction, and their spectra against that of 'bicubic'.
 
     `lr`: kind to uint8 LR image, all of one size, 'bicubic' among them; `notes`: kind to the text under it. `side` in LR pixels.
     """
@@ -140,14 +121,20 @@ def reductions(lr: dict[str, np.ndarray], notes: dict[str, str], scale: int, sid
     columns = -(-len(lr) // 2)
     fig = plt.figure(figsize=(2.35 * columns, 8.6))
     places = fig.add_gridspec(3, columns, height_ratios=[1, 1, 1.15])
-    _, reference = psd(lr["bicubic"], bins=40)
+    reference = psd(spectrum(lr["bicubic"]), bins=40)[1]
     ax = fig.add_subplot(places[2, :])
     for k, (kind, image) in enumerate(lr.items()):
         square = fig.add_subplot(places[k // columns, k % columns])
         _draw(square, image[top : top + side, left : left + side], kind)
         square.set_xlabel(notes.get(kind, ""), fontsize=8.5)
-        f, db = psd(image, bins=40)
-        ax.plot(f, db - reference, label=kind, lw=2.2 if kind == "bicubic" else 1.5, color="#000000" if kind == "bicubic" else f"C{k}")
+        f, power = psd(spectrum(image), bins=40)
+        ax.plot(
+            f,
+            10 * np.log10((power + 1e-6) / (reference + 1e-6)),
+            label=kind,
+            lw=2.2 if kind == "bicubic" else 1.5,
+            color="#000000" if kind == "bicubic" else f"C{k}",
+        )
     ax.set(
         xlabel="spatial frequency (cycles per LR pixel)",
         ylabel="power against bicubic (dB)",
@@ -186,7 +173,7 @@ def comparison(images: dict[str, np.ndarray], measures: dict[str, str], title: s
     _draw(axes[0], hr, title)
     axes[0].add_patch(Rectangle((left, top), side, side, fill=False, ec="#FFB000", lw=1.6))
     for ax, (name, image) in zip(axes[1:], images.items(), strict=True):
-        _draw(ax, image[top : top + side, left : left + side], NAMES.get(name, name))
+        _draw(ax, image[top : top + side, left : left + side], named(name))
         ax.set_xlabel(measures.get(name, ""), fontsize=8.5)
     return fig
 
@@ -217,7 +204,7 @@ def closeups(images: dict[str, np.ndarray], side: int = 48, factor: int = 4, pha
     page = Image.new("RGB", (len(images) * (step + gap) + 22 - gap, 3 * (step + gap) + head + (18 if phantom else 0)), "white")
     pen = ImageDraw.Draw(page)
     for column, name in enumerate(images):
-        pen.text((22 + column * (step + gap), 3), NAMES.get(name, name), fill="#222222", font_size=13)
+        pen.text((22 + column * (step + gap), 3), named(name), fill="#222222", font_size=13)
     for row, (place, (top, left)) in enumerate(corners(images["hr"], side).items()):
         label = Image.new("RGB", (step, 20), "white")
         ImageDraw.Draw(label).text((2, 2), place + (", x3 brighter" if place == "vitreous" else ""), fill="#222222", font_size=13)
@@ -236,7 +223,7 @@ def maps(values: dict[str, np.ndarray], label: str, limit: float = 40) -> plt.Fi
     ratio = max(v.shape[0] / v.shape[1] for v in values.values())
     fig, axes = plt.subplots(1, len(values), figsize=(3.1 * len(values) + 0.6, 3.1 * ratio + 0.5), squeeze=False)
     for ax, (name, value) in zip(axes[0], values.items(), strict=True):
-        shown = _draw(ax, value, f"{NAMES.get(name, name)}: mean {value.mean():.1f}", cmap="magma", vmax=limit)
+        shown = _draw(ax, value, f"{named(name)}: mean {value.mean():.1f}", cmap="magma", vmax=limit)
     fig.colorbar(shown, ax=axes[0].tolist(), label=label, shrink=0.85)
     return fig
 
@@ -258,7 +245,7 @@ def profile(images: dict[str, np.ndarray], title: str = "") -> plt.Figure:
     axes[0].plot([column, column], [first, end], color="#FFB000", lw=1.6)
     for name, image in images.items():
         line = luma(image)[first:end, max(column - 2, 0) : column + 3].mean(1)
-        axes[1].plot(np.arange(first, end), line, label=NAMES.get(name, name), color=COLOURS.get(name), lw=2.4 if name == "hr" else 1.4)
+        axes[1].plot(np.arange(first, end), line, label=named(name), color=colour_of(name), lw=2.4 if name == "hr" else 1.4)
     axes[1].set(xlabel="row (depth, pixels)", ylabel="grey level", xlim=(first, end - 1), title="Along the line")
     axes[1].legend()
     return fig
@@ -298,9 +285,9 @@ def slider(images: dict[str, np.ndarray], side: int = 160, width: int = 480) -> 
     side = min(side, *images["hr"].shape[:2])
     top, left = _zoom_box(images["hr"], side)
     pages = "".join(
-        f'<figure style="margin:0" {"hidden" if number else ""}><img alt="{NAMES.get(name, name)}" '
+        f'<figure style="margin:0" {"hidden" if number else ""}><img alt="{named(name)}" '
         f'src="{_embedded(image[top : top + side, left : left + side])}" style="width:100%;display:block;image-rendering:pixelated">'
-        f"<figcaption>{NAMES.get(name, name)}</figcaption></figure>"
+        f"<figcaption>{named(name)}</figcaption></figure>"
         for number, (name, image) in enumerate(images.items())
     )
     return (

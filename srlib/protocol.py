@@ -9,14 +9,15 @@ from . import metrics, retina
 from .data import valid_region
 from .degrade import to_tensor
 
+BANDS = {"all": "band", "depth": "depth", "across": "across"}  # how the columns of a direction begin
 BOUNDARIES = ("RNFL", "EZ", "RPE")  # phantoms: what begins at the boundaries whose shift is measured; the RNFL's is the inner surface
 
 
 class Protocol:
     """One HR image, prepared once, against which any number of SR images are measured.
 
-    `network` is the judge; `truth` what a phantom was drawn from, else None; `bscan`: whether a grey image shows a retina; `lpips`:
-    `features.lpips()`, or None where it is not wanted.
+    `network` is the judge; `truth` what a phantom was drawn from, else None; `bscan`: whether a grey image shows a retina;
+    `perceptual`: of `features.PERCEPTUAL`, those that are wanted, by name.
     """
 
     def __init__(
@@ -29,9 +30,10 @@ class Protocol:
         device,
         truth=None,
         bscan=True,
-        lpips=None,
+        perceptual=None,
     ):
-        self.lr, self.hr, self.reduction, self.border, self.lpips = lr, hr, reduction, border, lpips
+        self.lr, self.hr, self.reduction, self.border = lr, hr, reduction, border
+        self.perceptual = perceptual or {}
         self.scale, self.truth = reduction[0], truth
         self.network, self.device = network, device
         valid = valid_region(hr)
@@ -57,11 +59,11 @@ class Protocol:
         return self.network(to_tensor(image).to(self.device))
 
     @torch.inference_mode()
-    def _lpips(self, sr: np.ndarray) -> float:
+    def _distance(self, network, sr: np.ndarray) -> float:
         """Of the whole image less its border; nan under 64 pixels a side, where AlexNet has nothing left."""
         inner = np.s_[self.border : sr.shape[0] - self.border, self.border : sr.shape[1] - self.border]
         pair = [to_tensor(image[inner]).expand(-1, 3, -1, -1).clamp(0, 1).to(self.device) for image in (sr, self.hr)]
-        return self.lpips(*pair).item() if min(pair[0].shape[-2:]) >= 64 else float("nan")
+        return network(*pair).item() if min(pair[0].shape[-2:]) >= 64 else float("nan")
 
     def measure(self, sr: np.ndarray) -> list[dict]:
         """A dict for each region with every measure; the regions agree where there is no fill. ValueError for another size."""
@@ -78,16 +80,15 @@ class Protocol:
                 rows.append(dict(rows[0], region=name))
                 continue
             power, hr_power = metrics.spectrum(sr, region), self.hr_power[name]
+            powers = {part: metrics.band_power_db(power, hr_power, self.scale, part) for part in metrics.DIRECTIONS}
             rows.append(
                 {
                     "region": name,
                     "psnr": metrics.psnr(sr, hr, self.border, region),
                     "ssim": ssim[name],
                     "ms_ssim": ms_ssim[name],
-                    "high_power_db": metrics.high_power_db(power, hr_power, self.scale),
-                    "axial_power_db": metrics.high_power_db(power, hr_power, self.scale, "axial"),
-                    "lateral_power_db": metrics.high_power_db(power, hr_power, self.scale, "lateral"),
-                    **{f"band{k}_db": v for k, v in enumerate(metrics.band_power_db(power, hr_power, self.scale), 1)},
+                    "texture_error_db": float(np.abs(powers["all"]).mean()),
+                    **{f"{BANDS[part]}{k}_db": v for part, values in powers.items() for k, v in enumerate(values, 1)},
                     "stripe_db": metrics.stripe_index(power, hr_power, self.scale),
                     "checkerboard": metrics.checkerboard(power, hr_power, self.scale),
                     "consistency": image["consistency"],
@@ -107,8 +108,7 @@ class Protocol:
             "cnr_db": metrics.cnr(sr, self._tissue, self.vitreous) - self.hr_cnr,
             "enl_db": float(10 * np.log10(enl)) if enl > 0 else float("nan"),
         }
-        if self.lpips is not None:
-            found["lpips"] = self._lpips(sr)
+        found |= {name: self._distance(network, sr) for name, network in self.perceptual.items()}
         if self.truth is not None:
             shifts = [retina.boundary_shift(sr, self.hr, self.truth.surfaces[s][: sr.shape[1]]) for s in BOUNDARIES]
             found["boundary_px"] = float(np.mean(shifts))

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.lines import Line2D
 
-from .figures import COLOURS, NAMES
+from .methods import METHODS, colour_of, named
 from .statistics import MEASURES, interval
 
 PALETTE = (
@@ -24,14 +24,14 @@ PALETTE = (
     "#80BA5A",
     "#A5AA99",
 )
-MARKERS = {"srresnet": "o", "srgan": "^"}
+NETWORKS = ("srresnet", "srgan")
 
 
 def _colours(groups) -> dict[str, str]:
     return {group: PALETTE[k % len(PALETTE)] for k, group in enumerate(dict.fromkeys(groups))}
 
 
-def plane(means: pd.DataFrame, x: str = "judge", y: str = "gain_db") -> plt.Figure:
+def plane(means: pd.DataFrame, x: str = "texture_error_db", y: str = "gain_db") -> plt.Figure:
     """Every run in the plane of perception (x, lower is better) and distortion (y, higher is better): `series.runs.read_runs`'s means.
     One colour a group of settings, a circle for SRResNet, a triangle for SRGAN, a line from one to the other for each seed; grey: the
     methods without a network, of the first run."""
@@ -40,11 +40,11 @@ def plane(means: pd.DataFrame, x: str = "judge", y: str = "gain_db") -> plt.Figu
     groups = means.drop_duplicates("run").set_index("run").group
     colours = _colours(groups)
     for run, group in groups.items():
-        both = runs.loc[run].loc[list(MARKERS)]
+        both = runs.loc[run].loc[list(NETWORKS)]
         ax.plot(both[x], both[y], color=colours[group], lw=0.8, alpha=0.5, zorder=1)
-        for method, marker in MARKERS.items():
-            ax.scatter(*both.loc[method], s=48, marker=marker, color=colours[group], edgecolor="white", lw=0.6, zorder=3)
-    ax.axhline(0, color=COLOURS["bicubic"], ls="--", lw=1)
+        for method in NETWORKS:
+            ax.scatter(*both.loc[method], s=48, marker=METHODS[method].marker, color=colours[group], edgecolor="white", lw=0.6, zorder=3)
+    ax.axhline(0, color=colour_of("bicubic"), ls="--", lw=1)
     ax.annotate(
         "bicubic",
         (1, 0),
@@ -53,21 +53,21 @@ def plane(means: pd.DataFrame, x: str = "judge", y: str = "gain_db") -> plt.Figu
         textcoords="offset points",
         ha="right",
         fontsize=8,
-        color=COLOURS["bicubic"],
+        color=colour_of("bicubic"),
     )
     for method in ("linear", "noise"):  # bicubic's own distance would stretch the axis
         at = runs.loc[groups.index[0]].loc[method]
         ax.scatter(*at, s=36, color="#999999", marker="s", zorder=2)
-        ax.annotate(NAMES[method], tuple(at), xytext=(6, 5), textcoords="offset points", fontsize=8, color="#666666")
+        ax.annotate(named(method), tuple(at), xytext=(6, 5), textcoords="offset points", fontsize=8, color="#666666")
     handles = [Line2D([], [], color=colour, lw=4, label=group) for group, colour in colours.items()]
-    handles += [Line2D([], [], color="#555555", marker=m, ls="", ms=7, label=NAMES[name]) for name, m in MARKERS.items()]
+    handles += [Line2D([], [], color="#555555", marker=METHODS[m].marker, ls="", ms=7, label=named(m)) for m in NETWORKS]
     ax.legend(handles=handles, loc="center left", bbox_to_anchor=(1.0, 0.5))
     ax.margins(0.1)
-    ax.set(xlabel=MEASURES[x][0] + ", lower looks more like HR", ylabel=MEASURES[y][0], title="Up and to the left is better")
+    ax.set(xlabel=MEASURES[x][0] + ": lower has more of HR's grain", ylabel=MEASURES[y][0], title="Up and to the left is better")
     return fig
 
 
-def group_bars(means: pd.DataFrame, measures=("gain_db", "judge", "high_power_db")) -> plt.Figure:
+def group_bars(means: pd.DataFrame, measures=("gain_db", "texture_error_db", "stripe_db")) -> plt.Figure:
     """Both networks of each group of runs: bars of some measures, mean over patients and seeds, with the 95 % bootstrap interval over
     patients; each seed's own mean is a dot."""
     groups = list(dict.fromkeys(means.group))[::-1]
@@ -80,8 +80,8 @@ def group_bars(means: pd.DataFrame, measures=("gain_db", "judge", "high_power_db
                 patients = part.groupby("patient")[measure].mean()
                 low, high = interval(patients.to_numpy())
                 middle = patients.mean()
-                label = NAMES[method] if k == 0 else None
-                ax.barh(k + offset, middle, height=0.36, color=COLOURS[method], label=label, zorder=1)
+                label = named(method) if k == 0 else None
+                ax.barh(k + offset, middle, height=0.36, color=colour_of(method), label=label, zorder=1)
                 ax.plot([low, high], [k + offset] * 2, color="#222222", lw=1, zorder=2)
                 seeds = part.groupby("seed")[measure].mean()
                 if len(seeds) > 1:
@@ -105,7 +105,7 @@ def learning_curves(histories: dict[str, tuple[str, pd.DataFrame, pd.DataFrame]]
     for ax, title in zip(axes, ("SRResNet: pretraining", "SRGAN: the game"), strict=True):
         ax.axhline(0, color="#888888", ls="--", lw=1)
         ax.set(xlabel="step", title=title)
-    axes[0].set(ylabel="PSNR less bicubic's (dB), validation")
+    axes[0].set(ylabel="PSNR gain over bicubic (dB), validation")
     fig.legend(loc="outside right center")
     return fig
 
@@ -139,7 +139,7 @@ def cross(table: pd.DataFrame, label: str) -> plt.Figure:
         for (row, column), value in np.ndenumerate(values.to_numpy()):
             dark = abs(value) > 0.6 * limit
             ax.text(column, row, f"{value:+.2f}", ha="center", va="center", fontsize=8.5, color="white" if dark else "#222222")
-        ax.set(xticks=range(values.shape[1]), yticks=range(len(values)), yticklabels=values.index, title=NAMES[method], xlabel="tested on")
+        ax.set(xticks=range(values.shape[1]), yticks=range(len(values)), yticklabels=values.index, title=named(method), xlabel="tested on")
         ax.set_xticks(range(values.shape[1]), values.columns, rotation=30, ha="right")
         ax.grid(False)
     axes[0][0].set_ylabel("trained on")
@@ -150,11 +150,11 @@ def cross(table: pd.DataFrame, label: str) -> plt.Figure:
 def downstream(summary: pd.DataFrame, measures: dict[str, str]) -> plt.Figure:
     """`series.downstream.summarise`'s table: measures (column to label) of each (trained on, tested on), with intervals over patients."""
     pairs = list(summary.index)[::-1]
-    names = [f"{NAMES[a]} → {NAMES[b]}" for a, b in pairs]
+    names = [f"{named(a)} → {named(b)}" for a, b in pairs]
     fig, axes = plt.subplots(1, len(measures), figsize=(2.2 + 3.0 * len(measures), 3.2), sharey=True, squeeze=False)
     for ax, (measure, label) in zip(axes[0], measures.items(), strict=True):
         for k, pair in enumerate(pairs):
-            row, colour = summary.loc[pair], COLOURS[pair[1]]
+            row, colour = summary.loc[pair], colour_of(pair[1])
             ax.plot([row[f"{measure}_low"], row[f"{measure}_high"]], [k, k], color=colour, lw=1.6)
             ax.plot(row[measure], k, "o", color=colour, ms=6)
         ax.set(yticks=range(len(pairs)), yticklabels=names, xlabel=label)

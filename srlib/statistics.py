@@ -6,41 +6,52 @@ writes (a row for each image, method and region) and give tables, so that a read
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pandas as pd
 from scipy import stats
 
+from .methods import questions
+
 FACTS = ("image", "patient", "label", "method", "region", "height", "width", "size")  # columns of metrics.csv that are not measures
+POWERS = {  # how the columns of a direction begin: the direction
+    "band": "",
+    "depth": " along depth",
+    "across": " across",
+}
 MEASURES = {  # column of metrics.csv: (what it is, what is better)
     "psnr": ("PSNR (dB)", "higher"),
-    "gain_db": ("PSNR less bicubic's (dB)", "higher"),
+    "gain_db": ("PSNR gain over bicubic (dB)", "higher"),
     "ssim": ("SSIM", "higher"),
     "ms_ssim": ("MS-SSIM", "higher"),
-    "high_power_db": ("power above LR Nyquist, against HR (dB)", "near 0"),
-    "axial_power_db": ("the same along depth (dB)", "near 0"),
-    "lateral_power_db": ("the same across (dB)", "near 0"),
-    **{f"band{k}_db": (f"power in band {k} above LR Nyquist, against HR (dB)", "near 0") for k in range(1, 7)},
-    "stripe_db": ("stripe index (dB)", "about 1"),
+    "texture_error_db": ("texture error (dB)", "near 0"),  # mean over the bands of the absolute power
+    **{
+        f"{start}{k}_db": (f"power in band {k}{direction}, SR over HR (dB)", "near 0")
+        for start, direction in POWERS.items()
+        for k in range(1, 7)
+    },
+    "stripe_db": ("stripe index (dB)", "1 to 2"),
     "checkerboard": ("checkerboard (HR: 1)", "near 1"),
     "consistency": ("LR consistency (dB)", "above 38"),
-    "judge": ("feature distance (judge)", "lower"),
+    "judge": ("judge distance", "lower"),
     "lpips": ("LPIPS, AlexNet, whole image", "lower"),
-    "speckle": ("speckle contrast less HR's", "near 0"),
+    "dists": ("DISTS, VGG-16, whole image", "lower"),
+    "speckle": ("speckle contrast minus HR's", "near 0"),
     "epi": ("edge preservation (HR: 1)", "near 1"),
-    "cnr_db": ("CNR less HR's (dB)", "near 0"),
+    "cnr_db": ("CNR minus HR's (dB)", "near 0"),
     "enl_db": ("ENL over HR's (dB)", "near 0"),
     "boundary_px": ("shift of layer boundaries (pixels)", "near 0"),
     "lesion_contrast": ("lesion contrast (HR: 1)", "near 1"),
 }
-QUESTIONS = (  # (method, against): asked of a measure together, so corrected together
-    ("srresnet", "bicubic"),
-    ("srresnet", "linear"),
-    ("srgan", "bicubic"),
-    ("srgan", "srresnet"),
-    ("srgan", "noise"),
-)
 FEW = 12  # patients; below, an interval over patients is a rough guide
 RESAMPLES = 10_000
+
+
+def is_power(measure: str) -> bool:
+    """Whether a measure is a power against HR, whose mean absolute value stands beside its mean: a noisy scan drawn too smooth and a smooth one
+    drawn too noisy must not cancel."""
+    return bool(re.fullmatch(rf"({'|'.join(POWERS)})\d_db", measure))
 
 
 def measures(table: pd.DataFrame) -> list[str]:
@@ -49,49 +60,71 @@ def measures(table: pd.DataFrame) -> list[str]:
 
 
 def by_patient(table: pd.DataFrame, region: str = "valid") -> pd.DataFrame:
-    """Means within a patient: a row for each (method, patient), a column for each measure; `gain_db` is PSNR less bicubic's."""
+    """Means within a patient: a row for each (method, patient), a column for each measure; `gain_db` is PSNR minus bicubic's, M_abs the mean
+    absolute value of a power M. What is no number (a blank image, an empty region) is left out."""
     rows = table[table.region == region]
-    means = rows.groupby(["method", "patient"])[measures(table)].mean()
+    rows = rows[["method", "patient"]].join(rows[measures(table)].astype(float).where(np.isfinite))
+    powers = [c for c in rows if is_power(c)]
+    rows = rows.join(rows[powers].abs().add_suffix("_abs"))
+    means = rows.groupby(["method", "patient"]).mean()
     if "bicubic" in means.index:
         means.insert(1, "gain_db", means.psnr - means.psnr.xs("bicubic").reindex(means.index.get_level_values("patient")).to_numpy())
     return means
 
 
-def interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float]:
-    """Percentile bootstrap of the mean, 10,000 resamples, seeded: (low, high). Missing values are left out; nan for fewer than two."""
+def intervals(values: np.ndarray, level: float = 0.95) -> np.ndarray:
+    """Percentile bootstrap of the mean of each column, 10,000 resamples of the rows, the same for all columns, seeded: (2, columns), low and
+    high. Missing values are left out; nan for fewer than two."""
+    values = np.asarray(values, float).reshape(len(values), -1)
+    there, chance, means = np.isfinite(values), np.random.default_rng(0), []
+    filled, count = np.where(there, values, 0), len(values)
+    for _ in range(RESAMPLES // 1000 if count else 0):
+        drawn = chance.multinomial(count, np.full(count, 1 / count), 1000).astype(float)
+        with np.errstate(invalid="ignore"):
+            means.append(drawn @ filled / (drawn @ there))
+    enough = there.sum(0) >= 2
+    found = np.full((2, values.shape[1]), np.nan)
+    if enough.any():
+        found[:, enough] = np.nanquantile(np.concatenate(means)[:, enough], [(1 - level) / 2, (1 + level) / 2], axis=0)
+    return found
+
+
+def interval(values: np.ndarray) -> tuple[float, float]:
+    """`intervals` of one column, missing values left out first: (low, high)."""
     values = np.asarray(values, float)
-    values = values[np.isfinite(values)]
-    if len(values) < 2:
-        return np.nan, np.nan
-    rng, batch = np.random.default_rng(0), 1000  # (scipy's bootstrap takes its seed by another name in older versions)
-    means = [values[rng.integers(0, len(values), (batch, len(values)))].mean(1) for _ in range(RESAMPLES // batch)]
-    low, high = np.quantile(np.concatenate(means), [(1 - level) / 2, (1 + level) / 2])
+    low, high = intervals(values[np.isfinite(values)][:, None])[:, 0]
     return float(low), float(high)
 
 
 def summarise(table: pd.DataFrame, region: str = "valid") -> pd.DataFrame:
     """Mean over patients of the means within them, a row for each method in the table's order, and for each measure M the 95 %
-    bootstrap interval over patients, `M_low` and `M_high`, and `M_n`, the number of patients that have it."""
-    means, order = by_patient(table, region), list(dict.fromkeys(table.method))
-    rows = {}
-    for method in order:
-        row = rows[method] = {}
-        for measure, values in means.xs(method).items():
-            low, high = interval(values)
-            row |= {measure: values.mean(), f"{measure}_low": low, f"{measure}_high": high, f"{measure}_n": values.count()}
+    bootstrap interval over patients, `M_low` and `M_high`, and `M_n`, the number of patients that have it; of a power also `M_abs`."""
+    means, rows = by_patient(table, region), {}
+    for method in dict.fromkeys(table.method):
+        values = means.xs(method)
+        found = values.mean().to_frame("").assign(_low=0.0, _high=0.0, _n=values.count())
+        found[["_low", "_high"]] = intervals(values.to_numpy()).T
+        found = found.drop(index=[c for c in values if c.endswith("_abs")])
+        rows[method] = {f"{m}{end}": v for m, row in found.iterrows() for end, v in row.items()} | {
+            c: values[c].mean() for c in values if c.endswith("_abs")
+        }
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("method").round(4)
 
 
 def with_intervals(summary: pd.DataFrame) -> pd.DataFrame:
-    """`summarise`'s table as text for readers: 'mean [low, high]', a row for each measure, a column for each method; measures that
-    no image has are left out, and where fewer patients have one than have PSNR, it says how many."""
+    """`summarise`'s table as text for readers: 'mean [low, high]', of a power 'mean (mean absolute) [low, high]', a row for each measure, a
+    column for each method; measures that no image has are left out, and where fewer patients have one than have PSNR, it says how many."""
     shown = [c for c in summary if f"{c}_low" in summary and summary[c].notna().any()]
 
     def text(measure, row):
         mean, low, high, n = (row[f"{measure}{end}"] for end in ("", "_low", "_high", "_n"))
-        digits = 3 if abs(summary[measure]).max() < 3 and measure != "gain_db" else 2
+        digits = 1 if is_power(measure) else 3 if abs(summary[measure]).max() < 3 and measure != "gain_db" else 2
         # a no-break space within the brackets
-        said = f"{mean:.{digits}f}" + (f" [{low:.{digits}f},\u00a0{high:.{digits}f}]" if low < high else "")
+        said = (
+            f"{mean:.{digits}f}"
+            + (f" ({row[f'{measure}_abs']:.{digits}f})" if is_power(measure) else "")
+            + (f" [{low:.{digits}f},\u00a0{high:.{digits}f}]" if low < high else "")
+        )
         return said + (f" (n = {n:.0f})" if n < row["psnr_n"] else "")
 
     return pd.DataFrame({method: [text(m, row) for m in shown] for method, row in summary.iterrows()}, index=shown)
@@ -119,10 +152,10 @@ def holm(p: np.ndarray) -> np.ndarray:
 
 
 def compare(table: pd.DataFrame, measure: str, region: str = "valid") -> pd.DataFrame:
-    """The QUESTIONS (a method less another, patient by patient) that the table can answer: mean difference, its 95 % bootstrap interval,
+    """The `methods.questions` (a method less another, patient by patient) that the table can answer: mean difference, its 95 % bootstrap interval,
     the number of patients, the paired Wilcoxon signed-rank test (two-sided) and its p corrected by Holm over the questions."""
     values, rows = by_patient(table, region)[measure].unstack("method"), []
-    for method, against in QUESTIONS:
+    for method, against in questions():
         if method not in values or against not in values:
             continue
         gap = (values[method] - values[against]).dropna().to_numpy()
@@ -141,10 +174,13 @@ def compare(table: pd.DataFrame, measure: str, region: str = "valid") -> pd.Data
 def caution(table: pd.DataFrame) -> str:
     """What a reader must know of how far the intervals of one run reach, in words."""
     patients = table.patient.nunique()
-    said = f"{table.image.nunique()} images of {patients} patients; intervals: 95 %, bootstrap over patients"
+    valid = table[(table.region == "valid") & (table.method == table.method.iloc[0])]
+    blank = int((~np.isfinite(valid.psnr)).sum())
+    left = f" ({blank} with nothing to measure left out)" if blank else ""
+    said = f"{table.image.nunique()} images{left} of {patients} patients; intervals: 95 %, bootstrap over patients"
     if patients < FEW:
         said += f"; only {patients} patients, so the intervals are a rough guide"
-        if len(QUESTIONS) * 2 / 2**patients > 0.05:
+        if len(questions()) * 2 / 2**patients > 0.05:
             said += ", and no corrected Wilcoxon test can reach p = .05"
     return said + "; one training, so what another seed would change is not in them."
 

@@ -345,7 +345,7 @@ def series(monkeypatch):
         psnr = {"bicubic": 28.0, "srresnet": 28.0 + run.config.seed, "srgan": 29.0 + run.config.seed}
         rows = [{"image": p, "patient": p, "label": "x", "method": m, "region": "valid", "psnr": psnr[m]}
                 for p in "ab" for m in psnr]  # fmt: skip
-        table = pd.DataFrame(rows).assign(ssim=0.5, high_power_db=-1.0, judge=0.2)
+        table = pd.DataFrame(rows).assign(ssim=0.5, texture_error_db=1.0, judge=0.2)
         table.to_csv(folder / "evaluation/metrics.csv", index=False)
 
     monkeypatch.setattr(sweep, "run_series", run_series)

@@ -1,6 +1,7 @@
 """Images in, images out; and the command line as a user types it."""
 
 import itertools
+import re
 import subprocess
 import sys
 
@@ -173,13 +174,30 @@ def test_evaluate_command(tmp_path, capsys):
         Image.fromarray(hr).save(tmp_path / "hr" / f"{k}.png")
         Image.fromarray(np.clip(hr.astype(int) + 5, 0, 255).astype(np.uint8)).save(tmp_path / "sr" / f"{k}.png")
     Image.fromarray(hr).save(tmp_path / "sr" / "extra.png")
-    assert main(["evaluate", str(tmp_path / "sr"), str(tmp_path / "hr"), "--out", str(tmp_path / "m.csv")]) == 1
+    assert main(["evaluate", str(tmp_path / "sr"), str(tmp_path / "hr"), "--steps", "0", "--out", str(tmp_path / "m.csv")]) == 1
     assert "no HR image named extra" in capsys.readouterr().err
     table = pd.read_csv(tmp_path / "m.csv")
     assert len(table) == 6 and set(table.region) == {"whole", "valid", "retina"}
     assert table.psnr.min() == pytest.approx(10 * np.log10(255**2 / 25), abs=0.05)
-    main(["evaluate", str(tmp_path / "sr"), str(tmp_path / "hr"), "--no-retina", "--out", str(tmp_path / "m.csv")])
+    main(["evaluate", str(tmp_path / "sr"), str(tmp_path / "hr"), "--no-retina", "--steps", "0", "--out", str(tmp_path / "m.csv")])
     assert set(pd.read_csv(tmp_path / "m.csv").region) == {"whole", "valid"}
+
+
+def test_evaluate_measures_draws(tmp_path, capsys):
+    """What `upscale --draws --spread` writes: the first draw is SR, all of them are draws; their spread is no image."""
+    (tmp_path / "hr").mkdir()
+    (tmp_path / "sr").mkdir()
+    for k in range(3):
+        hr, chance = bscan(k, 96, 112), np.random.default_rng(k)
+        Image.fromarray(hr).save(tmp_path / "hr" / f"{k}.png")
+        for n in range(1, 11):
+            noisy = (hr + chance.normal(0, 10, hr.shape)).clip(0, 255).astype(np.uint8)
+            Image.fromarray(noisy).save(tmp_path / "sr" / f"{k}_draw{n}.png")
+        Image.fromarray(hr // 20).save(tmp_path / "sr" / f"{k}_spread.png")
+    assert main(["evaluate", str(tmp_path / "sr"), str(tmp_path / "hr"), "--steps", "5"]) == 0
+    said = capsys.readouterr().out
+    assert "3 image(s) measured, 0 not" in said and "the mean of 10 draws over one" in said and "fresh classifier" in said
+    assert float(re.search(r"draws over one \(dB\) +(\S+)", said)[1]) > 6  # no posterior: HR is their mean
 
 
 def test_load_generator_refuses_other_files(tmp_path):

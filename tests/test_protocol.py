@@ -1,5 +1,6 @@
 """The protocol: which regions and measures an image gets."""
 
+import importlib
 from urllib.error import URLError
 
 import numpy as np
@@ -11,7 +12,7 @@ from srlib.config import UserError
 from srlib.degrade import crop_to_multiple, downsample, to_image, to_tensor, upsample
 from srlib.features import judge
 from srlib.protocol import Protocol
-from srlib.statistics import MEASURES
+from srlib.statistics import MEASURES, POWERS
 
 
 def measured(hr, scale=4, truth=None, change=lambda sr: sr):
@@ -28,13 +29,13 @@ def test_a_phantom_with_its_truth(scale, bands):
     drawn = phantom.draw(1, 250, 310, "dme")
     found = measured(drawn.image, scale, drawn)
     assert list(found) == ["whole", "valid", "retina"]
-    more = {f"band{k}_db" for k in range(bands + 1, 7)}
+    more = {f"{start}{k}_db" for start in POWERS for k in range(bands + 1, 7)}
     for row in found.values():
-        assert set(row) - {"region"} == set(MEASURES) - {"gain_db", "lpips"} - more
+        assert set(row) - {"region"} == set(MEASURES) - {"gain_db", "lpips", "dists"} - more
         assert all(np.isfinite(value) for name, value in row.items() if name != "region")
     whole = found["whole"]
     assert whole["band1_db"] < -3 and whole[f"band{bands}_db"] < -6
-    assert whole["high_power_db"] < -3 and whole["epi"] < 1 and whole["enl_db"] > 0 and whole["boundary_px"] > 0.1
+    assert whole["texture_error_db"] > 3 and whole["epi"] < 1 and whole["enl_db"] > 0 and whole["boundary_px"] > 0.1
     assert found["retina"]["psnr"] != whole["psnr"]
 
 
@@ -43,8 +44,9 @@ def test_hr_itself_is_at_every_goal():
     hr = crop_to_multiple(drawn.image, 4)
     found = measured(drawn.image, 4, drawn, change=lambda sr: hr)["retina"]
     for name, goal in {
-        "high_power_db": 0,
-        "axial_power_db": 0,
+        "texture_error_db": 0,
+        "depth1_db": 0,
+        "across4_db": 0,
         "band1_db": 0,
         "band4_db": 0,
         "stripe_db": 0,
@@ -88,28 +90,32 @@ def test_a_grey_photograph_has_no_retina():
     assert [row["region"] for row in rows] == ["whole", "valid"]
 
 
-def test_lpips_where_its_weights_are(monkeypatch):
-    """AlexNet with random weights stands in for the trained one, which is not here: HR is at 0, more blur is further."""
+@pytest.mark.parametrize(("name", "network"), [("lpips", "alexnet"), ("dists", "vgg16")])
+def test_perceptual_distances_where_their_weights_are(monkeypatch, name, network):
+    """A network with random weights stands in for the trained one, which is not here: HR is at 0, more blur is further."""
     import torchvision
     from skimage.filters import gaussian
 
-    plain = torchvision.models.alexnet
-    monkeypatch.setattr(torchvision.models, "alexnet", lambda weights=None, **_: plain(weights=None))
+    plain = getattr(torchvision.models, network)
+    for module in (torchvision.models, importlib.import_module("torchmetrics.functional.image.dists")):  # its package hides it
+        monkeypatch.setattr(module, network, lambda weights=None, **_: plain(weights=None), raising=False)
     torch.manual_seed(0)
-    network, hr = features.lpips(), phantom.bscan(3, 160, 192)
+    distance, hr = features.perceptual(name), phantom.bscan(3, 160, 192)
     lr = to_image(downsample(to_tensor(hr), 4))
-    protocol = Protocol(lr, hr, (4, "bicubic", 0.0), 4, judge(), torch.device("cpu"), lpips=network)
+    protocol = Protocol(lr, hr, (4, "bicubic", 0.0), 4, judge(), torch.device("cpu"), perceptual={name: distance})
     blurred = [np.round(gaussian(hr, sigma, preserve_range=True)).astype(np.uint8) for sigma in (1, 3)]
-    found = [protocol.measure(sr)[0]["lpips"] for sr in (hr, *blurred)]
-    assert found[0] == pytest.approx(0, abs=1e-6) and found[0] < found[1] < found[2]
+    found = [protocol.measure(sr)[0][name] for sr in (hr, *blurred)]
+    assert found[0] == pytest.approx(0, abs=1e-4) and found[0] < found[1] < found[2]
 
 
-def test_lpips_says_where_its_weights_go(monkeypatch):
+@pytest.mark.parametrize(("name", "network", "file"), [("lpips", "alexnet", "AlexNet .*alexnet"), ("dists", "vgg16", "VGG-16 .*vgg16")])
+def test_perceptual_distances_say_where_their_weights_go(monkeypatch, name, network, file):
     import torchvision
 
     def refused(*_, **__):
         raise URLError("no network")
 
-    monkeypatch.setattr(torchvision.models, "alexnet", refused)
-    with pytest.raises(UserError, match=r"AlexNet weights, which could not be downloaded \(URLError\); put alexnet.*checkpoints"):
-        features.lpips()
+    for module in (torchvision.models, importlib.import_module("torchmetrics.functional.image.dists")):  # its package hides it
+        monkeypatch.setattr(module, network, refused, raising=False)
+    with pytest.raises(UserError, match=rf"{file}.*checkpoints"):
+        features.perceptual(name)

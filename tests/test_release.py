@@ -494,7 +494,8 @@ def test_the_released_networks_on_unseen_real_scans(real_scans):
         bicubic = to_image(upsample(to_tensor(lr), 4))
         gains.append(metrics.psnr(sr["srresnet"], hr, region=region) - metrics.psnr(bicubic, hr, region=region))
         held.append(metrics.consistency(sr["srgan"], lr, *config.reduction))
-        power.append([metrics.high_power(metrics.spectrum(image, region), 4) for image in (*sr.values(), hr)])
-    srresnet, srgan, truth = np.log10(power).T * 10
+        truth = metrics.spectrum(hr, region)
+        power.append([metrics.band_power_db(metrics.spectrum(image, region), truth)[0] for image in sr.values()])
+    srresnet, srgan = np.transpose(power)
     assert min(gains) > 0.1 and np.mean(gains) > 0.5 and min(held) > 40
-    assert (srgan > srresnet + 1).all() and (srgan - truth).mean() > -6  # dB; the card: -5.0 on 109 scans
+    assert (srgan > srresnet + 0.5).all() and srgan.mean() > -4  # dB, the first band

@@ -85,7 +85,7 @@ def test_smoke_run_makes_everything(smoke_run):
     assert list(table.method.unique()) == ["nearest", "bicubic", "linear", "srresnet", "srgan", "noise"]
     assert list(table.columns[:7]) == ["image", "patient", "label", "method", "region", "psnr", "ssim"]
     assert table.psnr.between(10, 60).all() and table.judge.ge(0).all() and set(table.region) == {"whole", "valid", "retina"}
-    assert table[["axial_power_db", "speckle", "epi", "boundary_px"]].notna().all().all()
+    assert table[["texture_error_db", "depth1_db", "speckle", "epi", "boundary_px"]].notna().all().all()
     for name, _, _ in NOTEBOOKS.values():
         executed = nbformat.read(folder / "notebooks" / f"{name}.ipynb", as_version=4)
         outputs = [o for c in executed.cells if c.cell_type == "code" for o in c.outputs]
@@ -244,8 +244,8 @@ def test_colour_photographs_at_another_scale(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     table = pd.read_csv(tmp_path / "run/evaluation/metrics.csv")
     assert table.psnr.between(10, 60).all() and table.judge.notna().all()
-    gap = table[(table.method == "noise") & (table.region == "whole")].high_power_db.abs().mean()
-    assert gap < 4  # the noise arm has HR's power in colour, too
+    gap = table[(table.method == "noise") & (table.region == "whole")].band1_db.abs().mean()
+    assert gap < 4  # the Gaussian texture has HR's power in colour, too
 
 
 @pytest.mark.slow

@@ -33,6 +33,30 @@ def test_interval_is_that_of_the_mean():
     assert statistics.interval([np.nan, *values]) == statistics.interval(values)
 
 
+def test_too_smooth_and_too_noisy_do_not_cancel():
+    """A power has the mean of its absolute value by scan beside it, in the summary and in what readers see; other measures have none."""
+    found = table({"srgan": [10, 10, 10, 10]}).assign(band1_db=[3.0, -1.0, -2.0, 1.0], cnr_db=[1.0, -1, -1, 1])
+    summary = statistics.summarise(found)
+    assert summary.band1_db["srgan"] == 0 and summary.band1_db_abs["srgan"] == pytest.approx(5 / 3, abs=1e-4)
+    assert "cnr_db_abs" not in summary and "0.0 (1.7)" in statistics.with_intervals(summary).loc["band1_db", "srgan"]
+    assert statistics.is_power("across6_db") and not statistics.is_power("stripe_db")
+
+
+def test_what_is_no_number_is_left_out_and_counted():
+    """A blank image has no PSNR, SR equal to HR an endless one: neither rules the mean."""
+    found = table({"bicubic": [np.nan, 20, 30, np.inf], "srgan": [np.nan, 21, 31, 40]})
+    assert statistics.summarise(found).psnr["bicubic"] == 25 and statistics.summarise(found).psnr_n["bicubic"] == 2
+    assert "4 images (2 with nothing to measure left out) of 3 patients" in statistics.caution(found)
+
+
+def test_intervals_of_many_columns_at_once():
+    values = np.random.default_rng(2).normal(0, 1, (40, 3))
+    values[:39, 2] = np.nan
+    low, high = statistics.intervals(values)
+    one = statistics.interval(values[:, 1])
+    assert (low[1], high[1]) == pytest.approx(one) and np.isnan(low[2])
+
+
 def test_holm_by_hand():
     assert statistics.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert statistics.holm([0.6, 0.7]) == pytest.approx([1, 1])

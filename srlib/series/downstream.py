@@ -124,14 +124,14 @@ def summarise(table: pd.DataFrame) -> pd.DataFrame:
 
 def readable(summary: pd.DataFrame) -> pd.DataFrame:
     """`summarise`'s table as text for readers."""
-    from ..figures import NAMES
+    from ..methods import named
 
     def text(row, name, sign=""):
         return f"{row[name]:{sign}.3f} [{row[f'{name}_low']:{sign}.3f},\u00a0{row[f'{name}_high']:{sign}.3f}]"
 
     rows = []
     for (trained, tested), row in summary.iterrows():
-        facts = {"trained on": NAMES[trained], "tested on": NAMES[tested]} | {title: text(row, m) for m, title in MEASURES.items()}
+        facts = {"trained on": named(trained), "tested on": named(tested)} | {title: text(row, m) for m, title in MEASURES.items()}
         rows.append(
             facts
             | {

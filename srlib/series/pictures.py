@@ -12,7 +12,7 @@ from PIL import Image
 
 from .. import statistics
 from ..config import UserError
-from ..figures import NAMES
+from ..methods import named
 from ..places import REPOSITORY
 from . import report
 from .run_folder import Run, open_run
@@ -57,7 +57,7 @@ def _small(figure: Path, stem: str) -> Path:
 def _publish(run: Run) -> list[Path]:
     """The run's report as notebooks/RESULTS.md, which GitHub shows: the table, the tests, the pictures."""
     table = pd.read_csv(run.folder / "evaluation" / "metrics.csv", dtype={"patient": str})
-    numbers = statistics.with_intervals(statistics.summarise(table)).rename(columns=NAMES)
+    numbers = statistics.with_intervals(statistics.summarise(table)).rename(columns=named)
     numbers.index = [statistics.MEASURES[name][0] for name in numbers.index]
     config, made = run.config, run.provenance["made_by"]
     text = [
@@ -67,9 +67,12 @@ def _publish(run: Run) -> list[Path]:
         f"git {made.get('git', '')}, torch {made.get('versions', {}).get('torch', '')}, {made.get('cores', '')} CPU cores.",
         f"Valid region, mean by patient. {statistics.caution(table)}",
         markdown(numbers.rename_axis("measure").reset_index()),
-        "Feature distance in the judge, patient by patient (paired Wilcoxon signed-rank tests, Holm's correction over the table's rows):",
-        markdown(report.readable_tests(table, "judge")),
+        "Texture error, patient by patient (paired Wilcoxon signed-rank tests, Holm's correction over the table's rows):",
+        markdown(report.readable_tests(table, "texture_error_db")),
     ]
+    for name, readable in (("draws", report.readable_draws), ("unpaired", report.readable_unpaired)):
+        found = readable(pd.read_csv(run.folder / "evaluation" / f"{name}.csv", dtype={"patient": str}))
+        text.append(markdown(found.rename_axis(found.index.name or "patches of SR against patches of HR").reset_index()))
     written = []
     for picture, caption in report.pictures(run.folder):
         written.append(_small(picture, picture.stem))

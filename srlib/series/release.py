@@ -14,8 +14,8 @@ from .. import checkpoint, domain, features, health, released, statistics
 from ..config import FIELDS, STAGES, Config, UserError
 from ..data import read_pair
 from ..export import export_onnx
-from ..figures import NAMES
 from ..inference import load_generator, upscale
+from ..methods import named
 from ..texture import NOISES
 from .pictures import markdown
 from .provenance import file_hash, write_text
@@ -152,9 +152,9 @@ def model_card(run: Run, table: pd.DataFrame, source: str, entry: dict, facts: d
         markdown(_readable(statistics.parts(table, "label").rename_axis(["class", "measure"]).reset_index())),
         "By size of the scan:",
         markdown(_readable(statistics.parts(table, "size").rename_axis(["size", "measure"]).reset_index())),
-        "Differences patient by patient, with paired Wilcoxon tests (p by Holm, for all rows of its table), first PSNR, then the judge, a network that was in no loss:",
+        "Differences patient by patient, with paired Wilcoxon tests (p by Holm, for all rows of its table), first PSNR, then the texture error:",
         markdown(readable_tests(table, "psnr")),
-        markdown(readable_tests(table, "judge")),
+        markdown(readable_tests(table, "texture_error_db")),
         "## Where it fails",
         "\n".join(f"- {line}" for line in failures(table, config)),
         "## Files",
@@ -246,7 +246,7 @@ def _settings(config: Config) -> pd.DataFrame:
 
 def _readable(table: pd.DataFrame) -> pd.DataFrame:
     titles = {name: title for name, (title, _) in statistics.MEASURES.items()}
-    return table.assign(measure=table.measure.replace(titles)).rename(columns=NAMES)
+    return table.assign(measure=table.measure.replace(titles)).rename(columns=named)
 
 
 def failures(table: pd.DataFrame, config: Config) -> list[str]:

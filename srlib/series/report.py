@@ -9,10 +9,13 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from .. import statistics
 from ..config import FIELDS
+from ..methods import named
+from .drawn import DRAWS
 from .run_folder import NOTEBOOKS, read_config
 
 CSS = """
@@ -29,18 +32,19 @@ figcaption { color: var(--soft); font-size: 0.9rem; } a { color: var(--accent); 
 """
 
 CAPTIONS = {  # figure file stem (without a trailing number): caption, in the order of the report
-    "comparison": "A test scan, and the framed square: LR, the methods and HR, with PSNR, SSIM and the judge's distance in the valid region.",
-    "measures": "PSNR gain against the judge's feature distance, with 95 % intervals over patients: up and to the left is better.",
+    "comparison": "A test scan, and the framed square: LR, the methods and HR, with PSNR, SSIM and texture error in the valid region.",
+    "measures": "PSNR gain against texture error, with 95 % intervals over patients: up and to the left is better.",
     "profile": "Grey levels through the layers, along the line.",
-    "spectra": "Radial power spectrum, mean over test scans. Right of the dashed line LR knows nothing: what stands there is made up.",
-    "spectra_axial": "The same along depth.",
-    "spectra_lateral": "The same across.",
+    "spectra": "SR's power over HR's by spatial frequency, mean over test scans: 0 is HR's. Right of the first dotted line LR knows nothing: what stands there is made up.",
     "texture": "Texture and speckle in the retina, as distances to HR: zero is as HR.",
+    "texture_closeups": "Texture at four times its size: SRResNet, the Gaussian texture, SRGAN and HR, at a layer, in plain tissue and in the vitreous.",
     "errors": "Where each method errs.",
     "added": "What the networks added to bicubic.",
     "draws": "Texture at four times its size: the mean of eight draws of SRGAN, two of them, and HR, at a layer, in plain tissue and in the vitreous.",
     "uncertainty": "The spread of eight draws: large where SRGAN makes up what LR does not say; beside it the error of their mean.",
-    "worst": "The scan of each class on which SRGAN is furthest from HR in the judge.",
+    "ranks": "HR's rank among eight draws of SRGAN: right draws have equal shares (dashed).",
+    "calibration": "The error of the mean against the error that the spread predicts: on the dashed line where the prediction is right.",
+    "worst": "The scan of each class on which SRGAN has the largest texture error.",
     "training": "The same crop of a validation scan over the steps of both trainings.",
     "srgan_curves": "The adversarial training from step 0 on, and its health on the validation scans.",
     "pretrain_curves": "MSE pretraining: loss, and PSNR against bicubic on the validation scans.",
@@ -60,25 +64,51 @@ def pictures(folder: Path) -> list[tuple[Path, str]]:
 
 def result_table(summary: pd.DataFrame) -> str:
     """`statistics.summarise`'s table as HTML: a row for each measure with its unit, a column for each method, intervals in brackets."""
-    from ..figures import NAMES
-
     shown = statistics.with_intervals(summary)
     titles, better = zip(*(statistics.MEASURES[name] for name in shown.index), strict=True)
     shown = shown.replace(r" (\[.*)$", r"<br><small>\1</small>", regex=True)
-    shown = shown.rename(columns=NAMES).set_axis(titles).assign(better=better)
+    shown = shown.rename(columns=named).set_axis(titles).assign(better=better)
     return shown.to_html(border=0, escape=False).replace("<th></th>", "<th>measure</th>")
 
 
 def readable_tests(table: pd.DataFrame, measure: str) -> pd.DataFrame:
     """`statistics.compare` as text for readers."""
-    from ..figures import NAMES
-
-    found = statistics.compare(table, measure).replace({"method": NAMES, "against": NAMES})
+    found = statistics.compare(table, measure).assign(method=lambda t: t.method.map(named), against=lambda t: t.against.map(named))
     for column in ("difference", "low", "high"):
         found[column] = found[column].map("{:+.3f}".format)
     for column in ("p", "p_holm"):
         found[column] = found[column].map(lambda p: "below .001" if p < 0.001 else f"{p:.3f}")
     return found.rename(columns={"low": "95 % from", "high": "to", "p_holm": "p (Holm)"})
+
+
+def readable_draws(drawn: pd.DataFrame) -> pd.DataFrame:
+    """draws.csv (`series.drawn`) as text for readers: mean by patient and its interval, and what draws of the true posterior have."""
+    n = DRAWS
+    rows = {
+        "gain_draw_db": ("PSNR gain over bicubic: one draw (dB)", "3 dB below SRResNet's"),
+        "gain_mean_db": (f"the same of the mean of {n} draws (dB)", "0.5 dB below SRResNet's"),
+        "gain_srresnet_db": ("the same of SRResNet (dB)", ""),
+        "regain_db": (f"regain: the mean of {n} over one (dB)", f"{10 * np.log10(2 / (1 + 1 / n)):.1f}"),
+        "srgan_spread": ("error that the spread predicts (grey levels)", "the next row"),
+        "srgan_error": ("real error of the mean", ""),
+        "srresnet_spread": ("SRResNet's x8 spread (grey levels)", "the next row"),
+        "srresnet_error": ("real error of its x8 mean", ""),
+    } | {c: (f"HR's rank, {c[5:]}: distance from equal", "0") for c in drawn if c.startswith("rank_")}
+    means = drawn.groupby("patient")[list(rows)].mean()
+    low, high = statistics.intervals(means.to_numpy())
+    text = [f"{m:.2f} [{a:.2f},\u00a0{b:.2f}]" for m, a, b in zip(means.mean(), low, high, strict=True)]
+    named_rows = pd.Index([what for what, _ in rows.values()], name=f"{len(drawn)} images of {len(means)} patients")
+    return pd.DataFrame({"SRGAN": text, "right draws": [right for _, right in rows.values()]}, index=named_rows)
+
+
+def readable_unpaired(unpaired: pd.DataFrame) -> pd.DataFrame:
+    """unpaired.csv (`series.patches`) as text for readers: a row for each measure, a column for HR and each method."""
+    titles = {"told_apart": "told from HR by a fresh classifier (0.5: cannot)", "kid": "KID"}
+    rows = {}
+    for row in unpaired.itertuples():
+        title = titles[row.measure] + (f", features of {row.network}" if row.measure == "kid" else "")
+        rows.setdefault(title, {})[named(row.method)] = f"{row.value:.3f} [{row.low:.3f},\u00a0{row.high:.3f}]"
+    return pd.DataFrame.from_dict(rows, orient="index").fillna("")
 
 
 def _figure(picture: Path, caption: str) -> str:
@@ -106,11 +136,18 @@ def build_report(folder: Path) -> Path:
         note = f"Valid region, mean by patient. {statistics.caution(table)}"
         parts += [f"<h2>Result</h2><p class=note>{html.escape(note)}</p>"]
         parts += [f"<div class=wide>{result_table(statistics.summarise(table))}</div>"]
-        for measure in ("psnr", "judge"):
+        for measure in ("psnr", "texture_error_db"):
             parts.append(
                 f"<h3>{statistics.MEASURES[measure][0]}, patient by patient</h3><div class=wide>{readable_tests(table, measure).to_html(border=0, index=False)}</div>"
             )
         parts.append("<p class=note>Paired Wilcoxon signed-rank tests; p (Holm) is corrected for all rows of its table.</p>")
+        for name, title, readable in (
+            ("draws", f"{DRAWS} draws of SRGAN: is HR one more of them?", readable_draws),
+            ("unpaired", "Patches of SR against patches of HR", readable_unpaired),
+        ):
+            if (file := metrics_file.with_name(f"{name}.csv")).exists():
+                text = readable(pd.read_csv(file, dtype={"patient": str})).to_html(border=0)
+                parts.append(f"<h3>{title}</h3><div class=wide>{text}</div>")
     parts += ["<h2>Pictures</h2>", *shown[1:]]
     parts.append("<h2>Notebooks</h2><ul>")
     for number, (name, _, _) in NOTEBOOKS.items():

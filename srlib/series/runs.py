@@ -104,7 +104,7 @@ def _test_images(folder: Path) -> set[str]:
     return set(table.sha256[table.split == "test"])
 
 
-def group_table(means: pd.DataFrame, measures=("gain_db", "ssim", "high_power_db", "judge")) -> pd.DataFrame:
+def group_table(means: pd.DataFrame, measures=("gain_db", "ssim", "texture_error_db", "judge")) -> pd.DataFrame:
     """Mean of each measure for each (group, method), both networks, over patients, then seeds; where a group has several seeds, M_sd is
     the standard deviation between them."""
     runs = means[means.method.isin(["srresnet", "srgan"])].groupby(["group", "method", "seed"], sort=False)[list(measures)].mean()

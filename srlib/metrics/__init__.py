@@ -1,0 +1,42 @@
+"""Every measure of the series, defined once. Images are uint8 arrays (H, W) or (H, W, 3); colour is measured on luma.
+
+`pixels`: fidelity. `spectra`: texture by fineness and direction. `draws`: several draws of one LR. `unpaired`: patches of SR against patches
+of HR. `speckle`: what a reader of OCT measures. `distance`: in the features of a network. They know nothing of files and runs.
+"""
+
+from .distance import feature_distance
+from .draws import calibration, predicted_error, rank_distance, ranks, regain
+from .pixels import consistency, luma, ms_ssim, psnr, ssim
+from .speckle import cnr, edge_preservation, enl, linear, speckle_contrast
+from .spectra import DIRECTIONS, against_hr, band_power_db, bands, checkerboard, psd, rounding_floor, spectrum, stripe_index
+from .unpaired import kid, told_apart
+
+__all__ = [
+    "DIRECTIONS",
+    "against_hr",
+    "band_power_db",
+    "bands",
+    "calibration",
+    "checkerboard",
+    "cnr",
+    "consistency",
+    "edge_preservation",
+    "enl",
+    "feature_distance",
+    "kid",
+    "linear",
+    "luma",
+    "ms_ssim",
+    "predicted_error",
+    "psd",
+    "psnr",
+    "rank_distance",
+    "ranks",
+    "regain",
+    "rounding_floor",
+    "speckle_contrast",
+    "spectrum",
+    "ssim",
+    "stripe_index",
+    "told_apart",
+]

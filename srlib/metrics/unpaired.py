@@ -1,0 +1,134 @@
+"""Patches of SR against patches of HR, no patch beside its own: do they come from one world?
+
+A draw of the right texture is as far from HR, pixel by pixel, as another scan is. What it must not have is anything that tells it from HR.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+SIDE, COUNT = 48, 40  # pixels of a patch, patches of an image
+BATCH = 32  # patches of each kind in a step of the classifier
+SURE = 0.05  # its loss, from log 2 down, at which it tells nearly all apart
+
+
+def places(region: np.ndarray, seed: int, count: int = COUNT, side: int = SIDE) -> list[tuple[int, int]]:
+    """Where `count` patches of (side, side) begin (row, column), at random, each wholly in the region (H, W); fewer where it has fewer."""
+    if min(region.shape) < side:
+        return []
+    total = np.pad(region.astype(np.int64).cumsum(0).cumsum(1), ((1, 0), (1, 0)))
+    inside = total[side:, side:] - total[:-side, side:] - total[side:, :-side] + total[:-side, :-side]
+    free = np.flatnonzero(inside == side * side)
+    chosen = np.random.default_rng(seed).choice(free, min(count, len(free)), replace=False)
+    return [divmod(int(k), inside.shape[1]) for k in chosen]
+
+
+def cut(image: np.ndarray, corners: list[tuple[int, int]], side: int = SIDE) -> np.ndarray:
+    """The patches that begin at the corners: (N, side, side), grey (mean of the channels), of the image's type."""
+    grey = image if image.ndim == 2 else image.mean(2).round().astype(image.dtype)
+    return np.stack([grey[y : y + side, x : x + side] for y, x in corners]) if corners else np.empty((0, side, side), image.dtype)
+
+
+class Classifier(nn.Module):
+    """Is a patch (N, 1, H, W) HR or SR? Four k3 convolutions (32, 32 at half the size, 64, 64 at a quarter), LeakyReLU 0.2, the mean over
+    positions, two logits."""
+
+    def __init__(self):
+        super().__init__()
+        widths = ((1, 32, 1), (32, 32, 2), (32, 64, 1), (64, 64, 2))
+        layers = (layer for a, b, stride in widths for layer in (nn.Conv2d(a, b, 3, stride, 1), nn.LeakyReLU(0.2)))
+        self.body, self.classify = nn.Sequential(*layers), nn.Linear(64, 2)
+
+    def forward(self, patches: torch.Tensor) -> torch.Tensor:
+        return self.classify(self.body(patches).mean((2, 3)))
+
+
+def told_apart(
+    sr: np.ndarray, hr: np.ndarray, patients: np.ndarray, steps: int = 500, seed: int = 0, device: str | torch.device = "cpu"
+) -> dict[str, float]:
+    """How well a fresh classifier tells SR from HR on patients that it has not seen: patient to accuracy, the mean of both kinds'; 0.5: it
+    cannot (Lopez-Paz & Oquab 2017).
+
+    `sr`, `hr`: patches (N, side, side) uint8; `patients` (N,): whose each pair is. Patients are dealt to two folds; a `Classifier` learns on
+    one, in `steps` steps of 32 HR and 32 SR patches (cross-entropy, Adam 1e-3), fewer where it has learnt all there is (a mean loss below SURE
+    over the last 20), and is asked on the other; then the reverse. {} for fewer than two patients."""
+    names = np.unique(patients)
+    if len(names) < 2:
+        return {}
+    device = torch.device(device)
+    chance = np.random.default_rng(seed)
+    fold = dict(zip(chance.permutation(names), np.arange(len(names)) % 2, strict=True))
+    folds = np.array([fold[name] for name in patients])
+    both = [torch.from_numpy(patches).to(device)[:, None] for patches in (hr, sr)]
+    truth = torch.arange(2, device=device).repeat_interleave(BATCH)
+    found: dict[str, list] = {}
+    for test in (0, 1):
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            torch.manual_seed(seed)
+            net = Classifier().to(device, memory_format=torch.channels_last)
+        optimizer, train = torch.optim.Adam(net.parameters(), 1e-3), np.flatnonzero(folds != test)
+        losses: list[float] = []
+        while len(losses) < steps and not (len(losses) >= 20 and np.mean(losses[-20:]) < SURE):
+            batch = torch.cat([_range(patches[chance.choice(train, BATCH)]) for patches in both])
+            loss = F.cross_entropy(net(batch), truth)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+        asked = np.flatnonzero(folds == test)
+        with torch.inference_mode():
+            for truly, patches in enumerate(both):
+                right = torch.cat([net(_range(patches[k])).argmax(1) == truly for k in np.array_split(asked, -(-len(asked) // 256))])
+                for patient in names:
+                    mine = patients[asked] == patient
+                    if mine.any():
+                        found.setdefault(patient, []).append(right.cpu().numpy()[mine].mean())
+    return {patient: float(np.mean(values)) for patient, values in sorted(found.items())}
+
+
+def _range(patches: torch.Tensor) -> torch.Tensor:
+    return (patches.float() / 255 - 0.25) * 4
+
+
+def look(maps: torch.Tensor) -> np.ndarray:
+    """Feature maps (N, C, h, w) to (N, 2 C): the mean and the standard deviation over each map."""
+    return torch.cat([maps.mean((2, 3)), maps.std((2, 3))], 1).double().cpu().numpy()
+
+
+def kid(
+    sr: np.ndarray, hr: np.ndarray, sr_patients: np.ndarray, hr_patients: np.ndarray, resamples: int = 1000
+) -> tuple[float, float, float]:
+    """Kernel inception distance (Binkowski et al. 2018) of features (N, D): the squared maximum mean discrepancy under the kernel
+    (x y / D + 1)^3, unbiased; 0 for one distribution, so that it may fall below. (value, low, high): the 95 % bootstrap interval over patients.
+
+    Features are standardised by HR's mean and deviation. Kernel sums are kept by pairs of patients, so that a resample is a weighted sum."""
+    mean, deviation = hr.mean(0), np.maximum(hr.std(0), 1e-6)
+    sr, hr = ((values - mean) / deviation for values in (sr, hr))
+    names = np.unique(np.concatenate([sr_patients, hr_patients]))
+    belongs = [(patients[None] == names[:, None]).astype(float) for patients in (sr_patients, hr_patients)]
+    counts = [b.sum(1) for b in belongs]
+
+    def sums(x, y, a, b, same):
+        kernel = (x @ y.T / x.shape[1] + 1) ** 3
+        return a @ (kernel - np.diag(np.diag(kernel)) if same else kernel) @ b.T
+
+    within = [sums(x, x, b, b, True) for x, b in zip((sr, hr), belongs, strict=True)]
+    across = sums(sr, hr, *belongs, False)
+
+    def distance(weights):  # (R, patients): how often each patient is in the resample; nan where a side is empty
+        total = 0.0
+        for kernel, n in zip(within, counts, strict=True):
+            # a patient drawn twice is two patients, who share no pair of a patch with itself
+            pairs = (weights @ n) ** 2 - (weights**2 @ n)
+            total = total + np.einsum("rp,pq,rq->r", weights, kernel, weights) / pairs
+        n, m = (weights @ c for c in counts)
+        return total - 2 * np.einsum("rp,pq,rq->r", weights, across, weights) / (n * m)
+
+    drawn = np.random.default_rng(0).multinomial(len(names), np.full(len(names), 1 / len(names)), resamples).astype(float)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        value, found = distance(np.ones((1, len(names))))[0], distance(drawn)
+    low, high = np.quantile(found[np.isfinite(found)], [0.025, 0.975]) if len(names) > 1 else (np.nan, np.nan)
+    return float(value), float(low), float(high)
