@@ -35,11 +35,11 @@ def test_patches_lie_in_the_region():
 
 def test_a_classifier_tells_smoother_grain_but_not_another_draw():
     """On patients that it has not seen: half the grain is told at once, another draw of the same grain never."""
-    told = unpaired.told_apart(grain(0, 120, 10.0), grain(1, 120), PATIENTS, 60)
+    told = unpaired.told_apart(grain(0, 120, 10.0), grain(1, 120), PATIENTS, 40)
     assert sorted(told) == list("abcdef") and np.mean(list(told.values())) > 0.95
-    same = unpaired.told_apart(grain(2, 120), grain(3, 120), PATIENTS, 60)
+    same = unpaired.told_apart(grain(2, 120), grain(3, 120), PATIENTS, 30)
     assert np.mean(list(same.values())) == pytest.approx(0.5, abs=0.1)
-    assert same == unpaired.told_apart(grain(2, 120), grain(3, 120), PATIENTS, 60)  # seeded
+    assert same == unpaired.told_apart(grain(2, 120), grain(3, 120), PATIENTS, 30)  # seeded
     assert unpaired.told_apart(grain(2, 20), grain(3, 20), PATIENTS[:20], 5) == {}  # one patient
 
 
@@ -61,10 +61,10 @@ def test_a_runs_patches(tmp_path):
     """Rows for HR against HR and each method, measured by a network that the run's losses do not use."""
     patches = Patches(["srgan", "noise"])
     for k, patient in enumerate("abcd"):
-        images = {"hr": grain(k, 1, side=96)[0], "srgan": grain(9 + k, 1, side=96)[0], "noise": grain(5 + k, 1, 9.0, 96)[0]}
+        images = {"hr": grain(k, 1, side=96)[0], "srgan": grain(9 + k, 1, side=96)[0], "noise": grain(5 + k, 1, 3.0, 96)[0]}
         patches.add(images, np.ones((96, 96), bool), patient, k)
     patches.add(images, np.zeros((96, 96), bool), "blank", 0)  # has no patch, so no part
-    patches.write(tmp_path, load_config("smoke", classifier_steps=30), "cpu")
+    patches.write(tmp_path, load_config("smoke", classifier_steps=16), "cpu")
     table = pd.read_csv(tmp_path / "unpaired.csv").set_index(["measure", "method"])
     assert list(table.index) == [("kid", "hr"), ("kid", "srgan"), ("kid", "noise"), ("told_apart", "srgan"), ("told_apart", "noise")]
     assert (table.patients == 4).all() and table.value[("told_apart", "noise")] > 0.9 > table.value[("told_apart", "srgan")]
