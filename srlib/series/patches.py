@@ -23,7 +23,7 @@ def measuring_network(config: Config) -> tuple[str, torch.nn.Module]:
         except UserError:  # weights of another network
             pass
     network = judge()
-    return "judge, second stage", lambda image: network(image)[1]
+    return "judge, first stage", lambda image: network(image)[0]
 
 
 class Patches:
