@@ -1,4 +1,7 @@
+import os
 from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # one core a test, and so for what it starts: several tests run at once
 
 import numpy as np
 import pytest
@@ -6,7 +9,6 @@ import torch
 from PIL import Image
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
-torch.set_num_threads(min(2, torch.get_num_threads()))
 
 
 @pytest.fixture(scope="session")

@@ -60,6 +60,11 @@ def test_ruff():
         assert done.returncode == 0, done.stdout
 
 
+def said(done) -> list[str]:
+    """The lines on stderr; a kernel that dies while it is being stopped may add one of libzmq's own, which is nobody's error."""
+    return [line for line in done.stderr.splitlines() if "(src/signaler.cpp" not in line]
+
+
 # --------------------------------------------------------------------------------------------- the whole series
 @pytest.fixture(scope="module")
 def smoke_run(tmp_path_factory):
@@ -132,7 +137,7 @@ def test_a_run_refuses_what_contradicts_it(smoke_run):
     ):
         failed = srlib("run", "--profile", "smoke", "--run-dir", folder, *extra)
         assert failed.returncode == 1 and re.search(words, failed.stderr), failed.stderr
-        assert failed.stderr.count("\n") == 1
+        assert len(said(failed)) == 1
     assert {p: p.read_bytes() for p in folder.rglob("*.pt")} == before
 
 
@@ -173,13 +178,13 @@ def test_bad_data_is_one_sentence(tmp_path, make, words):
     make(tmp_path / "in")
     failed = srlib("run", "--profile", "smoke", "--data", tmp_path / "in", "--run-dir", tmp_path / "run")
     assert failed.returncode == 1 and words in failed.stderr and "01_explore_data, cell" in failed.stderr
-    assert str(tmp_path / "in") in failed.stderr and failed.stderr.count("\n") == 1
+    assert str(tmp_path / "in") in failed.stderr and len(said(failed)) == 1
 
 
 def test_a_run_folder_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("in the way")
     failed = srlib("run", "--profile", "smoke", "--run-dir", tmp_path / "file" / "run")
-    assert failed.returncode == 1 and "cannot be written" in failed.stderr and failed.stderr.count("\n") == 1
+    assert failed.returncode == 1 and "cannot be written" in failed.stderr and len(said(failed)) == 1
 
 
 def test_unknown_profile_and_notebook(tmp_path):
