@@ -171,7 +171,7 @@ class Config:
     dists: bool = _setting(False, "evaluation", "measure DISTS too; its VGG-16 weights are downloaded once")
     draw_images: int = _setting(0, "evaluation", "test images of which eight draws are compared with HR (0: all), patients first", low=0)
     classifier_steps: int = _setting(
-        500, "evaluation", "steps of the fresh classifier that learns to tell patches of SR from HR's; 0: it is not asked", low=0
+        200, "evaluation", "steps of the fresh classifier that learns to tell patches of SR from HR's; 0: it is not asked", low=0
     )
     max_test_images: int = _setting(0, "evaluation", "measure at most this many test images (0: all), patients first", low=0)
     # machine
@@ -229,7 +229,7 @@ PROFILES: dict[str, dict] = {
         gan_steps=20_000,
         max_hours=10.5,
         max_test_images=200,
-        draw_images=40,
+        draw_images=30,
         workers=4,
     ),
     "quick": dict(
@@ -246,7 +246,7 @@ PROFILES: dict[str, dict] = {
         gan_lr=6e-4,
         gan_steps=180,
         max_test_images=16,
-        draw_images=4,
+        draw_images=3,
         classifier_steps=100,
         checkpoint_every=50,
         validate_every=100,

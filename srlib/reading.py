@@ -131,6 +131,12 @@ def _opened(path: Path) -> Iterator[Image.Image]:
         raise UserError(f"{path}: cannot be read as an image ({reason})") from None
 
 
+def jpeg_tables(path: str | Path) -> dict[int, list[int]]:
+    """The quantisation tables of a JPEG file, as Pillow has them; {} of a file of another format."""
+    with _opened(page_of(Path(path))[0]) as image:
+        return dict(image.quantization) if image.format == "JPEG" else {}
+
+
 def _check_size(path: Path, image: Image.Image) -> None:
     if image.width * image.height > MAX_PIXELS:
         raise UserError(f"{path}: {image.width} x {image.height} pixels is more than the limit of {MAX_PIXELS:,}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -86,6 +87,15 @@ def phantom_truth(path: str | Path, config) -> phantom.Phantom | None:
     label, eye, number = Path(path).stem.split("-")
     shape = config.phantom_height, config.phantom_width
     return phantom.draw(int(eye) - EYES, *shape, label.lower(), POSITIONS[int(number)])
+
+
+def phantom_tables(config) -> dict[int, list[int]]:
+    """The quantisation tables of the JPEG that phantoms have passed through; {} where they have not."""
+    if not config.phantom_jpeg:
+        return {}
+    buffer = io.BytesIO()
+    Image.new("L", (8, 8)).save(buffer, "JPEG", quality=config.phantom_jpeg)
+    return dict(Image.open(buffer).quantization)
 
 
 def data_home() -> Path:

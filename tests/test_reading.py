@@ -12,7 +12,7 @@ from srlib import manifest
 from srlib.config import UserError
 from srlib.data import build_manifest
 from srlib.phantom import bscan
-from srlib.reading import MAX_PIXELS, find_images, read_image, slices
+from srlib.reading import MAX_PIXELS, find_images, jpeg_tables, read_image, slices
 
 
 @pytest.fixture
@@ -37,6 +37,15 @@ def test_volumes_are_read_slice_by_slice(tmp_path, scan):
     table = build_manifest(tmp_path)
     assert table.path.str.contains("#").sum() == 3 and table[table.patient == "5"].split.nunique() == 1
     assert table.sha256.is_unique
+
+
+def test_the_tables_of_a_jpeg(tmp_path, scan):
+    """They make the same JPEG again; a file of another format has none."""
+    Image.fromarray(scan).save(tmp_path / "a.jpg", quality=60)
+    Image.fromarray(scan).save(tmp_path / "b.jpg", qtables=jpeg_tables(tmp_path / "a.jpg"))
+    assert (read_image(tmp_path / "a.jpg") == read_image(tmp_path / "b.jpg")).all()
+    Image.fromarray(scan).save(tmp_path / "c.png")
+    assert jpeg_tables(tmp_path / "c.png") == {}
 
 
 def test_a_number_sign_in_a_name_is_no_slice(tmp_path, scan):

@@ -1,9 +1,13 @@
 """Patches, the fresh classifier, the kernel distance, and what a run collects of them and of draws."""
 
+import io
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
+from scipy.ndimage import gaussian_filter
 
 from srlib import methods
 from srlib.config import load_config
@@ -41,6 +45,22 @@ def test_a_classifier_tells_smoother_grain_but_not_another_draw():
     assert np.mean(list(same.values())) == pytest.approx(0.5, abs=0.1)
     assert same == unpaired.told_apart(grain(2, 120), grain(3, 120), PATIENTS, 30)  # seeded
     assert unpaired.told_apart(grain(2, 20), grain(3, 20), PATIENTS[:20], 5) == {}  # one patient
+
+
+def test_a_file_format_is_not_taken_for_texture():
+    """HR was a JPEG and a draw was not: the classifier would tell the format. Through a JPEG of HR's own tables it cannot."""
+    buffer, chance = io.BytesIO(), np.random.default_rng(0)
+    hr, sr = (gaussian_filter(chance.standard_normal((2, 480, 96)), (0, 1, 1)) * 30 + 128).clip(0, 255).astype(np.uint8)
+    Image.fromarray(hr).save(buffer, "JPEG", quality=20)
+    file = Image.open(buffer)
+    hr, tables = np.asarray(file), file.quantization
+    region = np.ones(hr.shape, bool)
+    told = {}
+    for name, image in (("plain", sr), ("through", unpaired.through_jpeg(sr, tables))):
+        corners = unpaired.places(region, 0, 240, 24)
+        sides = [unpaired.cut(i, corners, 24) for i in (image, hr)]
+        told[name] = np.mean(list(unpaired.told_apart(*sides, np.repeat(list("abcdef"), 40), 100).values()))
+    assert told["plain"] > 0.8 and told["through"] == pytest.approx(0.5, abs=0.1), told
 
 
 def test_kid_by_its_formula():

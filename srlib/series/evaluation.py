@@ -21,15 +21,15 @@ from ..inference import load_generator, upscale
 from ..methods import METHODS, Arms, Scene
 from ..models import LinearFilter
 from ..protocol import Protocol
-from ..reading import png_name
-from ..sources import phantom_truth
+from ..reading import jpeg_tables, png_name
+from ..sources import phantom_tables, phantom_truth
 from ..statistics import summarise
 from ..training import pick_device, training_pairs
 from .drawn import Drawn
 from .patches import Patches
 from .run_folder import Run
 
-FITTED = 24  # validation images that the Gaussian texture is fitted on
+FITTED = 12  # validation images that the Gaussian texture is fitted on
 
 
 def choose(rows: pd.DataFrame, limit: int) -> pd.DataFrame:
@@ -87,7 +87,8 @@ def evaluate_run(config: Config, root: Path, manifest: pd.DataFrame, folder: Pat
             size = {"height": len(hr), "width": hr.shape[1]}
             rows += [facts | {"method": method} | measured | size for measured in protocol.measure(scene[method])]
         images = {name: scene[name] for name, method in METHODS.items() if method.texture}
-        patches.add(images | {"hr": hr}, valid_region(hr), item.patient, scene.seed % 2**32)
+        tables = phantom_tables(config) if config.data == "phantom" else jpeg_tables(root / item.path)
+        patches.add(images | {"hr": hr}, valid_region(hr), item.patient, scene.seed % 2**32, tables)
     table = pd.DataFrame(rows).round(6)
     table.to_csv(out / "metrics.csv", index=False)
     drawn.write(out)

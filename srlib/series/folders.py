@@ -14,6 +14,7 @@ from .. import features, metrics
 from ..config import UserError, load_config
 from ..data import find_images, read_image, read_pair, valid_region
 from ..protocol import Protocol
+from ..reading import jpeg_tables
 from .patches import Patches, measuring_network
 
 
@@ -70,7 +71,7 @@ def evaluate_folders(
             failed.append(f"{paths[0]}: {error}")
             continue
         match = re.search(config.patient_pattern, paths[0].name)
-        patches.add({"sr": images[0], "hr": hr}, valid, match[1] if match else stem, len(rows))
+        patches.add({"sr": images[0], "hr": hr}, valid, match[1] if match else stem, len(rows), jpeg_tables(found[0]))
         rows += [{"image": stem, "method": method} | m for m in measured]
     if not rows:
         raise UserError(f"nothing could be measured; the first reason: {failed[0]}" if failed else f"{sr_dir}: no images")

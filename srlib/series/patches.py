@@ -27,18 +27,20 @@ def measuring_network(config: Config) -> tuple[str, torch.nn.Module]:
 
 
 class Patches:
-    """Collects the patches of HR and of methods, at the same places of one image after the other; `measure` compares them."""
+    """Collects the patches of HR and of methods, at the same places of one image after the other, all of HR's file format; `measure` compares them."""
 
     def __init__(self, methods):
         self.patients: list[np.ndarray] = []
         self.found: dict[str, list[np.ndarray]] = {name: [] for name in ("hr", *methods)}
 
-    def add(self, images: dict[str, np.ndarray], valid: np.ndarray, patient: str, seed: int) -> None:
-        """`images`: 'hr' and the methods, uint8; `valid`: where patches may lie (H, W); `patient`: whose they are; `seed`: of the places."""
+    def add(self, images: dict[str, np.ndarray], valid: np.ndarray, patient: str, seed: int, tables: dict | None = None) -> None:
+        """`images`: 'hr' and the methods, uint8; `valid`: where patches may lie (H, W); `patient`: whose they are; `seed`: of the places; `tables`: the
+        quantisation tables of the JPEG that HR was, where it was one: the methods' images go through such a JPEG, too."""
         corners = unpaired.places(valid, seed)
         self.patients.append(np.full(len(corners), patient, object))
         for name, patches in self.found.items():
-            patches.append(unpaired.cut(images[name], corners))
+            image = unpaired.through_jpeg(images[name], tables) if tables and name != "hr" else images[name]
+            patches.append(unpaired.cut(image, corners))
 
     def measure(self, network, network_name: str, steps: int, seed: int = 0, device="cpu") -> pd.DataFrame:
         """A row for each method and measure: value, low, high (95 %, bootstrap over patients), patients, network. Measures: told_apart (accuracy of
