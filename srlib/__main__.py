@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import errno
 import os
 import signal
 import sys
@@ -12,17 +13,21 @@ from .config import PROFILES, UserError
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Parse and run; returns the exit status: 0 done, 1 a failure (said in one line on stderr), 130 interrupted."""
+    """Parse and run; returns the exit status: 0 done, 1 a failure that the user can mend (said in one line on stderr), 130 interrupted.
+    Other errors pass, with their traceback."""
     args = _parser().parse_args(argv)
     try:
         return args.command(args) or 0
     except KeyboardInterrupt:
         print("stopped; the same command continues", file=sys.stderr)
         return 130
-    except (UserError, RuntimeError) as error:
+    except UserError as error:
         print(f"error: {error}", file=sys.stderr)
     except OSError as error:
-        print(f"error: {error.filename}: {error.strerror}; choose another place or free it", file=sys.stderr)
+        if error.filename is None and error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EPIPE):  # (writing names no file)
+            raise
+        where = "" if error.filename is None else f"{error.filename}: "
+        print(f"error: {where}{error.strerror}; choose another place or free it", file=sys.stderr)
     return 1
 
 
@@ -60,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
 
     up = commands.add_parser("upscale", help="super-resolve an image or a folder of images")
     up.add_argument("source", metavar="IN", help="an image, or a folder of images")
-    up.add_argument("out", metavar="OUT", help="folder for <stem>.png, or a .png file for one image")
+    up.add_argument("out", metavar="OUT", help="folder for <folders>/<stem>.png, or a .png file for one image")
     up.add_argument(
         "--weights", default="srgan", help="srgan (default) or srresnet, the released ones; srgan.pt or srresnet.pt of a run; or its folder"
     )
@@ -89,7 +94,7 @@ def _parser() -> argparse.ArgumentParser:
     synthetic.add_argument("--seed", type=int, default=0, help="another eye")
     synthetic.set_defaults(command=_phantom)
 
-    ev = commands.add_parser("evaluate", help="measure SR images against HR images (matched by stem)")
+    ev = commands.add_parser("evaluate", help="measure SR images against HR images of the same path or stem")
     ev.add_argument("sr_dir", metavar="SR_DIR")
     ev.add_argument("hr_dir", metavar="HR_DIR")
     ev.add_argument("--scale", type=int, default=4, choices=(2, 3, 4, 8))
@@ -172,15 +177,20 @@ def _overrides(args) -> tuple[str, dict]:
     return str(overrides.pop("data", args.data)), overrides
 
 
-def _run(args) -> None:
-    from .series.runner import run_series
+def _run(args) -> int:
+    from .series.runner import NotebookError, run_series
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # TERM stops as Ctrl-C does, between notebooks too
     data, overrides = _overrides(args)
     if args.gpus is not None:
         overrides["gpus"] = args.gpus
-    report = run_series(args.profile, _path(args.run_dir), _path(data), overrides, args.start, args.only)
+    try:
+        report = run_series(args.profile, _path(args.run_dir), _path(data), overrides, args.start, args.only)
+    except NotebookError as error:  # its executed copy holds the traceback
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     print(f"report: {report}")
+    return 0
 
 
 def _sweep(args) -> int:
@@ -228,14 +238,20 @@ def _phantom(args) -> None:
     from .degrade import downsample, to_image, to_tensor
     from .phantom import bscan
 
+    if Path(args.out).suffix.lower() != ".png":
+        raise UserError(f"{args.out}: a phantom is a PNG file; call it {Path(args.out).stem}.png")
     image = bscan(args.seed)
     Path(args.out).parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(image if args.scale == 1 else to_image(downsample(to_tensor(image), args.scale))).save(args.out)
 
 
 def _evaluate(args) -> int:
+    from pathlib import Path
+
     from .series.folders import as_text, evaluate_folders
 
+    if args.out:
+        Path(args.out).parent.mkdir(parents=True, exist_ok=True)  # before the work
     wanted = tuple(name for name in ("lpips", "dists") if getattr(args, name))
     options = dict(channels=args.channels, bscan=not args.no_retina, wanted=wanted, steps=args.steps)
     found = evaluate_folders(args.sr_dir, args.hr_dir, args.scale, **options)

@@ -5,6 +5,7 @@ A scan enters as squares around the row where it is brightest, its retina. Image
 
 from __future__ import annotations
 
+import hashlib
 import io
 import sys
 from pathlib import Path
@@ -19,7 +20,7 @@ from tqdm import tqdm
 from . import checkpoint
 from .config import Config, UserError
 from .data import read_image
-from .features import load_imagenet, normalise
+from .features import WeightsMissing, find_weights, load_imagenet, normalise
 from .steps import autocast_dtype
 
 SIDE = 224
@@ -108,17 +109,36 @@ class VggClassifier(nn.Module):
 
 def tuned_vgg(config: Config, train, val, folder: str | Path, device: torch.device) -> Path:
     """The weights of `oct-vgg`: VGG-19 from `feature_weights`, tuned for `tuning_steps` to tell the classes (the folders' names) of the
-    training images. Written once, to `folder`/srgan/oct-vgg.pt, and returned as a path; later calls find it there.
+    training images. Written once, with what it was tuned with, to `folder`/srgan/oct-vgg.pt, and returned as a path; later calls find it
+    there. A file that was tuned with something else, or does not say with what, is made again.
 
-    Says what share of the validation images it names rightly. Raises UserError where there is one class only, WeightsMissing without
-    ImageNet's weights to begin with.
+    Says what share of the validation images it names rightly. Raises UserError where there is one class only and where a training has begun
+    with a file that was tuned with something else, WeightsMissing without ImageNet's weights to begin with.
     """
     path = Path(folder) / "srgan" / "oct-vgg.pt"
-    if path.exists():
-        return path
     names = sorted({Path(p).parent.name for p in train})
     if len(names) < 2:
         raise UserError("content_features='oct-vgg' needs images of two classes or more, a folder each; choose another extractor")
+    found = _tuned_with(path) if path.exists() else {}
+    wanted = {"tuning_steps": config.tuning_steps, "feature_weights": "IMAGENET1K_V1", "classes": names, "seed": config.seed}
+    if config.feature_weights:
+        try:
+            with open(find_weights(config.feature_weights, "vgg19"), "rb") as file:
+                wanted["feature_weights"] = hashlib.file_digest(file, "sha256").hexdigest()
+        except WeightsMissing:
+            if not found:
+                raise
+            wanted["feature_weights"] = found.get("feature_weights")  # a run that goes on elsewhere needs them no more
+    if found == wanted:
+        return path
+    other = " and ".join(key for key in wanted if found.get(key) != wanted[key])
+    if found and (path.parent / "checkpoint.pt").exists():
+        raise UserError(
+            f"{path} was tuned with another {other} than now, and the training there began with it; "
+            "put that back, or choose another folder with run_dir (--run-dir)"
+        )
+    if path.exists():
+        print(f"oct-vgg: tuned again, as {path} " + (f"was tuned with another {other}" if found else "does not say with what it was tuned"))
     torch.manual_seed(config.seed)
     model = VggClassifier(len(names))
     load_imagenet("vgg19", model, config.feature_weights)
@@ -134,6 +154,14 @@ def tuned_vgg(config: Config, train, val, folder: str | Path, device: torch.devi
         right = np.mean(probabilities(model, held, held_rows, side).argmax(1) == truth)
         print(f"oct-vgg: {right:.0%} of {len(held)} validation images named rightly, chance {1 / len(names):.0%}")
     buffer = io.BytesIO()
-    torch.save({k: v.cpu() for k, v in model.features.state_dict().items()}, buffer)
+    torch.save({k: v.cpu() for k, v in model.features.state_dict().items()} | {"tuned_with": wanted}, buffer)
     checkpoint.write(path, buffer.getvalue())
     return path
+
+
+def _tuned_with(path: Path) -> dict:
+    """What a file of `tuned_vgg` says that it was tuned with; nothing where it is older or damaged."""
+    try:
+        return dict(torch.load(path, map_location="cpu", weights_only=True, mmap=True)["tuned_with"])
+    except Exception:
+        return {}

@@ -15,6 +15,23 @@ from dataclasses import dataclass, field
 STAGES = ("data", "pretrain", "srgan", "evaluation")
 
 
+def _vgg_layers(*convolutions: int) -> tuple[str, ...]:
+    """The names of a VGG's layers, from the number of convolutions in each block."""
+    return tuple(f"{kind}{b}_{c}" for b, n in enumerate(convolutions, 1) for c in range(1, n + 1) for kind in ("conv", "relu"))
+
+
+LAYERS = {  # that content_features can name of an extractor; the networks themselves, in features.py, need torch
+    "vgg19": _vgg_layers(2, 2, 4, 4, 4),
+    "vgg16": _vgg_layers(2, 2, 3, 3, 3),
+    "resnet50": ("conv1", "relu", "layer1", "layer2", "layer3", "layer4"),
+    "random-vgg19": _vgg_layers(2, 2, 4, 4, 4),
+    "oct-vgg": _vgg_layers(2, 2, 4, 4, 4),
+    "oct-encoder": _vgg_layers(2, 2, 2, 2),
+    "local-power": (),
+    "none": (),
+}
+
+
 class UserError(ValueError):
     """A mistake that the reader can mend, in one sentence; notebooks show the sentence without a traceback."""
 
@@ -105,7 +122,7 @@ class Config:
         "srgan",
         "network:layer of the content loss (srlib/features.py); oct-vgg: VGG-19 tuned to tell the run's classes; none: pixels "
         "(SRGAN-MSE), with texture no content loss",
-        ("vgg19", "vgg16", "resnet50", "random-vgg19", "oct-vgg", "oct-encoder", "local-power", "none"),
+        tuple(LAYERS),
         registry="features.EXTRACTORS",
     )
     feature_weights: str = _setting(
@@ -162,7 +179,7 @@ class Config:
         0.0, "srgan", "decay of the averaged generator, smaller in the first steps; 0: the last weights", low=0, high=0.99999
     )
     # evaluation
-    border: int = _setting(4, "evaluation", "pixels cut from each border before measuring", low=0)
+    border: int = _setting(4, "evaluation", "pixels cut from each border before measuring", low=0, high=32)
     retina: bool = _setting(True, "evaluation", "measure the retina as a region too; False for grey images that are no B-scans")
     networks: str = _setting(
         "", "evaluation", "measure these, a run's or a release's folder or 'released', and train nothing; notebooks 03, 04, 06 are left out"
@@ -182,7 +199,7 @@ class Config:
     )
     workers: int = _setting(0, "machine", "processes that read crops (0: the training process itself); a GPU cuts its own", low=0)
     decoded_cache: bool = _setting(
-        False, "machine", "keep training scans decoded in one mapped file in data/cache, for sets larger than memory"
+        False, "machine", "keep training scans decoded in data/cache, a mapped file each, for sets larger than memory"
     )
     max_hours: float = _setting(0.0, "machine", "stop a training, saved, when the session is so many hours old; 0: no limit", low=0)
     checkpoint_every: int = _setting(1000, "machine", "steps between checkpoints", low=1)
@@ -293,6 +310,13 @@ def load_config(profile: str = "quick", **overrides) -> Config:
             raise UserError(
                 f"{name}={side} must be a multiple of {f'{grid} and of ' * (grid > 1)}scale={config.scale}; 96 fits every scale"
             )
+    network, _, layer = config.content_features.partition(":")
+    layers = LAYERS.get(network, (layer,))  # an extractor that was added checks its own
+    if layer and layer not in layers:
+        known = _nearest(layer, layers) if layers else f"set content_features to {network!r}"
+        raise UserError(f"content_features={config.content_features!r}: {network} has no layer {layer!r}; {known}")
+    if config.generator == "rrdb" and config.batch_norm:
+        raise UserError("generator='rrdb' has no batch normalisation; set batch_norm to False")
     try:
         groups = re.compile(config.patient_pattern).groups
     except re.error:

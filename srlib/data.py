@@ -10,7 +10,7 @@ import torch
 from scipy import ndimage
 
 from .config import Config
-from .decoded import Decoded
+from .decoded import decoded as from_cache
 from .degrade import crop_to_multiple, downsample, to_image, to_tensor
 from .manifest import build_manifest, check_split
 from .reading import find_images, lr_partner, page_of, read_given_pair, read_image
@@ -45,8 +45,8 @@ def read_pair(path: Path, config: Config) -> tuple[np.ndarray, np.ndarray]:
 class Crops(torch.utils.data.Dataset):
     """HR crops for training: item k is a pure function of (seed, k). uint8 tensors (C, crop, crop).
 
-    `paths` are read once and kept while they fit into `cache_bytes` or, with `decoded`, a folder, mapped from one file in it
-    (`decoded.Decoded`). A crop with more than half fill is drawn again (up to 8
+    `paths` are read once and kept while they fit into `cache_bytes` or, with `decoded`, a folder, in mapped files in its
+    decoded/ (`decoded.decoded`). A crop with more than half fill is drawn again (up to 8
     times); the crop is flipped left to right at random. Every image must be at least as large as the crop.
     With `paired`, a scale, an item is (lr, hr): the crop and what stands there in the LR image (`lr_partner`).
     """
@@ -57,10 +57,7 @@ class Crops(torch.utils.data.Dataset):
         self.paths, self.crop, self.count, self.channels, self.seed = [Path(p) for p in paths], crop, count, channels, seed
         self.paired = paired
         self.cache: dict[int, list[np.ndarray]] = {}
-        self.room = cache_bytes
-        self.decoded = (
-            Decoded(self.paths, [self.files(p) for p in self.paths], self.read, decoded, f"{channels} {paired}") if decoded else None
-        )
+        self.room, self.decoded = cache_bytes, Path(decoded) / "decoded" if decoded else None
 
     def __len__(self) -> int:
         return self.count
@@ -76,12 +73,15 @@ class Crops(torch.utils.data.Dataset):
         return [read_image(path, self.channels)]
 
     def images(self, index: int) -> list[np.ndarray]:
-        """What `read` gives for one of the paths, from memory or the mapped file where it is there."""
-        if self.decoded is not None:
-            return self.decoded[index]
+        """What `read` gives for one of the paths, from memory or a mapped file where it is there."""
         if index in self.cache:
             return self.cache[index]
-        images = self.read(self.paths[index])
+        path = self.paths[index]
+        if self.decoded:
+            kind = f"{path.name} {self.channels} {self.paired}"
+            self.cache = {index: from_cache(self.decoded, kind, self.files(path), lambda: self.read(path))}  # not more: maps are few
+            return self.cache[index]
+        images = self.read(path)
         size = sum(image.nbytes for image in images)
         if self.room >= size:
             self.cache[index] = images

@@ -175,7 +175,8 @@ def _groups(table: pd.DataFrame) -> pd.Series:
 
 
 def _split(table, group, val_share, test_share, seed) -> dict[str, str]:
-    """Group to split, by class as far as the shares allow; each split gets at least one group."""
+    """Group to split. Groups are dealt out class by class, in a random order, each to the split that lacks most of its share. Then each
+    split without a group gets one, so of three groups or more every split has one."""
     rng = np.random.default_rng([seed, 1])
     label_of = table["label"].groupby(group).first()
     result, owed = {}, np.zeros(3)
@@ -186,9 +187,14 @@ def _split(table, group, val_share, test_share, seed) -> dict[str, str]:
             pick = int(np.argmax(owed))
             owed[pick] -= 1
             result[name] = ("train", "val", "test")[pick]
-    for k, split in enumerate(("val", "test", "train")):
+    for k, split in enumerate(("val", "test", "train")):  # (in older runs this was all: their patients must not move)
         if split not in result.values():
             result[sorted(result)[k]] = split
+    for split in ("val", "test"):  # where its only group was taken for another
+        dealt = list(result.values())
+        if split not in dealt:
+            largest = max(("train", "val", "test"), key=dealt.count)
+            result[min(name for name in result if result[name] == largest)] = split
     return result
 
 

@@ -6,6 +6,7 @@ talk through gloo.
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import dataclasses
 import json
@@ -112,10 +113,10 @@ def launch(stage: str, count: int, config: Config, train, val, folder, fingerpri
     around = {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": str(threads), "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(grace)}
     with open(log, "wb") as errors:
         process = subprocess.Popen(command, env=os.environ | around, stdout=subprocess.PIPE, stderr=errors, start_new_session=True)
-    seen = 0
+    seen, decoder = 0, codecs.getincrementaldecoder("utf-8")("replace")  # a chunk may end within a character
     try:
         while text := os.read(process.stdout.fileno(), 1 << 14):
-            sys.stdout.write(text.decode(errors="replace"))
+            sys.stdout.write(decoder.decode(text))
             sys.stdout.flush()
             if history.exists() and (when := history.stat().st_mtime_ns) != seen:
                 seen = when
@@ -124,7 +125,7 @@ def launch(stage: str, count: int, config: Config, train, val, folder, fingerpri
     except BaseException:  # an interrupt, or a mistake in `show`: torchrun ends its processes, which save
         process.send_signal(signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):
-            sys.stdout.write(process.communicate(timeout=GRACE_SECONDS)[0].decode(errors="replace"))
+            sys.stdout.write(decoder.decode(process.communicate(timeout=GRACE_SECONDS)[0], final=True))
         raise
     finally:
         if process.poll() is None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -80,6 +81,14 @@ def png_name(path: str | Path) -> Path:
     return path.with_name(f"{slice_[1]}{slice_[2]}.png") if slice_ else path.with_suffix(".png")
 
 
+def png_names(paths: Iterable[str]) -> dict[str, Path]:
+    """`png_name` of each path; where two images would share one, they keep their extensions: `a.png.png` beside `a.jpg.png`."""
+    names = {path: png_name(path) for path in paths}
+    while shared := {name for name, count in Counter(names.values()).items() if count > 1}:
+        names |= {path: Path(f"{path}.png") for path, name in names.items() if name in shared}
+    return names
+
+
 def page_of(path: Path) -> tuple[Path, int | None]:
     """(file, k) of a slice `FILE#k`, (path, None) of any other path."""
     match = None if path.exists() else re.fullmatch(r"(.+)#(\d+)", path.name, re.DOTALL)
@@ -98,12 +107,12 @@ def read_given_pair(path: Path, channels: int, scale: int) -> tuple[np.ndarray, 
 
 def lr_partner(path: Path) -> Path:
     """The LR image of HR image `.../hr/REST`: `.../lr/REST`, with any extension. Raises UserError where there is none."""
-    name, mark, page = path.name.partition("#")
+    file, page = page_of(path)
     for k in (k for k, part in enumerate(path.parts[:-1]) if part == "hr" and Path(*path.parts[:k], "lr").is_dir()):
         folder = Path(*path.parts[:k], "lr", *path.parts[k + 1 : -1])
-        for choice in (name, *(Path(name).stem + extension for extension in EXTENSIONS)):
+        for choice in (file.name, *(file.stem + extension for extension in EXTENSIONS)):
             if (folder / choice).exists():
-                return folder / f"{choice}{mark}{page}"
+                return folder / (choice if page is None else f"{choice}#{page}")
         break
     raise UserError(f"{path}: there is no LR image of this name in the folder lr/ beside hr/")
 

@@ -191,8 +191,8 @@ def between(means: pd.DataFrame, measure: str, method: str, reference: str) -> p
     `means`: a row for each run, method and patient (columns group, seed, method, patient and the measures: `by_patient` of several runs).
     Two kinds of noise are held apart. `low`, `high`: the 95 % bootstrap interval over patients of the paired difference (seeds averaged).
     `seeds_margin`: how far the means of two such groups lie apart by another choice of seeds alone, in 95 of 100 cases (t distribution,
-    variance between seeds pooled over the groups; nan with one seed a group). `verdict` says which of them the difference exceeds.
-    Patients that a run lacks are left out of all.
+    variance between seeds pooled over the groups; nan with one seed a group). `verdict` says which of them the difference exceeds; with one
+    patient there is no interval, so nothing exceeds it. Patients that a run lacks are left out of all.
     """
     rows = means[means.method == method]
     values = rows.pivot_table(index="patient", columns=["group", "seed"], values=measure).dropna()
@@ -206,7 +206,7 @@ def between(means: pd.DataFrame, measure: str, method: str, reference: str) -> p
         gap = (by_group[group] - by_group[reference]).to_numpy()
         low, high = interval(gap)
         margin = stats.t.ppf(0.975, freedom) * spread * np.sqrt(1 / count[group] + 1 / count[reference]) if freedom else np.nan
-        patients, seeds = not low <= 0 <= high, abs(gap.mean()) > margin
+        patients, seeds = low > 0 or high < 0, abs(gap.mean()) > margin
         verdict = "beyond both" if patients and seeds else "not beyond patients" if not patients else "not beyond seeds"
         if np.isnan(margin):
             verdict = "one seed: unknown" if patients else verdict

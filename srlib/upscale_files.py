@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from . import domain, inference
 from .config import UserError
-from .reading import MAX_PIXELS, find_images, pixel_size, png_name, read_image, slices
+from .reading import EXTENSIONS, MAX_PIXELS, find_images, pixel_size, png_name, read_image, slices
 from .texture import TextureGenerator
 
 WARNING = "synthetic detail, research only, not for diagnosis"
@@ -33,8 +33,9 @@ def upscale_files(
     spread: bool = False,
     consistent: tuple[str, float] | None = None,
 ) -> tuple[list[Path], list[Path], list[str], list[str]]:
-    """Super-resolve an image or a folder of images into `out`: a folder gets `<stem>.png` for each, `<stem>#<k>.png` for slice k
-    of a volume; for one image, a name that ends in .png is taken as the file. 16-bit grey stays 16 bit. `ensemble`: x8 self-ensemble.
+    """Super-resolve an image or a folder of images into `out`: a folder gets `<folders>/<stem>.png` for each, the tree below `source` kept,
+    `<stem>#<k>.png` for slice k of a volume; for one image, a name that ends in .png is taken as the file. 16-bit grey stays 16 bit.
+    `ensemble`: x8 self-ensemble.
 
     `seed`, `strength` and `consistent` as in `inference.draws`. With `draws` above 1 there are `<stem>_draw1.png`, `<stem>_draw2.png`, ...
     in the place of `<stem>.png`, draw k with the seed `seed` + k - 1, and with `spread` `<stem>_spread.png`: their standard deviation at
@@ -44,7 +45,8 @@ def upscale_files(
     source's divided by the scale. With `known`, the domain of the training set, it says in what the source is unlike that, too. Returns
     (written, there already, failed, warned): a file whose metadata show that it was made from the same source in the same way is left;
     `failed` has a line for each source that could not be read, would be too large, or whose name is taken, `warned` one for each that is
-    unlike the training set. Raises UserError where a source would be overwritten, and for what the network cannot do.
+    unlike the training set. Raises UserError where a source would be overwritten, for an `out` that looks like a file of another kind, and
+    for what the network cannot do.
     """
     noisy, seeds, scale = isinstance(generator, TextureGenerator), range(seed, seed + draws), generator.settings["scale"]
     if draws < 1:
@@ -105,12 +107,18 @@ def upscale_files(
 
 
 def _plan(source: Path, out: Path, endings: list[str]) -> tuple[dict[Path, list[Path]], list[str]]:
-    """({image or slice: the files that are made of it}, a line for each file that cannot be read). UserError where a source is one of them."""
+    """({image or slice: the files that are made of it}, a line for each file that cannot be read). UserError where a source is one of them
+    or `out` can be neither a .png file nor a folder."""
     if not source.exists():
         raise UserError(f"{source}: no such file or folder")
     inside = source.is_dir() and out.resolve() != source.resolve()  # what an earlier call wrote is no source
     paths = [p for p in find_images(source) if not (inside and out.resolve() in p.resolve().parents)] if source.is_dir() else [source]
-    single = not source.is_dir() and out.suffix.lower() == ".png"
+    suffix = out.suffix.lower()
+    single = not source.is_dir() and suffix == ".png"
+    if not (single or out.is_dir()) and (suffix in EXTENSIONS if source.is_dir() else suffix):
+        raise UserError(
+            f"{out}: SR images are PNG files; give a folder that is there or whose name has no ending, or for one image NAME.png"
+        )
     parts, failed = [], []
     for path in paths:
         try:
@@ -121,7 +129,7 @@ def _plan(source: Path, out: Path, endings: list[str]) -> tuple[dict[Path, list[
         raise UserError(f"{source}: holds {len(parts)} slices; give a folder for OUT, not {out.name}")
     targets = {}
     for part in parts:
-        file = out if single else out / png_name(part).name
+        file = out if single else out / png_name(part.relative_to(source if source.is_dir() else source.parent))
         targets[part] = [file.with_name(f"{file.stem}{ending}{file.suffix}") for ending in endings]
     made = {target.resolve() for files in targets.values() for target in files}
     if clash := next((path for path in paths if path.resolve() in made), None):

@@ -1,5 +1,8 @@
 """Settings and profiles: wrong names and values are one sentence that names the nearest valid one."""
 
+import subprocess
+import sys
+
 import pytest
 
 from srlib.config import FIELDS, PROFILES, STAGES, Config, UserError, departures, load_config
@@ -54,11 +57,34 @@ def test_short_profiles_draw_texture(profile):
         ({"penalty": -8.0}, "nearest valid value is 0"),
         ({"pixel_share": 0.3}, "there is no setting 'pixel_share'"),
         ({"pretrain_lr": float("nan")}, "pretrain_lr cannot be nan"),
+        ({"content_features": "vgg19:nonsense"}, "vgg19 has no layer 'nonsense'; valid ones: conv1_1, relu1_1"),
+        ({"content_features": "vgg16:relu5_4"}, "vgg16 has no layer 'relu5_4'; did you mean 'relu5_"),
+        ({"content_features": "oct-encoder:pool1"}, "oct-encoder has no layer 'pool1'"),
+        ({"content_features": "local-power:relu1_1"}, "local-power has no layer 'relu1_1'; set content_features to 'local-power'"),
+        ({"generator": "rrdb", "batch_norm": True}, "'rrdb' has no batch normalisation; set batch_norm to False"),
+        ({"border": 400}, "nearest valid value is 32"),
     ],
 )
 def test_wrong_settings(overrides, words):
     with pytest.raises(UserError, match=words.replace("(", r"\(")):
         load_config("quick", **overrides)
+
+
+def test_names_are_checked_without_torch():
+    """So the runner starts at once, also for a run's stored settings, all of which are checked."""
+    code = (
+        "import dataclasses, sys; from srlib.config import Config, load_config\n"
+        "load_config(**dataclasses.asdict(Config()) | {'content_features': 'resnet50:layer3', 'generator': 'rrdb', 'batch_norm': False})\n"
+        "assert 'torch' not in sys.modules"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
+
+
+def test_an_extractor_that_was_added_checks_its_own_layers(monkeypatch):
+    from srlib import features
+
+    monkeypatch.setitem(features.EXTRACTORS, "mine", lambda layer, weights: None)
+    assert load_config("quick", content_features="mine:deep").content_features == "mine:deep"
 
 
 def test_wrong_profile():

@@ -1,6 +1,5 @@
 """Reading, the manifest and its split, the valid region, crops: what leaks and what breaks."""
 
-import os
 import shutil
 import signal
 import subprocess
@@ -206,50 +205,72 @@ def test_decoded_crops_are_the_same_and_read_once(scan_folder, tmp_path, monkeyp
     with monkeypatch.context() as m:
         m.setattr(Crops, "read", None)  # not called again
         again = Crops(paths, 32, 24, seed=5, decoded=cache)
-    assert again.decoded.file == mapped.decoded.file
-    assert all(torch.equal(a, b) for a, b in zip(batches(plain, 8), batches(again, 8, workers=2), strict=True))
+        assert all(torch.equal(a, b) for a, b in zip(batches(plain, 8), batches(again, 8, workers=2), strict=True))
+    assert isinstance(again.images(again.place(0)[0])[0], np.memmap)
     assert Crops(paths, 32, 24, channels=3, decoded=cache)[0].shape == (3, 32, 32)  # another file
-    os.utime(paths[0], (1, 1))  # a changed image too
-    assert Crops(paths, 32, 24, decoded=cache).decoded.file != mapped.decoded.file
+    Image.fromarray(read_image(paths[1])).save(paths[0])  # a changed image too
+    assert (Crops(paths, 32, 24, decoded=cache).images(0)[0] == read_image(paths[1])).all()
     with pytest.raises(UserError, match=r"gone\.png: No such file"):
-        Crops([scan_folder / "gone.png"], 32, 24, decoded=cache)
+        Crops([scan_folder / "gone.png"], 32, 24, decoded=cache)[0]
 
 
 def test_decoded_pairs_notice_a_changed_lr(paired_folder, tmp_path):
     paths = [path for path in find_images(paired_folder / "hr") if "-" in path.stem]
     first = Crops(paths, 32, 8, paired=2, decoded=tmp_path / "cache")
     assert all(torch.equal(a, b) for k in range(8) for a, b in zip(first[k], Crops(paths, 32, 8, paired=2)[k], strict=True))
-    os.utime(lr_partner(paths[0]), (1, 1))
-    assert Crops(paths, 32, 8, paired=2, decoded=tmp_path / "cache").decoded.file != first.decoded.file
+    lr = read_image(lr_partner(paths[0]))
+    Image.fromarray(255 - lr).save(lr_partner(paths[0]))
+    assert (Crops(paths, 32, 8, paired=2, decoded=tmp_path / "cache").images(0)[1] == 255 - lr).all()
 
 
-def test_a_decoding_that_was_killed_is_made_again_and_damage_is_found(scan_folder, tmp_path):
+def test_a_decoding_that_was_killed_is_made_again_and_torn_files_too(scan_folder, tmp_path):
+    """Killed in the middle of a file: none of that name is there. What the disk lost afterwards is read anew."""
     paths, cache = find_images(scan_folder), tmp_path / "cache"
     script = f"""
 import os, signal, sys
 sys.path.insert(0, {str(REPOSITORY)!r})
+import numpy as np
 from srlib.data import Crops, find_images
-paths, count, read = find_images({str(scan_folder)!r}), [], Crops.read
-def dying(self, path):
-    count.append(path)
-    if len(count) == 4:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return read(self, path)
-Crops.read = dying
-Crops(paths, 32, 4, decoded={str(cache)!r})
+def dying(file, image):
+    file.write(b"half")
+    file.flush()
+    os.kill(os.getpid(), signal.SIGKILL)
+np.save = dying
+Crops(find_images({str(scan_folder)!r}), 32, 4, decoded={str(cache)!r})[0]
 """
     assert subprocess.run([sys.executable, "-c", script], capture_output=True).returncode == -signal.SIGKILL
-    assert list(cache.glob("*.part")) and not list(cache.glob("*.json"))
-    whole = Crops(paths, 32, 4, decoded=cache)
-    assert torch.equal(whole[0], Crops(paths, 32, 4)[0]) and not list(cache.glob("*.part"))
-    content = bytearray(whole.decoded.file.read_bytes())
-    content[100] ^= 1
-    whole.decoded.file.write_bytes(content)
-    with pytest.raises(UserError, match="delete it"):
-        Crops(paths, 32, 4, decoded=cache).images(0)
-    whole.decoded.file.write_bytes(b"short")
-    with pytest.raises(UserError, match="not what its index says"):
-        Crops(paths, 32, 4, decoded=cache)
+    assert list((cache / "decoded").glob("*.part")) and not list((cache / "decoded").glob("*.npy"))
+    plain = Crops(paths, 32, 4)
+    assert torch.equal(Crops(paths, 32, 4, decoded=cache)[0], plain[0])
+    for content in (b"", b"short", next((cache / "decoded").glob("*.npy")).read_bytes()[:-1]):
+        for file in (cache / "decoded").glob("*.npy"):
+            file.write_bytes(content)
+        assert torch.equal(Crops(paths, 32, 4, decoded=cache)[0], plain[0])
+        assert isinstance(Crops(paths, 32, 4, decoded=cache).images(plain.place(0)[0])[0], np.memmap)
+
+
+def test_two_processes_that_decode_one_scan(scan_folder, tmp_path, monkeypatch):
+    """A second writes the same file whole while the first is in the middle of it: both end well, the file too, and no part is left."""
+    paths, cache, save = find_images(scan_folder), tmp_path / "cache", np.save
+
+    def slow(file, image):
+        monkeypatch.setattr(np, "save", save)
+        file.write(b"half")
+        file.flush()
+        assert (Crops(paths, 32, 4, decoded=cache).images(0)[0] == image).all()
+        file.seek(0)
+        save(file, image)
+
+    monkeypatch.setattr(np, "save", slow)
+    for _ in range(2):
+        assert (Crops(paths, 32, 4, decoded=cache).images(0)[0] == read_image(paths[0])).all()
+    assert [file.suffix for file in (cache / "decoded").iterdir()] == [".npy"]
+
+
+def test_a_disk_that_refuses_the_decoded_scans(scan_folder, tmp_path):
+    (tmp_path / "cache").write_text("no folder")
+    with pytest.raises(UserError, match=r"cannot be written \(.*decoded_cache"):
+        Crops(find_images(scan_folder), 32, 4, decoded=tmp_path / "cache").images(0)
 
 
 def test_real_scans_leak_in_the_published_folders_but_not_here(real_scans):

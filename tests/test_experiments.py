@@ -13,6 +13,7 @@ import torchvision
 from torch import nn
 
 from srlib import checkpoint, classify, degrade, features, losses, models, statistics, steps, training
+from srlib.__main__ import main
 from srlib.config import PROFILES, UserError, load_config
 from srlib.data import build_manifest
 from srlib.features import EXTRACTORS, WeightsMissing, feature_extractor
@@ -234,7 +235,7 @@ def test_oct_vgg_is_tuned_once_on_the_runs_classes(images, tmp_path, random_weig
     training.train_srgan(config, *images, tmp_path)
     file = tmp_path / "srgan/oct-vgg.pt"
     tuned, start = torch.load(file, weights_only=True), torch.load(random_weights / "vgg19-dcbb9e9d.pth", weights_only=True)
-    assert tuned.keys() == start.keys() and not torch.equal(tuned["0.weight"], start["0.weight"])
+    assert tuned.keys() - {"tuned_with"} == start.keys() and not torch.equal(tuned["0.weight"], start["0.weight"])
     assert "validation images named rightly" in capsys.readouterr().out
     before = file.stat().st_mtime_ns
     assert classify.tuned_vgg(config, *images, tmp_path, torch.device("cpu")) == file and file.stat().st_mtime_ns == before
@@ -380,6 +381,21 @@ def test_a_sweep_runs_skips_fails_and_continues(series, tmp_path, capsys):
     assert sweep.sweep(file, seeds=[0, 7], run_dir=str(home)) == 0 and ran[6:] == ["base-seed7", "width-4-seed7"]
 
 
+def test_a_point_out_of_time_is_interrupted(series, tmp_path, capsys):
+    """`max_hours` is a planned end: the points after it are run, and the whole ends as an interrupt does, exit status 130."""
+    ran, fails = series
+    file, home = written(tmp_path / "two.yaml", [{}], settings={"phantoms": 8}), tmp_path / "out"
+    fails["base-seed0"] = sweep.Paused()
+    assert main(["sweep", file, "--run-dir", str(home)]) == 130
+    said = capsys.readouterr()
+    assert ran == ["base-seed0", "base-seed1"] and "1 interrupted: base-seed0; 1 finished" in said.out and "error" not in said.err
+    assert main(["sweep", file, "--run-dir", str(home), "--list"]) == 0
+    fails["base-seed0"] = RuntimeError("a bad moment")
+    assert main(["sweep", file, "--run-dir", str(home)]) == 1
+    fails.clear()
+    assert main(["sweep", file, "--run-dir", str(home)]) == 0 and ran[2:] == ["base-seed0", "base-seed0"]
+
+
 def test_a_point_that_the_profile_already_has_is_left_out(tmp_path, capsys):
     content = {"points": [{}, {"blocks": PROFILES["smoke"]["blocks"]}, {"width": 4}], "seeds": [0, 1]}
     names = [p.folder.name for p in sweep.make_points(content, tmp_path, "smoke")]
@@ -392,7 +408,6 @@ def test_changed_code_data_and_settings_make_points_stale(series, tmp_path, scan
     file, home = written(tmp_path / "s.yaml", [{}], seeds=[0]), tmp_path / "out"
 
     def go(**options):
-        runs.data_hash.cache_clear()
         sweep.sweep(file, data=str(scan_folder), run_dir=str(home), **options)
         return capsys.readouterr().out
 
@@ -409,9 +424,7 @@ def test_changed_code_data_and_settings_make_points_stale(series, tmp_path, scan
     assert len(runs.read_runs([home / "base-seed0"], _beside(home, tmp_path), with_stale=True)[1]) == 2
     image.write_bytes(before)
     assert "finished" in go()
-    code = lambda: "other"  # noqa: E731
-    code.cache_clear = lambda: None
-    monkeypatch.setattr(runs, "code_hash", code)
+    monkeypatch.setattr(runs, "code_hash", lambda: "other")
     assert "stale: code changed" in go() and len(ran) == 1
     assert "stale" not in go(again=True).splitlines()[-1] and len(ran) == 2
     assert len(list((home / "stale").iterdir())) == 1 and (home / "base-seed0/evaluation/metrics.csv").exists()
@@ -439,23 +452,28 @@ def test_runs_on_other_images_are_left_out(series, tmp_path):
     assert set(means.run) == set(facts.index)
 
 
-def test_code_counts_comments_do_not(tmp_path, monkeypatch):
-    (tmp_path / "series").mkdir()
-    for name, text in (("a.py", "x = 1\n"), ("plots.py", "y = 1\n"), ("series/evaluation.py", "z = 1\n")):
-        (tmp_path / name).write_text(text)
-    monkeypatch.setattr(runs, "SRLIB", tmp_path)
-
-    def now():
-        runs.code_hash.cache_clear()
+def test_code_counts_words_about_it_do_not(tmp_path, monkeypatch):
+    def hash_with(name, text):
+        file = tmp_path / name
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(text)
         return runs.code_hash()
 
-    first = now()
-    (tmp_path / "a.py").write_text("x = 1  # as it was\n")
-    (tmp_path / "plots.py").write_text("y = 2\n")
-    assert now() == first
-    (tmp_path / "a.py").write_text("x = 2\n")
-    assert now() != first
-    runs.code_hash.cache_clear()
+    monkeypatch.setattr(runs, "SRLIB", tmp_path)
+    for name in ("a.py", "plots.py", "series/evaluation.py", "series/run_folder.py", "data/crops.py", "figures/images.py"):
+        first = hash_with(name, '"""Of it."""\n\ndef f():\n    """What."""\n    return 1\n')
+    assert hash_with("a.py", '"""Of it, in other words."""\n\ndef f():  # so\n    """What else."""\n    return (1)\n') == first
+    for name in ("plots.py", "figures/images.py"):
+        assert hash_with(name, "y = 2\n") == first
+    seen = {first}
+    for name in ("a.py", "series/evaluation.py", "series/run_folder.py", "data/crops.py"):
+        seen.add(hash_with(name, "def f():\n    return 22\n"))
+    assert len(seen) == 5
+
+
+def test_what_does_not_count_is_there():
+    names = {part for path in runs.SRLIB.rglob("*.py") for part in path.relative_to(runs.SRLIB).with_suffix("").parts}
+    assert names >= runs.NO_RESULT
 
 
 def test_points_whose_weights_are_missing_are_skipped(series, tmp_path, capsys):
@@ -505,12 +523,40 @@ def test_arguments_win_but_not_over_the_point(tmp_path):
 def test_pretraining_that_was_taken_is_given_on(tmp_path):
     theirs, mine = points = sweep.make_points({"points": [{}, {"gan_lr": 1e-3}], "seeds": [0]}, tmp_path, "smoke")
     (theirs.folder / "pretrain").mkdir(parents=True)
-    (theirs.folder / "srresnet.pt").write_bytes(b"weights")
+    for name in ("srresnet.pt", "manifest.csv"):
+        (theirs.folder / name).write_bytes(b"weights")
     Run(theirs.folder, theirs.config).record("stages", "pretrain", finished="yes", taken_from="the first")
     theirs.note(made_from=runs.made_from(theirs.config), finished=None, error=None)
     sweep._share_pretraining(mine, points)
     assert Run(mine.folder, mine.config).provenance["stages"]["pretrain"]["taken_from"] == "the first"
     assert (mine.folder / "srresnet.pt").read_bytes() == b"weights"
+
+
+def test_points_that_start_from_weights_share_their_pretraining(tmp_path, scan_folder, monkeypatch, capsys):
+    """What the pretraining went on from is taken with it, and its record; so the next point's stage finds nothing changed."""
+    checkpoint.save_weights(tmp_path / "first.pt", steps.make_generator(load_config("smoke", width=8)), name="srresnet")
+
+    def run_series(profile, run_dir, data, overrides):
+        run = open_run("01", profile, run_dir, data, overrides)
+        with run.stage("data"):
+            run.make_manifest()
+        with run.stage("pretrain"):
+            if not run.is_trained("pretrain"):
+                checkpoint.save(run.folder / "pretrain" / "checkpoint.pt", {})
+                (run.folder / "srresnet.pt").write_bytes(b"weights")
+
+    monkeypatch.setattr(sweep, "run_series", run_series)
+    monkeypatch.setattr(sweep, "_tables", lambda *_: None)
+    file = written(
+        tmp_path / "s.yaml", [{}, {"gan_lr": 1e-3}, {"gan_lr": 1e-4}], seeds=[0], settings=TINY | {"start": str(tmp_path / "first.pt")}
+    )
+    assert sweep.sweep(file, data=str(scan_folder), run_dir=str(tmp_path / "out")) == 0
+    said = capsys.readouterr().out
+    assert "3 finished" in said and said.count("pretraining taken from base-seed0") == 2
+    for name in ("gan_lr-0.001-seed0", "gan_lr-0.0001-seed0"):
+        other = tmp_path / "out" / name
+        assert (other / "start.pt").read_bytes() == (tmp_path / "first.pt").read_bytes()
+        assert json.loads((other / "provenance.json").read_text())["networks"]["start"]["file"] == str(tmp_path / "first.pt")
 
 
 def test_settings_under_a_profile_hold_in_that_profile_alone(tmp_path):

@@ -149,9 +149,9 @@ def test_upscale_errors_are_one_sentence(tmp_path, weights_file, capsys):
 
 
 def test_two_files_with_one_stem_are_not_overwritten(generator, tmp_path):
-    for folder in ("x", "y"):
-        (tmp_path / "in" / folder).mkdir(parents=True)
-        Image.fromarray(bscan(1, 48, 64)).save(tmp_path / "in" / folder / "same.png")
+    (tmp_path / "in").mkdir()
+    for name in ("same.png", "same.jpg"):
+        Image.fromarray(bscan(1, 48, 64)).save(tmp_path / "in" / name)
     written, _, failed, _ = upscale_files(tmp_path / "in", tmp_path / "out", generator)
     assert len(written) == 1 and len(failed) == 1 and "rename" in failed[0]
 

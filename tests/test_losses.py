@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from srlib import features
-from srlib.config import UserError, load_config
+from srlib import classify, features
+from srlib.config import LAYERS, UserError, load_config
 from srlib.features import feature_extractor, judge
 from srlib.losses import ADVERSARIAL, ContentLoss, adversarial_loss, discriminator_loss, gradient_penalty, pairing_loss, psnr_loss
 
@@ -82,6 +82,71 @@ def test_names_and_files_that_are_wrong(tmp_path):
         feature_extractor("vgg19:relu5_4", tmp_path / "vgg19.pth")
     with pytest.raises(UserError, match="feature_weights"):
         feature_extractor("vgg19:relu5_4", tmp_path / "missing.pth")
+
+
+@pytest.mark.parametrize("network", [name for name, layers in LAYERS.items() if layers])
+def test_layers_that_settings_can_name_are_the_networks(network):
+    with torch.device("cpu" if network == "oct-encoder" else "meta"), pytest.raises(UserError) as error:  # (meta: at once)
+        feature_extractor(f"{network}:nonsense")
+    assert str(error.value).partition("; it has ")[2].split(", ") == list(LAYERS[network])
+
+
+@pytest.fixture
+def tuned(tmp_path, monkeypatch):
+    """A function of settings that asks for oct-vgg, with a small network in VGG-19's place; it says how often that was tuned by then."""
+
+    class Small(torch.nn.Module):
+        def __init__(self, classes):
+            super().__init__()
+            self.features = torch.nn.Sequential(torch.nn.Conv2d(3, 1, 1))
+
+    count, scans = [], {label: tmp_path / label / "a.png" for label in ("CNV", "NORMAL", "DME")}
+    monkeypatch.setattr(classify, "VggClassifier", Small)
+    monkeypatch.setattr(classify, "load_imagenet", lambda *_: None)
+    monkeypatch.setattr(classify, "read_image", lambda *_: torch.zeros(64, 64, dtype=torch.uint8).numpy())
+    monkeypatch.setattr(classify, "train_classifier", lambda *_: count.append(1))
+    (tmp_path / "vgg19.pth").write_bytes(b"weights")
+
+    def ask(labels=("CNV", "NORMAL"), **settings):
+        config = load_config("smoke", **{"content_features": "oct-vgg", "feature_weights": str(tmp_path / "vgg19.pth")} | settings)
+        file = classify.tuned_vgg(config, [scans[label] for label in labels], [], tmp_path, torch.device("cpu"))
+        assert file == tmp_path / "srgan/oct-vgg.pt"
+        return len(count)
+
+    return ask
+
+
+def test_oct_vgg_is_tuned_again_with_other_settings(tuned, tmp_path, capsys):
+    """Other steps, seed, classes, weights in the file: each tunes once."""
+    assert tuned() == tuned() == 1 and not capsys.readouterr().out
+    assert tuned(tuning_steps=3) == tuned(tuning_steps=3) == 2
+    assert "oct-vgg.pt was tuned with another tuning_steps" in capsys.readouterr().out
+    assert tuned(seed=1) == tuned(seed=1) == 3
+    assert tuned(("CNV", "DME")) == tuned(("CNV", "DME")) == 4
+    (tmp_path / "vgg19.pth").write_bytes(b"others")
+    assert tuned(("CNV", "DME")) == tuned(("CNV", "DME")) == 5
+    assert "another feature_weights" in capsys.readouterr().out
+    (tmp_path / "vgg19.pth").unlink()
+    assert tuned(("CNV", "DME")) == 5  # a run that was taken elsewhere
+
+
+def test_oct_vgg_of_older_runs_is_tuned_once(tuned, tmp_path, capsys):
+    (tmp_path / "srgan").mkdir()
+    for content in (lambda file: torch.save({"0.weight": torch.zeros(1)}, file), lambda file: file.write_bytes(b"torn")):
+        content(tmp_path / "srgan/oct-vgg.pt")
+        before = tuned()
+        assert "does not say with what it was tuned" in capsys.readouterr().out and tuned() == before
+    assert before == 2
+
+
+def test_a_training_does_not_go_on_with_another_oct_vgg(tuned, tmp_path):
+    tuned()
+    (tmp_path / "srgan/checkpoint.pt").write_bytes(b"a training")
+    (tmp_path / "vgg19.pth").write_bytes(b"others")
+    with pytest.raises(UserError, match=r"oct-vgg\.pt was tuned with another feature_weights .* put that back, or choose another folder"):
+        tuned()
+    (tmp_path / "vgg19.pth").write_bytes(b"weights")
+    assert tuned() == 1
 
 
 def test_a_changed_encoder_file_is_refused(tmp_path, monkeypatch):

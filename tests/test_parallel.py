@@ -133,6 +133,17 @@ def step(folder):
     return pd.read_csv(file).step.iloc[-1] if file.exists() else 0
 
 
+def test_a_character_on_the_edge_of_a_chunk_is_whole(tmp_path, monkeypatch, capsys):
+    """What the processes print comes in pieces, which end anywhere, also within a progress bar's block."""
+    (tmp_path / "pretrain").mkdir()
+    pd.DataFrame({"step": [1]}).to_csv(tmp_path / "pretrain/history.csv")
+    code = "import os, time; os.write(1, b'|\\xe2\\x96'); time.sleep(0.5); os.write(1, b'\\x88| \\xff')"
+    start = subprocess.Popen
+    monkeypatch.setattr(subprocess, "Popen", lambda command, **options: start([sys.executable, "-c", code], **options))
+    parallel.launch("pretrain_generator", 2, load_config("smoke"), [], [], tmp_path, "")
+    assert capsys.readouterr().out == "|█| \ufffd"
+
+
 def test_what_cannot_be_divided_or_had(monkeypatch):
     monkeypatch.setattr(parallel, "size", lambda: 3)
     with pytest.raises(UserError, match="batch=4 does not divide among 3 processes"):

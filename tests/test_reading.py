@@ -12,7 +12,7 @@ from srlib import manifest
 from srlib.config import UserError
 from srlib.data import build_manifest
 from srlib.phantom import bscan
-from srlib.reading import MAX_PIXELS, find_images, jpeg_tables, read_image, slices
+from srlib.reading import MAX_PIXELS, find_images, jpeg_tables, lr_partner, read_image, slices
 
 
 @pytest.fixture
@@ -51,6 +51,17 @@ def test_the_tables_of_a_jpeg(tmp_path, scan):
 def test_a_number_sign_in_a_name_is_no_slice(tmp_path, scan):
     Image.fromarray(scan).save(tmp_path / "a.png#2.png")
     assert (read_image(tmp_path / "a.png#2.png") == scan).all()
+
+
+def test_partners_of_names_with_a_number_sign_and_of_slices(tmp_path, scan):
+    for part in ("hr", "lr"):
+        (tmp_path / part / "A").mkdir(parents=True)
+    for name in ("s#b.png", "s#2.png", "v.tif"):
+        Image.fromarray(scan).save(tmp_path / "hr/A" / name)
+    for name in ("s#b.png", "s#2.jpg", "v.tif"):
+        Image.fromarray(scan).save(tmp_path / "lr/A" / name)
+    for name, partner in (("s#b.png", "s#b.png"), ("s#2.png", "s#2.jpg"), ("v.tif", "v.tif"), ("v.tif#1", "v.tif#1")):
+        assert lr_partner(tmp_path / "hr/A" / name) == tmp_path / "lr/A" / partner
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])

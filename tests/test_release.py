@@ -31,7 +31,7 @@ from srlib.series.evaluation import choose as choose_images
 from srlib.series.evaluation import evaluate_run
 from srlib.series.release import release
 from srlib.series.report import build_report
-from srlib.series.run_folder import LATER, RETIRED, Run, open_run, read_config
+from srlib.series.run_folder import RETIRED, Run, open_run, read_config
 from srlib.series.runs import find_runs
 from srlib.texture import NOISES, TextureGenerator
 from srlib.training import pretrain_generator, train_srgan
@@ -287,7 +287,6 @@ def test_the_settings_of_an_older_run(tmp_path):
     config = read_config(tmp_path / "config.json")
     assert (config.profile, config.texture, config.penalty, config.pixel_weight) == ("quick", 0, 0.0, 0.0)
     assert config.phantoms == 120 and config.content_features == "oct-encoder"
-    assert {"texture", "penalty", "pixel_weight", "gan_crop"} <= set(LATER)
     settings = Run(tmp_path, config).settings("srgan")
     assert Run(tmp_path, config).fingerprint("pretrain") == Run(tmp_path, dataclasses.replace(config, texture=8)).fingerprint("pretrain")
     assert settings["texture"] == 0

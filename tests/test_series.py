@@ -231,6 +231,13 @@ def test_stopped_by_a_signal_and_continued(tmp_path):
     assert "continuing at step" in executed
 
 
+def test_the_end_of_max_hours_is_no_failure(tmp_path):
+    done = srlib("run", "--profile", "smoke", "--run-dir", tmp_path / "run", "-p", "max_hours", "1e-9")
+    assert done.returncode == 130 and done.stderr == "stopped; the same command continues\n", done.stdout + done.stderr
+    assert "pretrain: max_hours=1e-09 are over, saved at step 1; run the same again to continue\n" in done.stdout
+    assert (tmp_path / "run/pretrain/checkpoint.pt").exists() and not (tmp_path / "run/srresnet.pt").exists()
+
+
 # --------------------------------------------------------------------------------------------- other data
 @pytest.mark.slow
 def test_colour_photographs_at_another_scale(tmp_path):

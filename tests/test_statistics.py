@@ -33,6 +33,19 @@ def test_interval_is_that_of_the_mean():
     assert statistics.interval([np.nan, *values]) == statistics.interval(values)
 
 
+def test_one_patient_shows_nothing_beyond_patients():
+    """Its interval is nan. Two patients far from 0 do show."""
+    runs = [
+        {"group": group, "seed": seed, "method": "srgan", "patient": patient, "psnr": level + seed / 1000 + patient / 100}
+        for group, level in (("base", 20.0), ("other", 30.0))
+        for seed in (0, 1)
+        for patient in (1, 2)
+    ]
+    one, two = (statistics.between(pd.DataFrame(runs[::step]), "psnr", "srgan", "base").loc["other"] for step in (2, 1))
+    assert one.patients == 1 and np.isnan(one.low) and one.verdict == "not beyond patients" and one.difference == pytest.approx(10)
+    assert two.patients == 2 and two.verdict == "beyond both"
+
+
 def test_too_smooth_and_too_noisy_do_not_cancel():
     """A power has the mean of its absolute value by scan beside it, in the summary and in what readers see; other measures have none."""
     found = table({"srgan": [10, 10, 10, 10]}).assign(band1_db=[3.0, -1.0, -2.0, 1.0], cnr_db=[1.0, -1, -1, 1])

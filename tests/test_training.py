@@ -70,11 +70,11 @@ def test_pretraining_learns_and_repeats(images, tmp_path):
 
 
 def test_settings_of_the_machine_do_not_change_the_result(images, tmp_path, monkeypatch):
-    """Scans decoded into a mapped file, read by worker processes: the same weights."""
+    """Scans decoded into mapped files, by worker processes: the same weights."""
     monkeypatch.setattr(training, "data_home", lambda: tmp_path)
     for name, settings in {"plain": {}, "other": {"decoded_cache": True, "workers": 2}}.items():
         training.pretrain_generator(load_config("smoke", **TINY, **settings), *images, tmp_path / name)
-    assert list((tmp_path / "cache").glob("decoded-*.bin"))
+    assert list((tmp_path / "cache/decoded").glob("*.npy"))
     assert same(weights(tmp_path / "plain/srresnet.pt"), weights(tmp_path / "other/srresnet.pt"))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from .. import features, metrics
-from ..config import Config
+from ..config import Config, UserError
 from ..data import read_image, read_pair, valid_region
 from ..degrade import crop_to_multiple, to_image, to_tensor, upsample
 from ..gaussian import GaussianTexture
@@ -21,7 +22,7 @@ from ..inference import load_generator, upscale
 from ..methods import METHODS, Arms, Scene
 from ..models import LinearFilter
 from ..protocol import Protocol
-from ..reading import jpeg_tables, png_name
+from ..reading import jpeg_tables, png_names
 from ..sources import phantom_tables, phantom_truth
 from ..statistics import summarise
 from ..training import pick_device, training_pairs
@@ -48,11 +49,16 @@ def fit_linear(paths, config: Config, crops: int = 256) -> LinearFilter:
 
 
 def fit_arms(config: Config, root: Path, manifest: pd.DataFrame, folder: Path) -> Arms:
-    """The networks of the run, the linear filter fitted on training crops, and the Gaussian texture fitted on FITTED validation images."""
+    """The networks of the run, the linear filter fitted on training crops (smaller ones where no scan has the settings' size), and the Gaussian
+    texture fitted on FITTED validation images."""
     device = pick_device(config.device)
     networks = {n: load_generator(folder / f"{n}.pt", device) for n in ("srresnet", "srgan")}
     train = manifest[manifest.split == "train"]
-    train = train[(train[["height", "width"]] >= config.crop).all(axis=1)]
+    sides, fits = train[["height", "width"]].min(axis=1), config
+    if not (sides >= config.crop).any():  # only where nothing was trained on them
+        fits = dataclasses.replace(config, crop=int(sides.min()) // config.scale * config.scale)
+        print(f"evaluate: no training scan has {config.crop} pixels a side; linear is fitted on crops of {fits.crop}")
+    linear = fit_linear([root / p for p in train.path[sides >= fits.crop]], fits)
 
     def fitting():
         for path in choose(manifest[manifest.split == "val"], FITTED).path:
@@ -60,19 +66,19 @@ def fit_arms(config: Config, root: Path, manifest: pd.DataFrame, folder: Path) -
             yield upscale(lr, networks["srresnet"]), lr, hr
 
     gaussian = GaussianTexture(config.scale, *(config.reduction[1:] if config.holds_lr else ("", 0.0))).fit(fitting())
-    return Arms(config.scale, linear=fit_linear([root / p for p in train.path], config), gaussian=gaussian, **networks)
+    return Arms(config.scale, linear=linear, gaussian=gaussian, **networks)
 
 
 def evaluate_run(config: Config, root: Path, manifest: pd.DataFrame, folder: Path) -> pd.DataFrame:
     """Measure every method on the test split (`max_test_images` of it), one image at a time. Writes into `folder`/evaluation metrics.csv, a row
     for each image, method and region, which it returns; draws.csv, ranks.csv, calibration.csv (`Drawn`), unpaired.csv (`Patches`),
-    summary.json and sr/<method>/<path>.png."""
+    summary.json and sr/<method>/<path>.png (`png_names`)."""
     arms, out, device = fit_arms(config, root, manifest, folder), folder / "evaluation", pick_device(config.device)
     perceptual = {name: features.perceptual(name).to(device) for name in features.PERCEPTUAL if getattr(config, name)}
     network = features.judge().to(device)
     drawn, patches = Drawn(config), Patches(name for name, method in METHODS.items() if method.texture)
     rows, chosen = [], choose(manifest[manifest.split == "test"], config.max_test_images)
-    of_draws = set(choose(chosen, config.draw_images).path)
+    of_draws, names = set(choose(chosen, config.draw_images).path), png_names(chosen.path)
     for item in tqdm(chosen.itertuples(), total=len(chosen), desc="evaluate", unit="image", mininterval=1.0, ncols=100, file=sys.stdout):
         lr, hr = read_pair(root / item.path, config)
         truth = phantom_truth(item.path, config) if config.data == "phantom" else None
@@ -81,7 +87,7 @@ def evaluate_run(config: Config, root: Path, manifest: pd.DataFrame, folder: Pat
         if item.path in of_draws:
             drawn.add(scene, hr, truth, facts)
         for method in METHODS:
-            target = out / "sr" / method / png_name(item.path)
+            target = out / "sr" / method / names[item.path]
             target.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(scene[method]).save(target, compress_level=1)
             size = {"height": len(hr), "width": hr.shape[1]}
@@ -101,7 +107,12 @@ def evaluate_run(config: Config, root: Path, manifest: pd.DataFrame, folder: Pat
 
 def evaluated_images(folder: Path, root: Path, path: str, config: Config, methods=tuple(METHODS)) -> dict[str, np.ndarray]:
     """The SR images that `evaluate_run` wrote for one test image, and 'hr'; uint8, all of HR's size."""
-    images = {m: read_image(folder / "evaluation" / "sr" / m / png_name(path), config.channels) for m in methods}
+    measured = pd.read_csv(folder / "evaluation" / "metrics.csv", usecols=["image"], dtype=str).image
+    name = png_names({path, *measured})[path]
+    files = {m: folder / "evaluation" / "sr" / m / name for m in methods}
+    if missing := next((file for file in files.values() if not file.exists()), None):
+        raise UserError(f"{missing} is missing; --from 05 measures the run again")
+    images = {m: read_image(file, config.channels) for m, file in files.items()}
     return images | {"hr": crop_to_multiple(read_image(root / path, config.channels), config.scale)}
 
 

@@ -26,25 +26,17 @@ NOTEBOOKS = {  # number: (file, stage whose settings it accepts, stages it needs
     "06": ("06_experiments", None, ("data", "pretrain", "srgan", "evaluation")),
 }
 MAKES = {"data": ("manifest.csv",), "pretrain": ("srresnet.pt",), "srgan": ("srgan.pt",), "evaluation": ("evaluation/metrics.csv",)}
+INPUTS = {  # what goes into a stage; start.pt where the setting `start` is given
+    "data": (),
+    "pretrain": ("manifest.csv", "start.pt"),
+    "srgan": ("manifest.csv", "srresnet.pt"),
+    "evaluation": ("manifest.csv", "srresnet.pt", "srgan.pt"),
+}
 UNTRAINED = ("01", "02", "05")  # what remains where the setting `networks` names trained ones
-# newer than the first runs: at their defaults they do not count, so that those stay valid
-LATER = (
-    "generator",
-    "train_patients",
-    "tuning_steps",
-    "retina",
-    "lpips",
-    "dists",
-    "draw_images",
-    "classifier_steps",
-    "networks",
-    "start",
-    "texture",
-    "penalty",
-    "pixel_weight",
-    "gan_crop",
-)
 RETIRED = ("d_noise", "d_pause", "loss_shift", "grid_weight", "lr_weight", "pixel_share")  # of the game before SRGAN drew its texture
+# Older records hold one hash of settings and inputs, which left these out at these values. It is complete: nothing is ever added.
+UNHASHED = dict(generator="srresnet", train_patients=0, tuning_steps=200, retina=True, lpips=False, dists=False, draw_images=0,
+                classifier_steps=200, networks="", start="", texture=0, penalty=0.0, pixel_weight=0.0, gan_crop=96)  # fmt: skip
 
 
 def run_path(profile: str, run_dir: str = "") -> Path:
@@ -65,17 +57,18 @@ def open_run(notebook: str, profile: str = "quick", run_dir: str = "", data: str
         wanted["data"] = data
     folder = run_path(profile, run_dir)
     file = folder / "config.json"
-    stored = read_config(file) if file.exists() else None
     if notebook == "01":
         run = Run(folder, load_config(profile, **wanted))
-        if stored is not None:
-            run.refuse_changes(stored)
-        run.take_networks()
-        run.take_start()
-        write_text(file, json.dumps(dataclasses.asdict(run.config), indent=1) + "\n")
+        with run.lock():
+            if file.exists():
+                run.refuse_changes(read_config(file))
+            run.take_networks()
+            run.take_start()
+            run.write_config()
         return run
-    if stored is None:
+    if not file.exists():
         raise UserError(f"{folder} holds no run yet; run 01_explore_data first, with the same run_dir (or ./run_all.sh, which runs all)")
+    stored = read_config(file)
     load_config(profile, **wanted)  # names the nearest valid setting or value
     if stored.profile != profile:
         raise UserError(f"{folder} was made with profile={stored.profile!r}, not {profile!r}; set that profile or another run_dir")
@@ -88,20 +81,22 @@ def open_run(notebook: str, profile: str = "quick", run_dir: str = "", data: str
     run = Run(folder, dataclasses.replace(stored, **wanted))
     if run.config.networks and notebook not in UNTRAINED:
         raise UserError(f"{folder} measures networks={run.config.networks!r} and trains nothing; open {name} with another run_dir")
-    run.take_networks()
-    for need in needs:
-        missing = [f for f in MAKES[need] if not (folder / f).exists()]
-        if missing:
-            owner = next(n for n, s, _ in NOTEBOOKS.values() if s == need)
-            raise UserError(f"{folder / missing[0]} is missing; run {owner} first (or ./run_all.sh, which runs all)")
-        if run.is_trained(need) and run.provenance["stages"].get(need, {}).get("fingerprint") != run.fingerprint(need):
-            number = next(n for n, (_, s, _) in NOTEBOOKS.items() if s == need)
-            raise UserError(f"{folder / MAKES[need][0]} was trained from something older; --from {number} trains it again")
-    run.refuse_changes(stored)
-    if run.config.start != stored.start:
-        run.take_start()
-    if run.config != stored:
-        write_text(file, json.dumps(dataclasses.asdict(run.config), indent=1) + "\n")
+    # who only reads may do so while another process trains
+    with run.lock() if run.config.networks or run.config != stored else contextlib.nullcontext():
+        run.take_networks()
+        for need in needs:
+            missing = [f for f in MAKES[need] if not (folder / f).exists()]
+            if missing:
+                owner = next(n for n, s, _ in NOTEBOOKS.values() if s == need)
+                raise UserError(f"{folder / missing[0]} is missing; run {owner} first (or ./run_all.sh, which runs all)")
+            if run.is_trained(need) and (why := run.changed(need)):
+                number = next(n for n, (_, s, _) in NOTEBOOKS.items() if s == need)
+                raise UserError(f"{folder / MAKES[need][0]} was trained with {why}; --from {number} trains it again")
+        run.refuse_changes(stored)
+        if run.config.start != stored.start:
+            run.take_start()
+        if run.config != stored:
+            run.write_config()
     return run
 
 
@@ -115,6 +110,11 @@ def read_config(file: Path) -> Config:
         raise UserError(f"{file} cannot be used ({error}); choose another run_dir") from None
 
 
+def _hash(settings: dict, inputs: dict[str, str]) -> str:
+    counted = {name: value for name, value in settings.items() if (name, value) not in UNHASHED.items()}
+    return hashlib.sha256(json.dumps([counted, list(inputs.values())], sort_keys=True).encode()).hexdigest()
+
+
 class Run:
     """A run folder with its settings. `folder`: Path; `config`: Config."""
 
@@ -123,6 +123,9 @@ class Run:
 
     def __repr__(self):
         return f"Run({str(self.folder)!r}, profile={self.config.profile!r})"
+
+    def write_config(self) -> None:
+        write_text(self.folder / "config.json", json.dumps(dataclasses.asdict(self.config), indent=1) + "\n")
 
     # -------------------------------------------------------------------------------------------- provenance
     @property
@@ -142,18 +145,31 @@ class Run:
         upto = STAGES[: STAGES.index(stage) + 1]
         return {name: getattr(self.config, name) for name, f in FIELDS.items() if f.metadata.get("stage") in upto}
 
+    def inputs(self, stage: str) -> dict[str, str]:
+        """SHA-256 of the files that go into the stage; '' of one that is not there."""
+        files = [self.folder / f for f in INPUTS[stage] if f != "start.pt" or self.config.start]
+        return {f.name: file_hash(f) if f.exists() else "" for f in files}
+
+    def changed(self, stage: str) -> str:
+        """What the stage was made with and is not so today, as 'gan_steps 280, now 300 and other images'; '' where all is as it was.
+        A setting that is newer than the record had its default."""
+        noted, inputs = self.provenance["stages"].get(stage, {}), self.inputs(stage)
+        if "fingerprint" not in noted:
+            return "settings that provenance.json does not hold"
+        pairs = [(name, noted["settings"].get(name, FIELDS[name].default), value) for name, value in self.settings(stage).items()]
+        words = [f"{name} {then!r}, now {now!r}" for name, then, now in pairs if then != now]
+        named = {name: "other images" if name == "manifest.csv" else f"another {name}" for name in inputs}
+        if "inputs" in noted:
+            words += [named[name] for name, sha256 in inputs.items() if noted["inputs"].get(name) != sha256]
+        elif not words and noted["fingerprint"] != _hash(noted["settings"], inputs):  # an older record, which names no file
+            words = [" or ".join(named.values())]
+        return " and ".join(words)
+
     def fingerprint(self, stage: str) -> str:
-        """SHA-256 of those settings and of the files that go into the stage."""
-        inputs = {
-            "data": (),
-            "pretrain": ("manifest.csv", *["start.pt"] * bool(self.config.start)),
-            "srgan": ("manifest.csv", "srresnet.pt"),
-        }
-        files = inputs.get(stage, ("manifest.csv", "srresnet.pt", "srgan.pt"))
-        hashes = [file_hash(self.folder / f) if (self.folder / f).exists() else "" for f in files]
-        settings = {k: v for k, v in self.settings(stage).items() if k not in LATER or v != FIELDS[k].default}
-        text = json.dumps([settings, hashes], sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()
+        """The name that records and checkpoints have for the stage's settings and inputs: the recorded one as long as nothing changed."""
+        if self.changed(stage):
+            return _hash(self.settings(stage), self.inputs(stage))
+        return self.provenance["stages"][stage]["fingerprint"]
 
     def is_trained(self, stage: str) -> bool:
         """Whether the folder holds a training of the stage, finished or not."""
@@ -196,10 +212,10 @@ class Run:
             self.record("networks", name, file=str(file), sha256=file_hash(file))
 
     def take_start(self) -> None:
-        """Copy the weights that the setting `start` names to start.pt, where it does and nothing is trained yet. Raises UserError for
+        """Copy the weights that the setting `start` names to start.pt, where it does and nothing was trained from them yet. Raises UserError for
         weights that are not there, damaged, or of another shape than the settings."""
         wanted = self.config.start
-        if not wanted or self.is_trained("pretrain"):
+        if not wanted or (self.is_trained("pretrain") and (self.folder / "start.pt").exists()):
             return
         from .. import checkpoint, inference, released
         from ..steps import make_generator
@@ -243,9 +259,9 @@ class Run:
         with self.lock():
             before = self.provenance["stages"].get(name, {})
             fingerprint = self.fingerprint(name)
-            if self.is_trained(name) and before.get("fingerprint", fingerprint) != fingerprint:
+            if self.is_trained(name) and before and (why := self.changed(name)):
                 raise UserError(
-                    f"{self.folder / name} was trained from other {'images' if name == 'pretrain' else 'images or another srresnet.pt'}; "
+                    f"{self.folder / name} was trained with {why}; "
                     f"--from {'03' if name == 'pretrain' else '04'} trains it again, or choose another folder with run_dir (--run-dir)"
                 )
             if self.is_trained(name) and before.get("finished"):  # nothing will be trained: leave the record of when it was
@@ -256,6 +272,7 @@ class Run:
                 name,
                 fingerprint=fingerprint,
                 settings=self.settings(name),
+                inputs=self.inputs(name),
                 started=timestamp(),
                 finished=None,
                 device=device_used(self.config),

@@ -13,7 +13,7 @@ import time
 import warnings
 from pathlib import Path
 
-from ..config import UserError
+from ..config import OutOfTime, UserError
 from ..places import REPOSITORY
 from .run_folder import NOTEBOOKS, UNTRAINED, Run, open_run, run_path
 
@@ -21,8 +21,12 @@ STOP_SECONDS = 60  # that an interrupted cell gets to save
 LOG_SECONDS = 15  # between progress lines where the output is no terminal
 
 
-class NotebookError(RuntimeError):
+class NotebookError(UserError):
     """A notebook failed: which, in which cell, and its message."""
+
+
+class Paused(KeyboardInterrupt):
+    """`max_hours` ended a training as planned, saved. A caller that does not tell it apart sees an interrupt: exit status 130."""
 
 
 def run_series(
@@ -36,7 +40,7 @@ def run_series(
     """Run the notebooks that are not finished; `start` begins at one, `only` runs one, finished or not. Returns the report's path.
 
     Raises UserError for settings that cannot be, NotebookError where a notebook fails, KeyboardInterrupt on SIGINT and SIGTERM
-    (the kernel was stopped, what it trained is saved).
+    (the kernel was stopped, what it trained is saved), Paused where `max_hours` ended a training.
     """
     for number in (start, only):
         if number is not None and number not in NOTEBOOKS:
@@ -45,7 +49,8 @@ def run_series(
     folder = run_path(profile, run_dir).resolve()
     parameters = {"profile": profile, "run_dir": str(folder), "data": data, "overrides": overrides or {}}
     with Run(folder, None).lock():
-        os.environ |= {"SRLIB_LOCKED": str(folder), "SRLIB_STARTED": str(time.time())}
+        began = os.environ.get("SRLIB_STARTED")  # a session that is older than this call: `max_hours` counts from there
+        os.environ |= {"SRLIB_LOCKED": str(folder), "SRLIB_STARTED": began or str(time.time())}
         try:
             run = open_run(numbers[0], **parameters)
             print(f"run folder: {folder}", flush=True)
@@ -55,7 +60,9 @@ def run_series(
             for number in numbers:
                 _run_notebook(run, number, parameters, asked=bool(start or only))
         finally:
-            del os.environ["SRLIB_LOCKED"], os.environ["SRLIB_STARTED"]
+            del os.environ["SRLIB_LOCKED"]
+            if not began:
+                del os.environ["SRLIB_STARTED"]
         from .report import build_report
 
         return build_report(folder)
@@ -144,9 +151,13 @@ def _execute(notebook: Path, out: Path, parameters: dict) -> None:
         raise _explain(notebook, failure[0]) from None
 
 
-def _explain(notebook: Path, error: BaseException) -> Exception:
+def _explain(notebook: Path, error: BaseException) -> BaseException:
     if hasattr(error, "evalue"):  # papermill's PapermillExecutionError
-        message = str(error.evalue) if error.ename == "UserError" else f"{error.ename}: {error.evalue}"
+        if error.ename == OutOfTime.__name__:
+            print(f"        {error.evalue}", flush=True)
+            return Paused()
+        full = f"{error.ename}: {error.evalue}"
+        message = error.evalue if error.traceback == [full] else full  # of a UserError, whatever its class, that is all a kernel shows
         return NotebookError(f"{notebook.stem}, cell [{error.exec_count}]: {message}")
     return NotebookError(f"{notebook.stem}: {type(error).__name__}: {error}")
 

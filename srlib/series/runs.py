@@ -19,25 +19,46 @@ from .run_folder import read_config
 
 SRLIB = Path(sources.__file__).resolve().parent
 SHARES = ["adversarial_share", "content_share", "pixel_share"]
-NO_RESULT = {"__main__.py", "figures.py", "plots.py", "run_plots.py", "upscale_files.py"}  # a change of these changes no number of a run
+NO_RESULT = {  # files or folders whose change changes no number of a run
+    "__main__", "calibration", "domain", "export", "figures", "health", "places", "plots", "released", "run_plots", "upscale_files",
+    "bench", "downstream", "encoder", "folders", "handover", "kaggle", "kaggle_push", "pictures", "provenance", "release", "report",
+    "runner", "runs", "sweep",
+}  # fmt: skip
 
 
-@functools.cache
 def code_hash() -> str:
-    """SHA-256 of what computes a run's numbers: srlib's science and the evaluation, comments and layout aside."""
-    files = sorted(p for p in (*SRLIB.glob("*.py"), SRLIB / "series/evaluation.py") if p.name not in NO_RESULT)
-    return hashlib.sha256("".join(ast.dump(ast.parse(p.read_text())) for p in files).encode()).hexdigest()
+    """SHA-256 of the code that computes a run's numbers: all of srlib but `NO_RESULT`, without comments, docstrings and layout."""
+    files = sorted(p for p in SRLIB.rglob("*.py") if not NO_RESULT & {*p.relative_to(SRLIB).with_suffix("").parts})
+    return hashlib.sha256("".join(_code(p, *_version(p)) for p in files).encode()).hexdigest()
 
 
-@functools.cache
 def data_hash(data: str) -> str:
     """SHA-256 of the image files that the setting `data` means, names and content; of phantoms '', as code and settings draw them."""
     if data == "phantom":
         return ""
     root, total = sources.locate(data), hashlib.sha256()
     for path in find_images(root):
-        total.update(path.relative_to(root).as_posix().encode() + hashlib.sha256(path.read_bytes()).digest())
+        total.update(path.relative_to(root).as_posix().encode() + _digest(path, *_version(path)))
     return total.hexdigest()
+
+
+def _version(path: Path) -> tuple[int, int]:
+    """What changes with a file: hours pass in a sweep, and it is read again only where somebody wrote it."""
+    return path.stat().st_mtime_ns, path.stat().st_size
+
+
+@functools.cache
+def _code(path: Path, *version: int) -> str:
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree):
+        if isinstance(getattr(node, "body", None), list):
+            node.body = [line for line in node.body if not (isinstance(line, ast.Expr) and isinstance(line.value, ast.Constant))]
+    return ast.dump(tree)
+
+
+@functools.cache
+def _digest(path: Path, *version: int) -> bytes:
+    return hashlib.sha256(path.read_bytes()).digest()
 
 
 def made_from(config: Config) -> dict:

@@ -23,8 +23,8 @@ from ..config import PROFILES, Config, UserError, load_config
 from ..places import REPOSITORY
 from . import runs
 from .provenance import timestamp, write_text
-from .run_folder import Run, run_path
-from .runner import run_series
+from .run_folder import MAKES, Run, run_path
+from .runner import Paused, run_series
 
 EXPERIMENTS = REPOSITORY / "notebooks" / "experiments"
 KEYS = {"about", "profile", "settings", *PROFILES, "points", "seeds", "cross"}
@@ -122,14 +122,14 @@ def sweep(
     only_list=False,
 ) -> int:
     """Run what is not finished, and return the number of failed points; what happens to each is printed. With `again`, stale points are
-    moved to `stale/` and run anew; with `only_list`, nothing is run. The table of finished points goes to table.csv."""
+    moved to `stale/` and run anew; with `only_list`, nothing is run. The table of finished points goes to table.csv. Raises Paused, at
+    the end, where `max_hours` interrupted points and none failed."""
     name, content = read_sweep(which)
     home = run_path("", run_dir or f"runs/sweeps/{name}").resolve()
     points = make_points(content, home, profile, seeds, data, overrides)
     print(f"{name}: {content.get('about', '')}\n{len(points)} points in {home}")
     outcome = {}
     for number, point in enumerate(points, 1):
-        runs.code_hash.cache_clear()  # somebody may edit while hours pass
         state = point.state
         print(f"[{number}/{len(points)}] {point.folder.name}: {state}", flush=True)
         if not only_list and state != "finished" and (again or not state.startswith("stale")):
@@ -141,11 +141,13 @@ def sweep(
         print(f"{len(stale)} stale point(s) are in no table; --again runs them anew")
     if done := outcome.get("finished"):
         _tables(home, done, content.get("cross", False) and not only_list)
+    if "interrupted" in outcome and "failed" not in outcome and not only_list:
+        raise Paused
     return len(outcome.get("failed", []))
 
 
 def _run(point: Point, points: list[Point], again: bool) -> str:
-    """Run one point to its end; 'finished', 'failed: why' or 'skipped: how to get the weights'."""
+    """Run one point to its end or that of `max_hours`; 'finished', 'interrupted', 'failed: why' or 'skipped: how to get the weights'."""
     from ..features import WeightsMissing, feature_extractor
 
     if again:
@@ -160,26 +162,33 @@ def _run(point: Point, points: list[Point], again: bool) -> str:
         point.note(finished=timestamp())
     except WeightsMissing as error:
         return f"skipped: {error}"
+    except Paused:
+        pass
     except (UserError, RuntimeError) as error:
         point.note(made_from=runs.made_from(point.config), finished=None, error=str(error))
     return point.state
 
 
 def _share_pretraining(point: Point, points: list[Point]) -> None:
-    """Give a new point the finished pretraining of another that was made from the same: with one seed it would be the same to the byte."""
+    """Give a new point the finished pretraining of another that was made from the same, with what went into it: with one seed it would be
+    the same to the byte."""
     if point.folder.exists():
         return
     mine, stage = Run(point.folder, point.config), "pretrain"
     for other in points:
         theirs = Run(other.folder, other.config)
-        if other.record and not other.state.startswith("stale") and theirs.settings(stage) == mine.settings(stage):
-            facts = theirs.provenance["stages"].get(stage, {})
-            if facts.get("finished"):
-                shutil.copytree(other.folder / stage, point.folder / stage)
-                shutil.copy2(other.folder / "srresnet.pt", point.folder)
-                mine.record("stages", stage, **{"taken_from": other.folder.name} | facts)
-                print(f"    pretraining taken from {other.folder.name}", flush=True)
-                return
+        record = theirs.provenance
+        facts = record["stages"].get(stage, {})
+        same = facts.get("finished") and theirs.settings(stage) == mine.settings(stage)
+        if same and other.record and not other.state.startswith("stale"):
+            shutil.copytree(other.folder / stage, point.folder / stage)
+            for name in (*theirs.inputs(stage), *MAKES[stage]):
+                shutil.copy2(other.folder / name, point.folder)
+            if point.config.start:
+                mine.record("networks", "start", **record["networks"]["start"])
+            mine.record("stages", stage, **{"taken_from": other.folder.name} | facts)
+            print(f"    pretraining taken from {other.folder.name}", flush=True)
+            return
 
 
 def _tables(home: Path, done: list[Point], cross: bool) -> None:

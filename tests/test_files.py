@@ -1,0 +1,239 @@
+"""A file is known by its relative path, in folders of results and in what is made of them; commands and what they refuse."""
+
+import os
+import subprocess
+
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+from srlib import __main__ as command_line
+from srlib import checkpoint, reading
+from srlib.__main__ import main
+from srlib.config import UserError, load_config
+from srlib.data import read_image
+from srlib.degrade import downsample, to_image, to_tensor, upsample
+from srlib.models import Generator
+from srlib.phantom import bscan
+from srlib.places import REPOSITORY
+from srlib.series import runner
+from srlib.series.evaluation import evaluate_run, evaluated_images
+from srlib.series.folders import evaluate_folders
+from srlib.texture import TextureGenerator
+from srlib.upscale_files import upscale_files
+
+
+@pytest.fixture
+def drawing():
+    torch.manual_seed(0)
+    net = TextureGenerator(Generator(4, 1, 8, 1, global_skip=True), 4).eval()
+    torch.nn.init.normal_(net.head.tail.weight, std=0.01)
+    return net
+
+
+def reduced(hr):
+    return to_image(downsample(to_tensor(hr)))
+
+
+def save(path, *pages):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    first, *more = map(Image.fromarray, pages)
+    first.save(path, **(dict(save_all=True, append_images=more) if more else {}))
+    return path
+
+
+def evaluated(drawing, folder, paths, **settings):
+    """A run folder with untrained networks, evaluated on the last of `paths` (the first two: train and val)."""
+    for name, net in (("srresnet", drawing.trunk), ("srgan", drawing)):
+        checkpoint.save_weights(folder / f"{name}.pt", net)
+    rows = [(path, *read_image(folder / path).shape, "A", str(k)) for k, path in enumerate(paths)]
+    manifest = pd.DataFrame(rows, columns=["path", "height", "width", "label", "patient"])
+    manifest["split"] = ["train", "val", *["test"] * (len(paths) - 2)]
+    config = load_config("smoke", data=str(folder), draw_images=1, **settings)
+    return config, evaluate_run(config, folder, manifest, folder)
+
+
+# --------------------------------------------------------------------------------------------- evaluation/sr
+def test_test_scans_of_one_stem_keep_their_own_pictures(drawing, tmp_path):
+    names = ["A/train.png", "A/val.png", "A/x.jpg", "A/x.png", "A/x#1.png", "A/y.jpg", "A/x.tif#1", "A/x.tif#2"]
+    for k, name in enumerate(names[:6]):
+        save(tmp_path / name, bscan(k, 64, 72))
+    save(tmp_path / "A/x.tif", bscan(7, 64, 72), bscan(8, 64, 72))
+    config, table = evaluated(drawing, tmp_path, names)
+    assert set(table.image) == set(names[2:])
+    for name in names[2:]:
+        images = evaluated_images(tmp_path, tmp_path, name, config, ("bicubic",))
+        assert (images["bicubic"] == to_image(upsample(to_tensor(reduced(images["hr"]))))).all(), name
+    made = sorted(path.name for path in (tmp_path / "evaluation/sr/srgan/A").iterdir())
+    assert made == ["x#1.png.png", "x#2.png", "x.jpg.png", "x.png.png", "x.tif#1.png", "y.png"]  # others are named as in older runs
+    found = evaluate_folders(tmp_path / "evaluation/sr/bicubic", tmp_path, steps=0)
+    ours = table[(table.method == "bicubic") & (table.region == "whole")].set_index("image").psnr
+    theirs = found.table[found.table.region == "whole"].set_index("image").psnr
+    assert not found.failed and len(theirs) == 6
+    assert all(
+        theirs[name] == ours[path]
+        for path, name in zip(names[2:], ["A/x.jpg", "A/x.png", "A/x#1.png", "A/y", "A/x.tif#1", "A/x#2"], strict=True)
+    )
+
+
+def test_names_stay_apart_whatever_files_are_called():
+    paths = ["a.jpg", "a.png", "a.jpg.png", "v.tif#1", "v#1.png", "b/a.png"]
+    assert list(reading.png_names(paths)) == paths and len(set(reading.png_names(paths).values())) == 6
+    assert str(reading.png_names(paths)["b/a.png"]) == "b/a.png"
+
+
+def test_scans_smaller_than_the_crop_are_evaluated(drawing, tmp_path, capsys):
+    names = ["train.png", "val.png", "test.png"]
+    for k, name in enumerate(names):
+        save(tmp_path / name, bscan(k, 66, 72 + k))
+    _, table = evaluated(drawing, tmp_path, names, crop=96)
+    assert "evaluate: no training scan has 96 pixels a side; linear is fitted on crops of 64" in capsys.readouterr().out
+    psnr = table[table.region == "whole"].set_index("method").psnr
+    assert psnr["linear"] > psnr["nearest"] and "noise" in psnr
+
+
+# --------------------------------------------------------------------------------------------- upscale, then evaluate
+def test_upscale_keeps_the_tree(drawing, tmp_path):
+    for k, name in enumerate(("P1/NORMAL/scan.png", "P2/NORMAL/scan.jpg", "scan.png")):
+        save(tmp_path / "in" / name, bscan(k, 32, 40))
+    save(tmp_path / "in/P1/eye.tif", bscan(3, 32, 40), bscan(4, 32, 40))
+    _, _, failed, _ = upscale_files(tmp_path / "in", tmp_path / "out", drawing)
+    made = {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.png")}
+    assert not failed and made == {"P1/NORMAL/scan.png", "P2/NORMAL/scan.png", "scan.png", "P1/eye#1.png", "P1/eye#2.png"}
+    assert len(upscale_files(tmp_path / "in", tmp_path / "out", drawing)[1]) == 5  # made earlier
+
+
+@pytest.mark.parametrize("draws", [1, 2])
+def test_what_upscale_makes_of_trees_and_volumes_is_measured(drawing, tmp_path, draws):
+    scans = [bscan(k, 96, 112) for k in range(4)]
+    files = {"P1/scan": scans[:1], "P2/scan": scans[1:2], "P2/eye": scans[2:]}
+    for name, pages in files.items():
+        save(tmp_path / "hr" / f"{name}.tif", *pages)
+        save(tmp_path / "lr" / f"{name}.tif", *map(reduced, pages))
+    upscale_files(tmp_path / "lr", tmp_path / "sr", drawing, draws=draws, spread=draws > 1)
+    found = evaluate_folders(tmp_path / "sr", tmp_path / "hr", steps=0)
+    assert not found.failed and sorted(found.table.image.unique()) == ["P1/scan", "P2/eye#1", "P2/eye#2", "P2/scan"]
+    assert found.table.consistency.min() > 45 and len(found.draws) == (4 if draws > 1 else 0)
+    assert found.unpaired.empty or set(found.unpaired.patients) == {3}  # a volume is one patient's
+
+
+def test_evaluate_takes_a_stem_only_where_it_is_alone(tmp_path):
+    for name in ("P1/a.png", "P2/a.png", "P2/b.png", "P2/c.png", "P2/c.jpg"):
+        save(tmp_path / "hr" / name, bscan(1, 96, 112))
+    for name in ("a.png", "b.png", "P1/a.png", "P3/a.png", "P2/c.png", "gone_draw1.png", "P1/d.png"):
+        save(tmp_path / "sr" / name, bscan(1, 96, 112))
+    found = evaluate_folders(tmp_path / "sr", tmp_path / "hr", steps=0)
+    assert sorted(found.table.image.unique()) == ["P1/a", "b"]  # b by its stem
+    said = "\n".join(found.failed)
+    assert (
+        len(found.failed) == 5
+        and "2 HR images named a in" in said
+        and "2 HR images named P2/c" in said
+        and "no HR image named P1/d" in said
+    )
+    save(tmp_path / "sr/P4/b.png", bscan(2, 96, 112))  # which of the two is P2/b's?
+    save(tmp_path / "sr/P1/a.bmp", bscan(2, 96, 112))
+    with pytest.raises(UserError, match="nothing could be measured"):
+        evaluate_folders(tmp_path / "sr", tmp_path / "hr", steps=0)
+    save(tmp_path / "sr/P2/b.png", bscan(1, 96, 112))  # this one is
+    found = evaluate_folders(tmp_path / "sr", tmp_path / "hr", steps=0)
+    assert list(found.table.image.unique()) == ["P2/b"] and "the stem of another SR image" in "\n".join(found.failed)
+
+
+# --------------------------------------------------------------------------------------------- the command line
+def one_line(capsys):
+    said = capsys.readouterr().err
+    assert said.startswith("error: ") and said.count("\n") == 1 and "Traceback" not in said
+    return said
+
+
+@pytest.mark.parametrize("out", ["sr.jpg", "sr.tif", "sr.PDF"])
+def test_a_result_that_is_no_png_is_refused(drawing, tmp_path, monkeypatch, capsys, out):
+    monkeypatch.chdir(tmp_path)
+    checkpoint.save_weights(tmp_path / "net.pt", drawing)
+    save(tmp_path / "scan.png", bscan(1, 32, 40))
+    assert main(["upscale", "scan.png", out, "--weights", "net.pt"]) == 1
+    assert out in one_line(capsys) and not (tmp_path / out).exists()
+    assert main(["phantom", out]) == 1 and out in one_line(capsys) and not (tmp_path / out).exists()
+    (tmp_path / "folder.v2").mkdir()
+    assert main(["upscale", "scan.png", "folder.v2", "--weights", "net.pt"]) == 0 and (tmp_path / "folder.v2/scan.png").exists()
+
+
+def test_more_results_that_are_refused(drawing, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    checkpoint.save_weights(tmp_path / "net.pt", drawing)
+    save(tmp_path / "in/scan.png", bscan(1, 32, 40))
+    assert main(["upscale", "in", "sr.png", "--weights", "net.pt"]) == 1 and "sr.png" in one_line(capsys)
+    assert main(["phantom", "scan"]) == 1 and "scan.png" in one_line(capsys) and not (tmp_path / "scan").exists()
+    assert main(["phantom", "new/scan.PNG", "--scale", "8"]) == 0 and (tmp_path / "new/scan.PNG").exists()
+
+
+def failing(error):
+    def fail(*args, **kwargs):
+        raise error
+
+    return fail
+
+
+def test_only_what_the_user_can_mend_is_one_line(monkeypatch, capsys):
+    for error in (UserError("no such thing"), runner.NotebookError("03, cell [6]: no such thing")):
+        monkeypatch.setattr(runner, "run_series", failing(error))
+        assert main(["run"]) == 1 and "no such thing" in one_line(capsys)
+    for error in (PermissionError(13, "Permission denied", "runs/x"), OSError(28, "No space left on device")):
+        monkeypatch.setattr(runner, "run_series", failing(error))
+        assert main(["run"]) == 1
+        said = one_line(capsys)
+        assert error.strerror in said and "None" not in said
+    for error in (RuntimeError("shapes do not match"), torch.OutOfMemoryError("CUDA out of memory"), ConnectionError("refused")):
+        monkeypatch.setattr(runner, "run_series", failing(error))
+        with pytest.raises(type(error)):
+            main(["run"])
+
+
+def test_the_table_of_evaluate_gets_its_folder(tmp_path, capsys):
+    for part in ("sr", "hr"):
+        save(tmp_path / part / "a.png", bscan(1, 96, 112))
+    assert main(["evaluate", str(tmp_path / "sr"), str(tmp_path / "hr"), "--steps", "0", "--out", str(tmp_path / "new/m.csv")]) == 0
+    assert (tmp_path / "new/m.csv").exists()
+
+
+# --------------------------------------------------------------------------------------------- run_all.sh
+@pytest.fixture
+def run_all(tmp_path):
+    """`run_all.sh` with a python that says how it was called."""
+    fake = tmp_path / "bin/python3"
+    fake.parent.mkdir()
+    fake.write_text('#!/usr/bin/env bash\necho "$PWD:" "$@"\n')
+    fake.chmod(0o755)
+
+    def call(*words, **around):
+        around = os.environ | {"KAGGLE_KERNEL_RUN_TYPE": "Batch", "PATH": f"{fake.parent}:{os.environ['PATH']}"} | around
+        return subprocess.run(["bash", str(REPOSITORY / "run_all.sh"), *words], cwd=tmp_path, env=around, capture_output=True, text=True)
+
+    return call
+
+
+def test_run_all_hands_every_word_on(run_all, tmp_path):
+    commands = next(action.choices for action in command_line._parser()._actions if action.metavar == "COMMAND")
+    assert {"run", "upscale", "pictures", "train-encoder"} <= set(commands)
+    for words in (*[(name, "a b", "--list") for name in commands], ("nonsense",), ("upscale", "--help")):
+        assert run_all(*words).stdout == f"{tmp_path}: -m srlib {' '.join(words)}\n"
+    for words in ((), ("--profile", "smoke", "--from", "03"), ("--gpus", "2", "-p", "scale", "2")):
+        assert run_all(*words).stdout == " ".join([f"{tmp_path}: -m srlib run", *words]) + "\n"
+    assert run_all("test", "-m", "slow").stdout == f"{REPOSITORY}: -m pytest -m slow\n"
+    assert run_all("lab", "--no-browser").stdout == f"{REPOSITORY}/notebooks: -m jupyterlab --no-browser\n"
+
+
+def test_run_all_help_makes_no_environment(run_all, tmp_path):
+    said = run_all("--help").stdout
+    assert all(word in said for word in ("test", "lab", "--conda", f"{tmp_path}: -m srlib --help", f"{tmp_path}: -m srlib run --help"))
+    copy = tmp_path / "clone"
+    copy.mkdir()
+    for name in ("run_all.sh", "environment.yml"):
+        (copy / name).write_text((REPOSITORY / name).read_text())
+    bare = {"KAGGLE_KERNEL_RUN_TYPE": "", "VIRTUAL_ENV": "", "CONDA_PREFIX": ""}
+    for words in (["-h"], ["help"], ["--conda", "--help"]):
+        done = subprocess.run(["bash", str(copy / "run_all.sh"), *words], env=os.environ | bare, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0 and "./run_all.sh test" in done.stdout and not done.stderr
+    assert sorted(path.name for path in copy.iterdir()) == ["environment.yml", "run_all.sh"]

@@ -1,0 +1,194 @@
+"""A run folder: what a stage's validity is, older records, the lock; and what a runner says of a notebook that ends early."""
+
+import dataclasses
+import hashlib
+import json
+import os
+import re
+
+import nbformat
+import pytest
+
+from srlib import checkpoint, steps, training
+from srlib.config import Config, OutOfTime, UserError, load_config
+from srlib.places import REPOSITORY
+from srlib.series import report, runner
+from srlib.series.provenance import file_hash
+from srlib.series.run_folder import Run, open_run
+
+TINY = dict(crop=32, gan_crop=24, pretrain_steps=4, gan_steps=2, validate_every=2, checkpoint_every=2)
+# what the hash of older records left out where it was as it is here
+LATER = dict(
+    generator="srresnet", train_patients=0, tuning_steps=200, retina=True, lpips=False, dists=False, draw_images=0, classifier_steps=200,
+    networks="", start="", texture=0, penalty=0.0, pixel_weight=0.0, gan_crop=96,
+)  # fmt: skip
+
+
+def trained(folder, **settings) -> Run:
+    """A run folder where both trainings have ended, with files that stand for theirs."""
+    run = open_run("01", "smoke", str(folder), "", TINY | settings)
+    with run.stage("data"):
+        (folder / "manifest.csv").write_text("path,split\na.png,train\n")
+    for stage, weights in (("pretrain", "srresnet.pt"), ("srgan", "srgan.pt")):
+        with run.stage(stage):
+            (folder / stage).mkdir()
+            (folder / stage / "checkpoint.pt").write_bytes(b"state")
+            (folder / weights).write_bytes(stage.encode())
+    return run
+
+
+def rewrite(run: Run, stage: str, forget=()) -> str:
+    """The stage's record as it was written before it named its inputs, and before the settings in `forget` were there; its fingerprint."""
+    record = run.provenance
+    noted = record["stages"][stage]
+    for name in forget:
+        assert noted["settings"].pop(name) == getattr(Config(), name)
+    noted.pop("inputs", None)
+    files = {
+        "pretrain": ["manifest.csv"],
+        "srgan": ["manifest.csv", "srresnet.pt"],
+        "evaluation": ["manifest.csv", "srresnet.pt", "srgan.pt"],
+    }
+    hashes = [file_hash(run.folder / name) for name in files.get(stage, [])]
+    settings = {k: v for k, v in noted["settings"].items() if k not in LATER or v != LATER[k]}
+    noted["fingerprint"] = hashlib.sha256(json.dumps([settings, hashes], sort_keys=True).encode()).hexdigest()
+    (run.folder / "provenance.json").write_text(json.dumps(record))
+    return noted["fingerprint"]
+
+
+# --------------------------------------------------------------------------------------------- settings and inputs
+def test_what_changed_is_named(tmp_path):
+    run = trained(tmp_path / "run")
+    longer = Run(run.folder, dataclasses.replace(run.config, pretrain_steps=300))
+    with (
+        pytest.raises(UserError, match=r"pretrain was trained with pretrain_steps 4, now 300; --from 03 trains it again"),
+        longer.stage("pretrain"),
+    ):
+        pass
+    assert run.changed("pretrain") == run.changed("srgan") == "" and longer.changed("srgan") == "pretrain_steps 4, now 300"
+    (run.folder / "srresnet.pt").write_bytes(b"another")
+    with pytest.raises(UserError, match=r"srgan was trained with another srresnet\.pt; --from 04"), run.stage("srgan"):
+        pass
+    with pytest.raises(UserError, match=r"srgan\.pt was trained with another srresnet\.pt; --from 04 trains it again"):
+        open_run("05", "smoke", str(run.folder))
+    (run.folder / "manifest.csv").write_text("path,split\nb.png,train\n")
+    with pytest.raises(UserError, match="pretrain was trained with other images; --from 03"), run.stage("pretrain"):
+        pass
+    assert longer.changed("srgan") == "pretrain_steps 4, now 300 and other images and another srresnet.pt"
+
+
+def test_a_setting_that_is_newer_than_the_record_had_its_default(tmp_path):
+    """No list says which are new: any may be."""
+    run = trained(tmp_path / "run")
+    before = run.fingerprint("pretrain")
+    record = run.provenance
+    for name in ("phantom_jpeg", "pretrain_loss"):
+        del record["stages"]["pretrain"]["settings"][name]
+    (run.folder / "provenance.json").write_text(json.dumps(record))
+    assert run.config.phantom_jpeg == Config().phantom_jpeg and run.config.pretrain_loss == "psnr" != Config().pretrain_loss
+    assert run.changed("pretrain") == "pretrain_loss 'mse', now 'psnr'"
+    run = Run(run.folder, dataclasses.replace(run.config, pretrain_loss="mse"))
+    assert run.changed("pretrain") == "" and run.fingerprint("pretrain") == before
+    record["stages"]["pretrain"]["settings"]["d_noise"] = 0.07  # one that is gone
+    (run.folder / "provenance.json").write_text(json.dumps(record))
+    assert run.changed("pretrain") == ""
+
+
+# --------------------------------------------------------------------------------------------- older records
+@pytest.mark.parametrize("forget", [(), ("phantom_jpeg", "gan_lr_drop"), ("dists", "retina", "precision")])
+def test_an_older_record_is_valid_where_nothing_changed(tmp_path, forget):
+    run = trained(tmp_path / "run", gan_lr_drop=Config().gan_lr_drop)
+    with run.stage("evaluation"):
+        pass
+    for stage in ("data", "pretrain", "srgan", "evaluation"):
+        old = rewrite(run, stage, [name for name in forget if name in run.settings(stage)])
+        assert run.changed(stage) == "" and run.fingerprint(stage) == old, stage
+        with run.stage(stage) as fingerprint:
+            assert fingerprint == old
+    assert "inputs" in run.provenance["stages"]["evaluation"]  # written with it now
+    assert Run(run.folder, dataclasses.replace(run.config, gan_steps=9)).changed("srgan") == "gan_steps 2, now 9"
+    (run.folder / "srresnet.pt").write_bytes(b"another")
+    with pytest.raises(UserError, match=r"srgan was trained with other images or another srresnet\.pt; --from 04"), run.stage("srgan"):
+        pass
+    assert run.changed("pretrain") == ""
+
+
+def test_an_older_checkpoint_is_continued(scan_folder, tmp_path, capsys):
+    """Also one that was begun before a setting was there."""
+    run = open_run("01", "smoke", str(tmp_path / "run"), str(scan_folder), TINY | {"max_hours": 1e-9})
+    run.make_manifest()
+    parts = run.images("train", run.config.crop), run.images("val"), run.folder
+    with run.stage("pretrain"):
+        pass
+    old = rewrite(run, "pretrain", ["phantom_jpeg"])
+    for step in (1, 2):
+        with pytest.raises(OutOfTime, match=f"saved at step {step};"), run.stage("pretrain") as fingerprint:
+            training.pretrain_generator(run.config, *parts, fingerprint)
+        assert checkpoint.load(run.folder / "pretrain" / "checkpoint.pt")["fingerprint"] == old
+    assert "continuing at step 1 of 4" in capsys.readouterr().out
+
+
+# --------------------------------------------------------------------------------------------- start, lock
+def test_start_is_taken_again_where_it_is_missing(tmp_path):
+    """As in the points of an earlier sweep, which got a pretraining without the file that it went on from."""
+    torch_file = tmp_path / "first.pt"
+    checkpoint.save_weights(torch_file, steps.make_generator(load_config("smoke")), name="srresnet")
+    run = trained(tmp_path / "run", start=str(torch_file))
+    (run.folder / "start.pt").unlink()
+    again = open_run("01", "smoke", str(run.folder), "", TINY | {"start": str(torch_file)})
+    with again.stage("pretrain"):
+        assert file_hash(run.folder / "start.pt") == file_hash(torch_file)
+    (run.folder / "start.pt").write_bytes(b"another")
+    with pytest.raises(UserError, match=r"pretrain was trained with another start\.pt; --from 03"), again.stage("pretrain"):
+        pass
+
+
+def test_settings_are_written_under_the_lock(tmp_path):
+    run = open_run("01", "smoke", str(tmp_path / "run"))
+    (run.folder / "manifest.csv").touch()
+    before = {name: (run.folder / name).read_bytes() for name in ("config.json", "manifest.csv")}
+    with run.lock():
+        for notebook, overrides in (("01", {"width": 4}), ("03", {"pretrain_steps": 5})):
+            with pytest.raises(UserError, match="in use by another process"):
+                open_run(notebook, "smoke", str(run.folder), overrides=overrides)
+        assert open_run("02", "smoke", str(run.folder)).config == run.config  # reading goes on
+    assert before == {name: (run.folder / name).read_bytes() for name in before}
+    assert open_run("03", "smoke", str(run.folder), overrides={"pretrain_steps": 5}).config.pretrain_steps == 5
+
+
+# --------------------------------------------------------------------------------------------- the runner
+@pytest.mark.parametrize("began", [None, "1000.5"])
+def test_the_time_that_a_session_began_is_kept(tmp_path, monkeypatch, began):
+    seen = []
+    monkeypatch.delenv("SRLIB_STARTED", raising=False)
+    if began:
+        monkeypatch.setenv("SRLIB_STARTED", began)
+    monkeypatch.setattr(runner, "_run_notebook", lambda *_, **__: seen.append(os.environ["SRLIB_STARTED"]))
+    monkeypatch.setattr(report, "build_report", lambda folder: folder)
+    runner.run_series("smoke", str(tmp_path / "run"))
+    assert len(seen) == 6 and set(seen) == {began or seen[0]}
+    assert os.environ.get("SRLIB_STARTED") == began and "SRLIB_LOCKED" not in os.environ
+
+
+@pytest.mark.parametrize(
+    ("ending", "raised", "words"),
+    [
+        (
+            "class Missing(UserError): pass\nraise Missing('no weights there')",
+            runner.NotebookError,
+            r"^short, cell \[\d\]: no weights there$",
+        ),
+        ("raise ValueError('no weights there')", runner.NotebookError, r"^short, cell \[\d\]: ValueError: no weights there$"),
+        ("raise OutOfTime('max_hours=9 are over, saved')", runner.Paused, r"^$"),
+    ],
+)
+def test_how_a_notebook_ended_early(tmp_path, capsys, ending, raised, words):
+    """A mistake of the user's, of any class, is its sentence alone; the planned end of a session is no failure."""
+    begin = f"import sys\nsys.path.insert(0, {str(REPOSITORY)!r})\nfrom srlib.config import OutOfTime, UserError"
+    cells = [nbformat.v4.new_code_cell(text) for text in (begin, ending)]
+    metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3"}}
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=metadata), tmp_path / "short.ipynb")
+    with pytest.raises(raised) as error:
+        runner._execute(tmp_path / "short.ipynb", tmp_path / "out.ipynb", {})
+    assert re.search(words, str(error.value))
+    assert ("max_hours=9 are over, saved" in capsys.readouterr().out) == (raised is runner.Paused)
