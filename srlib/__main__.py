@@ -209,9 +209,10 @@ def _downstream(args) -> None:
 
 
 def _upscale(args) -> int:
-    from .inference import choose, in_words
-    from .training import pick_device
-    from .upscale_files import upscale_files
+    from .device import pick_device
+    from .inference.files import upscale_files
+    from .inference.upscaling import in_words
+    from .models.weights import choose
 
     generator, name, known, learnt = choose(args.weights, args.scale, pick_device())
     consistent = None if args.consistent is None else learnt if args.consistent in ("", learnt[0]) else (args.consistent, 0.0)
@@ -235,8 +236,8 @@ def _phantom(args) -> None:
 
     from PIL import Image
 
+    from .data.phantom import bscan
     from .degrade import downsample, to_image, to_tensor
-    from .phantom import bscan
 
     if Path(args.out).suffix.lower() != ".png":
         raise UserError(f"{args.out}: a phantom is a PNG file; call it {Path(args.out).stem}.png")
@@ -248,7 +249,7 @@ def _phantom(args) -> None:
 def _evaluate(args) -> int:
     from pathlib import Path
 
-    from .series.folders import as_text, evaluate_folders
+    from .evaluation.folders import as_text, evaluate_folders
 
     if args.out:
         Path(args.out).parent.mkdir(parents=True, exist_ok=True)  # before the work
@@ -264,44 +265,44 @@ def _evaluate(args) -> int:
 
 
 def _calibrate(args) -> None:
-    from .calibration import compare, one_of_each
+    from .evaluation.calibration import compare, one_of_each
 
     images = one_of_each(args.folder) if args.folder else []
     print(compare(images, f"{args.folder} ({len(images)} scans)").round(3).to_string())
 
 
 def _train_encoder(args) -> None:
-    from .features import WEIGHTS
-    from .series.encoder import train_encoders
+    from .files import WEIGHTS
+    from .tools.encoder import train_encoders
 
     for name, facts in train_encoders(args.out or WEIGHTS).items():
         print(name, facts)
-    print("set SHA256 in srlib/features.py to these values to use the files")
+    print("set SHA256 in srlib/models/encoders.py to these values to use the files")
 
 
 def _bench(args) -> None:
-    from .series.bench import bench
+    from .tools.bench import bench
 
     print(bench(args.device))
 
 
 def _kaggle(args) -> int:
-    from .series import kaggle, kaggle_push
+    from .kaggle import kernels, push
 
     settings = dict(profile=args.profile, vgg=args.vgg, public=args.public, overrides={name: _value(value) for name, value in args.p})
     if args.action == "push":
-        print(kaggle_push.push(args.user, args.chain, args.wait, **settings))
+        print(push.push(args.user, args.chain, args.wait, **settings))
     elif args.action == "pull":
-        print(kaggle_push.pull(args.user, args.chain))
+        print(push.pull(args.user, args.chain))
     elif args.action == "status":
-        for title in kaggle.titles(args.chain):
-            name = f"{args.user}/{kaggle.slug(title)}"
-            print(f"{name}: {kaggle_push.status(name).lower() or 'not there'}")
+        for title in kernels.titles(args.chain):
+            name = f"{args.user}/{kernels.slug(title)}"
+            print(f"{name}: {push.status(name).lower() or 'not there'}")
     elif args.action == "build":
-        for folder in kaggle.build(args.user, args.chain, **settings):
+        for folder in kernels.build(args.user, args.chain, **settings):
             print(folder)
     else:
-        wrong = [sentence for title in kaggle.titles(args.chain) for sentence in kaggle.check(kaggle.OUT / kaggle.slug(title))]
+        wrong = [sentence for title in kernels.titles(args.chain) for sentence in kernels.check(kernels.OUT / kernels.slug(title))]
         for sentence in wrong:
             print(f"error: {sentence}", file=sys.stderr)
         return 1 if wrong else print("nothing to object to") or 0
@@ -309,14 +310,14 @@ def _kaggle(args) -> int:
 
 
 def _release(args) -> None:
-    from .series.release import release
+    from .tools.release import release
 
     for path in release(_path(args.run_dir), _path(args.out), _path(args.data), args.source, args.allow_phantom):
         print(path)
 
 
 def _pictures(args) -> None:
-    from .series.pictures import update_pictures
+    from .tools.pictures import update_pictures
 
     for path in update_pictures(_path(args.run_dir)):
         print(path)

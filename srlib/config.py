@@ -89,7 +89,11 @@ class Config:
     # pretrain
     seed: int = _setting(0, "pretrain", "seed of weights and crops in both training stages", low=0)
     generator: str = _setting(
-        "srresnet", "pretrain", "the network (srlib/models.py); rrdb: ESRGAN's blocks", ("srresnet", "rrdb"), registry="models.GENERATORS"
+        "srresnet",
+        "pretrain",
+        "the network (srlib/models/networks.py); rrdb: ESRGAN's blocks",
+        ("srresnet", "rrdb"),
+        registry="models.networks.GENERATORS",
     )
     start: str = _setting(
         "", "pretrain", "weights that the pretraining goes on from: 'released', a run's or a release's folder, or a file; '': random ones"
@@ -110,7 +114,7 @@ class Config:
         "pretrain",
         "mse or l1 of the batch; psnr: minus the mean PSNR of its crops, so that a fill's edge does not outweigh tissue",
         ("mse", "l1", "psnr"),
-        registry="losses.PRETRAIN",
+        registry="training.losses.PRETRAIN",
     )
     pretrain_clip: float = _setting(0.0, "pretrain", "longest gradient of a step, its norm; longer ones are cut to it; 0: off", low=0)
     precision: str = _setting(
@@ -120,10 +124,10 @@ class Config:
     content_features: str = _setting(
         "vgg19:relu5_4",
         "srgan",
-        "network:layer of the content loss (srlib/features.py); oct-vgg: VGG-19 tuned to tell the run's classes; none: pixels "
+        "network:layer of the content loss (srlib/models/features.py); oct-vgg: VGG-19 tuned to tell the run's classes; none: pixels "
         "(SRGAN-MSE), with texture no content loss",
         tuple(LAYERS),
-        registry="features.EXTRACTORS",
+        registry="models.features.EXTRACTORS",
     )
     feature_weights: str = _setting(
         "", "srgan", "state dict for a VGG or ResNet (a file, or a folder to search); '': torchvision's IMAGENET1K_V1"
@@ -138,7 +142,7 @@ class Config:
         "standard: D judges each image alone; relativistic: whether HR looks more real than the mean SR (Jolicoeur-Martineau 2018); "
         "pairing: than the SR of its own LR (Huang et al. 2024)",
         ("standard", "relativistic", "pairing"),
-        registry="losses.ADVERSARIAL",
+        registry="training.losses.ADVERSARIAL",
     )
     adversarial_weight: float = _setting(1e-3, "srgan", "factor of the adversarial loss", low=0)
     adversarial_share: float = _setting(
@@ -153,7 +157,7 @@ class Config:
     texture: int = _setting(
         0,
         "srgan",
-        "feature maps of the head that draws texture from noise, on the frozen SRResNet, with a discriminator of its own (srlib/texture.py); "
+        "feature maps of the head that draws texture from noise, on the frozen SRResNet, with a discriminator of its own (srlib/models/texture.py); "
         "0: Ledig's two networks, whose SRGAN is a function of LR and can only carve one pattern for all grain",
         low=0,
     )
@@ -294,11 +298,11 @@ FIELDS = {f.name: f for f in dataclasses.fields(Config)}
 def load_config(profile: str = "quick", **overrides) -> Config:
     """The settings of `profile` with `overrides`; a wrong name, type or value raises UserError that names the nearest valid one."""
     if profile not in PROFILES:
-        raise UserError(f"there is no profile {profile!r}; {_nearest(profile, PROFILES)}")
+        raise UserError(f"there is no profile {profile!r}; {nearest(profile, PROFILES)}")
     known = [name for name in FIELDS if name != "profile"]
     for name, value in overrides.items():
         if name not in known:
-            raise UserError(f"there is no setting {name!r}; {_nearest(name, known)}")
+            raise UserError(f"there is no setting {name!r}; {nearest(name, known)}")
         overrides[name] = _check(FIELDS[name], value)
     config = Config(profile=profile, **{**PROFILES[profile], **overrides})
     for name in ("crop", "gan_crop"):
@@ -313,7 +317,7 @@ def load_config(profile: str = "quick", **overrides) -> Config:
     network, _, layer = config.content_features.partition(":")
     layers = LAYERS.get(network, (layer,))  # an extractor that was added checks its own
     if layer and layer not in layers:
-        known = _nearest(layer, layers) if layers else f"set content_features to {network!r}"
+        known = nearest(layer, layers) if layers else f"set content_features to {network!r}"
         raise UserError(f"content_features={config.content_features!r}: {network} has no layer {layer!r}; {known}")
     if config.generator == "rrdb" and config.batch_norm:
         raise UserError("generator='rrdb' has no batch normalisation; set batch_norm to False")
@@ -328,7 +332,7 @@ def load_config(profile: str = "quick", **overrides) -> Config:
     return config
 
 
-def _nearest(name: str, known) -> str:
+def nearest(name: str, known) -> str:
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f"did you mean {close[0]!r}?" if close else f"valid ones: {', '.join(known)}"
 
@@ -341,11 +345,11 @@ def _check(setting, value):
         raise UserError(f"{setting.name} takes a {kind.__name__}, not {value!r}; its default is {setting.default!r}")
     choices, chosen = meta["choices"], value.partition(":")[0] if meta["registry"] else value
     if meta["registry"] and chosen not in choices:
-        module, name = meta["registry"].split(".")
+        module, name = meta["registry"].rsplit(".", 1)
         choices = [*choices, *getattr(importlib.import_module(f".{module}", __package__), name)]
     if choices and chosen not in choices:
         if kind is str:
-            raise UserError(f"{setting.name} cannot be {value!r}; {_nearest(chosen, dict.fromkeys(choices))}")
+            raise UserError(f"{setting.name} cannot be {value!r}; {nearest(chosen, dict.fromkeys(choices))}")
         near = min(meta["choices"], key=lambda c: abs(c - value))
         raise UserError(f"{setting.name} cannot be {value!r}; the nearest valid value is {near!r}")
     for bound, bad in ((meta["low"], lambda b: not value >= b), (meta["high"], lambda b: not value <= b)):

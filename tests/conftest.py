@@ -40,7 +40,7 @@ def vgg_file(tmp_path_factory):
 @pytest.fixture
 def scan_folder(tmp_path):
     """Twelve small phantoms of six patients, in Kermany's layout."""
-    from srlib.phantom import PATHOLOGIES, bscan
+    from srlib.data.phantom import PATHOLOGIES, bscan
 
     root = tmp_path / "scans"
     for eye in range(6):
@@ -55,7 +55,7 @@ def scan_folder(tmp_path):
 @pytest.fixture
 def images(scan_folder):
     """Its image files, of training and validation patients."""
-    from srlib.data import build_manifest
+    from srlib.data.manifest import build_manifest
 
     table = build_manifest(scan_folder)
     return [[str(scan_folder / p) for p in table.path[table.split == s]] for s in ("train", "val")]

@@ -81,7 +81,7 @@ def test_names_are_checked_without_torch():
 
 
 def test_an_extractor_that_was_added_checks_its_own_layers(monkeypatch):
-    from srlib import features
+    from srlib.models import features
 
     monkeypatch.setitem(features.EXTRACTORS, "mine", lambda layer, weights: None)
     assert load_config("quick", content_features="mine:deep").content_features == "mine:deep"

@@ -10,17 +10,19 @@ import pytest
 import torch
 from PIL import Image
 
-from srlib import sources
 from srlib.config import UserError, load_config
-from srlib.data import Crops, batches, build_manifest, check_split, find_images, held_batches, read_image, read_pair, valid_region
-from srlib.manifest import near_duplicates
-from srlib.phantom import PATHOLOGIES, bscan
-from srlib.places import REPOSITORY
-from srlib.reading import lr_partner
-from srlib.series.evaluation import evaluate_run
-from srlib.series.run_folder import open_run
-from srlib.sources import locate
-from srlib.training import pretrain_generator, train_srgan
+from srlib.data import sources
+from srlib.data.crops import Crops, batches, held_batches
+from srlib.data.manifest import build_manifest, check_split, near_duplicates
+from srlib.data.phantom import PATHOLOGIES, bscan
+from srlib.data.reading import find_images, lr_partner, read_image, read_pair
+from srlib.data.sources import locate
+from srlib.evaluation.run import evaluate_run
+from srlib.files import REPOSITORY
+from srlib.metrics.regions import valid_region
+from srlib.series.opening import open_run
+from srlib.training.adversarial import train_srgan
+from srlib.training.pretraining import pretrain_generator
 
 
 def test_phantoms_are_seeded_and_differ():
@@ -230,7 +232,8 @@ def test_a_decoding_that_was_killed_is_made_again_and_torn_files_too(scan_folder
 import os, signal, sys
 sys.path.insert(0, {str(REPOSITORY)!r})
 import numpy as np
-from srlib.data import Crops, find_images
+from srlib.data.crops import Crops
+from srlib.data.reading import find_images
 def dying(file, image):
     file.write(b"half")
     file.flush()

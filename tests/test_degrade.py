@@ -12,6 +12,7 @@ from scipy.ndimage import gaussian_filter
 
 from srlib import metrics
 from srlib.config import FIELDS
+from srlib.data.phantom import bscan
 from srlib.degrade import (
     KINDS,
     SCALES,
@@ -25,7 +26,6 @@ from srlib.degrade import (
     to_tensor,
     upsample,
 )
-from srlib.phantom import bscan
 
 LINEAR = [kind for kind in KINDS if kind != "speckle"]
 

@@ -12,17 +12,21 @@ import torch
 import torchvision
 from torch import nn
 
-from srlib import checkpoint, classify, degrade, features, losses, models, statistics, steps, training
+from srlib import degrade
 from srlib.__main__ import main
 from srlib.config import PROFILES, UserError, load_config
-from srlib.data import build_manifest
-from srlib.features import EXTRACTORS, WeightsMissing, feature_extractor
-from srlib.inference import load_generator
-from srlib.manifest import fewer_patients
-from srlib.places import REPOSITORY
+from srlib.data.manifest import build_manifest, fewer_patients
+from srlib.evaluation import statistics
+from srlib.files import REPOSITORY
+from srlib.models import encoders, features, networks
+from srlib.models.features import EXTRACTORS, WeightsMissing, feature_extractor
+from srlib.models.texture import TextureGenerator, normal_noise
+from srlib.models.weights import load_generator, save_weights
 from srlib.series import downstream, runs, sweep
-from srlib.series.run_folder import Run, open_run
-from srlib.texture import TextureGenerator, normal_noise
+from srlib.series.opening import open_run
+from srlib.series.run_folder import Run
+from srlib.training import adversarial, checkpoint, classifier, losses, pretraining
+from srlib.training.stage import make_generator
 
 TINY = dict(
     crop=32, gan_crop=32, batch=4, pretrain_steps=3, gan_steps=2, validate_every=2, checkpoint_every=3, width=8, blocks=1, d_width=4
@@ -52,34 +56,34 @@ class Plain(nn.Module):
 
 
 # --------------------------------------------------------------------------------------------- registries
-@pytest.mark.parametrize("name", models.GENERATORS)
+@pytest.mark.parametrize("name", networks.GENERATORS)
 @pytest.mark.parametrize("scale", [3, 4])
 def test_every_generator_scales_and_comes_back_from_its_file(name, scale, tmp_path):
-    net = steps.make_generator(load_config("smoke", generator=name, scale=scale, crop=48, gan_crop=48)).eval()
+    net = make_generator(load_config("smoke", generator=name, scale=scale, crop=48, gan_crop=48)).eval()
     lr = torch.rand(2, 1, 12, 10)
     torch.testing.assert_close(net(lr), degrade.upsample(lr, scale))  # the global skip's start
     nn.init.normal_(net.tail.weight, std=0.01)
-    checkpoint.save_weights(tmp_path / "a.pt", net)
+    save_weights(tmp_path / "a.pt", net)
     again = load_generator(tmp_path / "a.pt")
     assert again.settings == net.settings and again.settings["generator"] == name and type(again) is type(net)
     torch.testing.assert_close(again(lr), net(lr))
     drawing, noise = TextureGenerator(net, 4), normal_noise(0, 2, 12 * scale, 10 * scale)
     nn.init.normal_(drawing.head.tail.weight, std=0.05)
-    checkpoint.save_weights(tmp_path / "b.pt", drawing)
+    save_weights(tmp_path / "b.pt", drawing)
     again = load_generator(tmp_path / "b.pt")
     assert again.settings == drawing.settings and type(again.trunk) is type(net) and type(again) is TextureGenerator
     torch.testing.assert_close(again(lr, noise), drawing(lr, noise))
 
 
 def test_a_file_without_the_name_is_srresnet(tmp_path):
-    net = models.Generator(4, 1, 8, 1)
+    net = networks.Generator(4, 1, 8, 1)
     assert "generator" not in net.settings  # as files were written before
-    checkpoint.save_weights(tmp_path / "old.pt", net)
-    assert type(load_generator(tmp_path / "old.pt")) is models.Generator
+    save_weights(tmp_path / "old.pt", net)
+    assert type(load_generator(tmp_path / "old.pt")) is networks.Generator
 
 
 def test_rrdb_is_another_network():
-    rrdb, plain = (steps.make_generator(load_config("smoke", generator=name, width=8)) for name in ("rrdb", "srresnet"))
+    rrdb, plain = (make_generator(load_config("smoke", generator=name, width=8)) for name in ("rrdb", "srresnet"))
     assert (
         sum(isinstance(m, nn.Conv2d) for m in rrdb.blocks.modules()) == 15 != sum(isinstance(m, nn.Conv2d) for m in plain.blocks.modules())
     )
@@ -95,7 +99,7 @@ def test_rrdb_is_another_network():
             y = y + 0.2 * part[-1](torch.cat(maps, 1))
         torch.testing.assert_close(block(x), x + 0.2 * y)
     with pytest.raises(UserError, match="set batch_norm to False"):
-        steps.make_generator(load_config("paper", generator="rrdb"))
+        make_generator(load_config("paper", generator="rrdb"))
 
 
 @pytest.mark.parametrize("texture", [4, 0])
@@ -113,7 +117,7 @@ def test_what_a_cell_registers_trains(images, tmp_path, monkeypatch, texture):
 
     with pytest.raises(UserError, match="generator cannot be 'plain'"):
         load_config("smoke", generator="plain")
-    monkeypatch.setitem(models.GENERATORS, "plain", Plain)
+    monkeypatch.setitem(networks.GENERATORS, "plain", Plain)
     monkeypatch.setitem(degrade.KINDS, "peak", noted("peak", lambda hr, scale, amount: nn.functional.max_pool2d(hr, scale)))
     monkeypatch.setitem(losses.PRETRAIN, "fourth", noted("fourth", lambda sr, hr: ((sr - hr) ** 4).mean()))
     squares = losses.Adversarial(
@@ -123,12 +127,12 @@ def test_what_a_cell_registers_trains(images, tmp_path, monkeypatch, texture):
     monkeypatch.setitem(features.EXTRACTORS, "pool", noted("pool", lambda layer, weights: nn.AvgPool2d(2)))
     chosen = dict(generator="plain", degradation="peak", pretrain_loss="fourth", adversarial_loss="squares", content_features="pool")
     config = load_config("smoke", **TINY, **chosen, texture=texture)
-    training.pretrain_generator(config, *images, tmp_path)
-    history = training.train_srgan(config, *images, tmp_path)
+    pretraining.pretrain_generator(config, *images, tmp_path)
+    history = adversarial.train_srgan(config, *images, tmp_path)
     assert set(used) == {"peak", "fourth", "g", "d", "pool"} and history.content.iloc[-1] > 0
     found = load_generator(tmp_path / "srgan.pt")
     assert type(found.trunk if texture else found) is Plain and found.settings.get("kind", "") == ""
-    monkeypatch.delitem(models.GENERATORS, "plain")
+    monkeypatch.delitem(networks.GENERATORS, "plain")
     with pytest.raises(UserError, match="register it"):
         load_generator(tmp_path / "srgan.pt")
 
@@ -151,7 +155,7 @@ def test_the_settings_know_every_entry():
     """What `choices` lists without torch is what the registries hold."""
     from srlib.config import FIELDS
 
-    known = {"generator": models.GENERATORS, "pretrain_loss": losses.PRETRAIN, "adversarial_loss": losses.ADVERSARIAL}
+    known = {"generator": networks.GENERATORS, "pretrain_loss": losses.PRETRAIN, "adversarial_loss": losses.ADVERSARIAL}
     for name, registry in (known | {"content_features": EXTRACTORS}).items():
         assert set(FIELDS[name].metadata["choices"]) == set(registry), name
 
@@ -159,9 +163,9 @@ def test_the_settings_know_every_entry():
 def test_a_loss_without_size_cannot_be_calibrated(images, tmp_path, monkeypatch):
     monkeypatch.setitem(losses.ADVERSARIAL, "negative", losses.Adversarial(lambda sr, hr: -(sr**2).mean() - 1, losses.discriminator_loss))
     config = load_config("smoke", **TINY, adversarial_loss="negative", content_features="oct-encoder")
-    training.pretrain_generator(config, *images, tmp_path)
+    pretraining.pretrain_generator(config, *images, tmp_path)
     with pytest.raises(UserError, match="content_weight=0 cannot be calibrated"):
-        training.train_srgan(config, *images, tmp_path)
+        adversarial.train_srgan(config, *images, tmp_path)
 
 
 # --------------------------------------------------------------------------------------------- extractors
@@ -212,13 +216,13 @@ def test_missing_weights_say_how_to_get_them(tmp_path):
 def test_extractors_start_at_the_same_share_of_the_loss(images, tmp_path):
     """Calibrated: on the first batches the content term has its stated share beside the adversarial one, whichever the extractor; and it is
     recorded. Where texture is drawn, 'none' means no content loss, as there is the pixel term; otherwise it is the content loss of no network."""
-    training.pretrain_generator(load_config("smoke", **TINY), *images, tmp_path / "a")
+    pretraining.pretrain_generator(load_config("smoke", **TINY), *images, tmp_path / "a")
     for name, texture in (("none", 0), ("none", 4), ("oct-encoder:relu1_2", 4), ("random-vgg19:relu1_2", 4)):
         config = load_config("smoke", **TINY, content_features=name, content_weight=0.0, texture=texture, adversarial_share=0.4)
         folder = tmp_path / f"{name.replace(':', '')}-{texture}"
         folder.mkdir()
         (folder / "srresnet.pt").write_bytes((tmp_path / "a/srresnet.pt").read_bytes())
-        history = training.train_srgan(config, *images, folder)
+        history = adversarial.train_srgan(config, *images, folder)
         recorded = torch.load(folder / "srgan.pt", weights_only=True)["loss_weights"]
         assert recorded["adversarial"] == config.adversarial_weight and recorded["pixel"] > 0
         if name == "none" and texture:
@@ -231,17 +235,17 @@ def test_extractors_start_at_the_same_share_of_the_loss(images, tmp_path):
 
 def test_oct_vgg_is_tuned_once_on_the_runs_classes(images, tmp_path, random_weights, capsys):
     config = load_config("smoke", **TINY, content_features="oct-vgg:relu2_2", feature_weights=str(random_weights), tuning_steps=2)
-    training.pretrain_generator(config, *images, tmp_path)
-    training.train_srgan(config, *images, tmp_path)
+    pretraining.pretrain_generator(config, *images, tmp_path)
+    adversarial.train_srgan(config, *images, tmp_path)
     file = tmp_path / "srgan/oct-vgg.pt"
     tuned, start = torch.load(file, weights_only=True), torch.load(random_weights / "vgg19-dcbb9e9d.pth", weights_only=True)
     assert tuned.keys() - {"tuned_with"} == start.keys() and not torch.equal(tuned["0.weight"], start["0.weight"])
     assert "validation images named rightly" in capsys.readouterr().out
     before = file.stat().st_mtime_ns
-    assert classify.tuned_vgg(config, *images, tmp_path, torch.device("cpu")) == file and file.stat().st_mtime_ns == before
+    assert classifier.tuned_vgg(config, *images, tmp_path, torch.device("cpu")) == file and file.stat().st_mtime_ns == before
     one_class = [p for p in images[0] if "/NORMAL/" in str(p)]
     with pytest.raises(UserError, match="two classes"):
-        classify.tuned_vgg(config, one_class, images[1], tmp_path / "new", torch.device("cpu"))
+        classifier.tuned_vgg(config, one_class, images[1], tmp_path / "new", torch.device("cpu"))
 
 
 # --------------------------------------------------------------------------------------------- classifier, patients
@@ -257,23 +261,23 @@ def test_a_classifier_learns_what_can_be_learnt():
 
     labels = [k % 2 for k in range(24)]
     images = [scan(k) for k in labels]
-    rows = [classify.retina_row(i) for i in images]
+    rows = [classifier.retina_row(i) for i in images]
     torch.manual_seed(0)
-    model = features.OctEncoder(widths=(8, 8), classes=2)
-    classify.train_classifier(model, images[:16], rows[:16], labels[:16], 30, 8, 0, side=32)
-    p = classify.probabilities(model, images[16:], rows[16:], 32)
+    model = encoders.OctEncoder(widths=(8, 8), classes=2)
+    classifier.train_classifier(model, images[:16], rows[:16], labels[:16], 30, 8, 0, side=32)
+    p = classifier.probabilities(model, images[16:], rows[16:], 32)
     assert (p.argmax(1) == labels[16:]).all() and np.allclose(p.sum(1), 1, atol=1e-5)
 
 
 def test_squares_stay_inside_and_ignore_fill():
     image = np.zeros((300, 500), np.uint8)
     image[200], image[:20] = 200, 255
-    assert classify.retina_row(image) == 200
+    assert classifier.retina_row(image) == 200
     rng = np.random.default_rng(0)
     for _ in range(30):
-        patch = classify.square(image, 295, 224, rng)
+        patch = classifier.square(image, 295, 224, rng)
         assert patch.shape == (1, 224, 224)
-    left, right = (classify.square(np.tile(np.arange(250, dtype=np.uint8), (64, 1)), 30, 50, across=a)[0, 0, 0] * 255 for a in (0, 1))
+    left, right = (classifier.square(np.tile(np.arange(250, dtype=np.uint8), (64, 1)), 30, 50, across=a)[0, 0, 0] * 255 for a in (0, 1))
     assert (round(left.item()), round(right.item())) == (50, 150)
 
 
@@ -460,13 +464,13 @@ def test_code_counts_words_about_it_do_not(tmp_path, monkeypatch):
         return runs.code_hash()
 
     monkeypatch.setattr(runs, "SRLIB", tmp_path)
-    for name in ("a.py", "plots.py", "series/evaluation.py", "series/run_folder.py", "data/crops.py", "figures/images.py"):
+    for name in ("a.py", "runs.py", "evaluation/run.py", "series/run_folder.py", "data/crops.py", "figures/panels.py"):
         first = hash_with(name, '"""Of it."""\n\ndef f():\n    """What."""\n    return 1\n')
     assert hash_with("a.py", '"""Of it, in other words."""\n\ndef f():  # so\n    """What else."""\n    return (1)\n') == first
-    for name in ("plots.py", "figures/images.py"):
+    for name in ("runs.py", "figures/panels.py"):
         assert hash_with(name, "y = 2\n") == first
     seen = {first}
-    for name in ("a.py", "series/evaluation.py", "series/run_folder.py", "data/crops.py"):
+    for name in ("a.py", "evaluation/run.py", "series/run_folder.py", "data/crops.py"):
         seen.add(hash_with(name, "def f():\n    return 22\n"))
     assert len(seen) == 5
 
@@ -534,7 +538,7 @@ def test_pretraining_that_was_taken_is_given_on(tmp_path):
 
 def test_points_that_start_from_weights_share_their_pretraining(tmp_path, scan_folder, monkeypatch, capsys):
     """What the pretraining went on from is taken with it, and its record; so the next point's stage finds nothing changed."""
-    checkpoint.save_weights(tmp_path / "first.pt", steps.make_generator(load_config("smoke", width=8)), name="srresnet")
+    save_weights(tmp_path / "first.pt", make_generator(load_config("smoke", width=8)), name="srresnet")
 
     def run_series(profile, run_dir, data, overrides):
         run = open_run("01", profile, run_dir, data, overrides)

@@ -9,19 +9,20 @@ import torch
 from PIL import Image
 
 from srlib import __main__ as command_line
-from srlib import checkpoint, reading
 from srlib.__main__ import main
 from srlib.config import UserError, load_config
-from srlib.data import read_image
+from srlib.data import reading
+from srlib.data.phantom import bscan
+from srlib.data.reading import read_image
 from srlib.degrade import downsample, to_image, to_tensor, upsample
+from srlib.evaluation.folders import evaluate_folders
+from srlib.evaluation.run import evaluate_run, evaluated_images
+from srlib.files import REPOSITORY
+from srlib.inference.files import upscale_files
 from srlib.models import Generator
-from srlib.phantom import bscan
-from srlib.places import REPOSITORY
+from srlib.models.texture import TextureGenerator
+from srlib.models.weights import save_weights
 from srlib.series import runner
-from srlib.series.evaluation import evaluate_run, evaluated_images
-from srlib.series.folders import evaluate_folders
-from srlib.texture import TextureGenerator
-from srlib.upscale_files import upscale_files
 
 
 @pytest.fixture
@@ -46,7 +47,7 @@ def save(path, *pages):
 def evaluated(drawing, folder, paths, **settings):
     """A run folder with untrained networks, evaluated on the last of `paths` (the first two: train and val)."""
     for name, net in (("srresnet", drawing.trunk), ("srgan", drawing)):
-        checkpoint.save_weights(folder / f"{name}.pt", net)
+        save_weights(folder / f"{name}.pt", net)
     rows = [(path, *read_image(folder / path).shape, "A", str(k)) for k, path in enumerate(paths)]
     manifest = pd.DataFrame(rows, columns=["path", "height", "width", "label", "patient"])
     manifest["split"] = ["train", "val", *["test"] * (len(paths) - 2)]
@@ -151,7 +152,7 @@ def one_line(capsys):
 @pytest.mark.parametrize("out", ["sr.jpg", "sr.tif", "sr.PDF"])
 def test_a_result_that_is_no_png_is_refused(drawing, tmp_path, monkeypatch, capsys, out):
     monkeypatch.chdir(tmp_path)
-    checkpoint.save_weights(tmp_path / "net.pt", drawing)
+    save_weights(tmp_path / "net.pt", drawing)
     save(tmp_path / "scan.png", bscan(1, 32, 40))
     assert main(["upscale", "scan.png", out, "--weights", "net.pt"]) == 1
     assert out in one_line(capsys) and not (tmp_path / out).exists()
@@ -162,7 +163,7 @@ def test_a_result_that_is_no_png_is_refused(drawing, tmp_path, monkeypatch, caps
 
 def test_more_results_that_are_refused(drawing, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    checkpoint.save_weights(tmp_path / "net.pt", drawing)
+    save_weights(tmp_path / "net.pt", drawing)
     save(tmp_path / "in/scan.png", bscan(1, 32, 40))
     assert main(["upscale", "in", "sr.png", "--weights", "net.pt"]) == 1 and "sr.png" in one_line(capsys)
     assert main(["phantom", "scan"]) == 1 and "scan.png" in one_line(capsys) and not (tmp_path / "scan").exists()

@@ -9,14 +9,15 @@ import torch
 from torch import nn
 from torch.nn.functional import softplus
 
-from srlib import parallel, steps
 from srlib.config import UserError, load_config
+from srlib.data.phantom import bscan
 from srlib.degrade import downsample, project, to_tensor
-from srlib.features import feature_extractor
-from srlib.losses import gradient_penalty
 from srlib.models import Discriminator
-from srlib.phantom import bscan
-from srlib.texture import TextureDiscriminator, TextureGenerator
+from srlib.models.features import feature_extractor
+from srlib.models.texture import TextureDiscriminator, TextureGenerator
+from srlib.training import adversarial, parallel
+from srlib.training.losses import gradient_penalty
+from srlib.training.stage import make_generator
 
 TINY = dict(crop=32, gan_crop=32, batch=4, width=8, blocks=1, d_width=4, texture=4, gan_steps=6, precision="fp32", content_features="none")
 LEDIG = dict(texture=0, penalty=0.0, pixel_weight=0.0, adversarial_loss="standard", adversarial_weight=1e-3, content_weight=0.00615)
@@ -34,7 +35,7 @@ def batch():
 def trunk(config):
     """The generator of the settings with random weights, the last ones too, so that it is no bicubic interpolation."""
     torch.manual_seed(0)
-    net = steps.make_generator(config)
+    net = make_generator(config)
     nn.init.normal_(net.tail.weight, std=0.01)
     return net
 
@@ -42,7 +43,7 @@ def trunk(config):
 def new_game(pair, profile="smoke", extractor="", **settings):
     config = load_config(profile, **(TINY | settings if profile == "smoke" else settings))
     taken = feature_extractor(extractor or config.content_features)
-    return steps.Game(config, CPU, trunk(config), taken, lambda: itertools.repeat(pair))
+    return adversarial.Game(config, CPU, trunk(config), taken, lambda: itertools.repeat(pair))
 
 
 def named(model):
@@ -104,7 +105,7 @@ def test_ledigs_games_content_weight_can_be_calibrated(batch):
 
 
 def test_a_loss_without_size_is_no_measure(batch):
-    weights = steps.Weights(load_config("smoke"))
+    weights = adversarial.LossWeights(load_config("smoke"))
     with pytest.raises(UserError, match="cannot be calibrated"):
         weights.calibrate(load_config("smoke"), -0.3, 1.0, 1.0)
     weights.calibrate(load_config("smoke"), -0.3, 0.0, 1.0)  # without a content term there is nothing to calibrate by it
@@ -200,14 +201,14 @@ def test_a_penalty_keeps_ds_slope_small(batch):
 def test_gradients_of_the_head_are_cut(batch, monkeypatch):
     """Those of G to a norm of 5; what is logged is the norm before. D's are left as they are."""
     game = new_game(batch, pixel_weight=1e4)
-    updates, update = [], steps._update
+    updates, update = [], adversarial.update
 
     def spy(loss, model, *rest):
         norm = update(loss, model, *rest)
         updates.append((model, norm, torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]).norm()))
         return norm
 
-    monkeypatch.setattr(steps, "_update", spy)
+    monkeypatch.setattr(adversarial, "update", spy)
     found = game.step(0, *batch)
     (_, d_norm, d_cut), (_, g_norm, g_cut) = updates
     assert number(g_cut) == pytest.approx(5, rel=1e-3) and g_norm > 20 and torch.equal(found["g_norm"], g_norm)

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from srlib import metrics
-from srlib.data import valid_region
 from srlib.degrade import downsample, project, to_image, to_tensor, upsample
-from srlib.gaussian import BLOCK, GaussianTexture, _grey, _welch
-from srlib.texture import ROUNDS
+from srlib.evaluation.gaussian import BLOCK, GaussianTexture, _grey, _welch
+from srlib.metrics.regions import valid_region
+from srlib.models.texture import ROUNDS
 
 
 def grain(seed, height=192, width=224):

@@ -11,15 +11,17 @@ import pytest
 import torch
 from PIL import Image
 
-from srlib import checkpoint, inference, metrics, texture
+from srlib import metrics
 from srlib.__main__ import main
 from srlib.config import UserError
+from srlib.data.phantom import bscan
 from srlib.degrade import downsample, to_image, to_tensor, upsample
-from srlib.models import Generator
-from srlib.phantom import bscan
-from srlib.places import REPOSITORY
-from srlib.texture import TextureGenerator
-from srlib.upscale_files import upscale_files
+from srlib.files import REPOSITORY
+from srlib.inference import upscaling
+from srlib.inference.files import upscale_files
+from srlib.models import Generator, texture
+from srlib.models.texture import TextureGenerator
+from srlib.models.weights import load_generator, save_weights
 
 BICUBIC = ("bicubic", 0.0)
 
@@ -43,46 +45,46 @@ def drawing(generator):
 
 @pytest.fixture
 def weights_file(generator, tmp_path):
-    checkpoint.save_weights(tmp_path / "srgan.pt", generator)
+    save_weights(tmp_path / "srgan.pt", generator)
     return tmp_path / "srgan.pt"
 
 
 def test_weights_rebuild_the_network(generator, weights_file):
     image = bscan(1, 64, 96)
-    assert (inference.upscale(image, inference.load_generator(weights_file)) == inference.upscale(image, generator)).all()
+    assert (upscaling.upscale(image, load_generator(weights_file)) == upscaling.upscale(image, generator)).all()
 
 
 def test_upscale_shapes_and_types(generator):
     image = bscan(1, 64, 96)
-    sr = inference.upscale(image, generator)
+    sr = upscaling.upscale(image, generator)
     assert sr.dtype == np.uint8 and sr.shape == (256, 384)
     colour = np.repeat(image[..., None], 3, 2)
-    assert (inference.upscale(colour, generator) == sr[..., None]).all()
-    assert inference.upscale(image, Generator(2, 3, 8, 1).eval()).shape == (128, 192)
+    assert (upscaling.upscale(colour, generator) == sr[..., None]).all()
+    assert upscaling.upscale(image, Generator(2, 3, 8, 1).eval()).shape == (128, 192)
 
 
 def test_untrained_skip_is_bicubic():
     image = bscan(1, 64, 96)
-    assert (inference.upscale(image, Generator(4, 1, 8, 1, global_skip=True).eval()) == to_image(upsample(to_tensor(image)))).all()
+    assert (upscaling.upscale(image, Generator(4, 1, 8, 1, global_skip=True).eval()) == to_image(upsample(to_tensor(image)))).all()
 
 
 def test_tiles_agree_with_the_whole(generator, monkeypatch):
     image = bscan(2, 150, 170)
-    whole = inference.upscale(image, generator).astype(int)
-    monkeypatch.setattr(inference, "TILE", 64)
-    tiled = inference.upscale(image, generator).astype(int)
+    whole = upscaling.upscale(image, generator).astype(int)
+    monkeypatch.setattr(upscaling, "TILE", 64)
+    tiled = upscaling.upscale(image, generator).astype(int)
     assert np.abs(tiled - whole).max() <= 1
 
 
 def test_seams_are_blended():
     """Where two tiles overlap by the least, the first one's share falls from 1 to 0 in small steps: no seam to see."""
-    size, scale = 2 * inference.TILE - inference.OVERLAP, 4
-    (a, b), (c, d) = inference._spans(size)
-    assert b - c == inference.OVERLAP
-    first, second = inference._ramp(a, b, size, scale)[c * scale :], inference._ramp(c, d, size, scale)[: (b - c) * scale]
+    size, scale = 2 * upscaling.TILE - upscaling.OVERLAP, 4
+    (a, b), (c, d) = upscaling._spans(size)
+    assert b - c == upscaling.OVERLAP
+    first, second = upscaling._ramp(a, b, size, scale)[c * scale :], upscaling._ramp(c, d, size, scale)[: (b - c) * scale]
     share = first / (first + second)
     assert share[0] > 0.999 and share[-1] < 0.001
-    assert share.diff().abs().max() < 2.1 / (inference.OVERLAP * scale)
+    assert share.diff().abs().max() < 2.1 / (upscaling.OVERLAP * scale)
 
 
 def test_tiles_agree_where_the_network_reaches_further(monkeypatch):
@@ -91,10 +93,10 @@ def test_tiles_agree_where_the_network_reaches_further(monkeypatch):
     deep = Generator(4, 1, 8, 16, global_skip=True).eval()
     torch.nn.init.normal_(deep.tail.weight, std=0.03)
     image = bscan(2, 120, 330)
-    whole = inference.upscale(image, deep).astype(int)
+    whole = upscaling.upscale(image, deep).astype(int)
     assert np.abs(whole - to_image(upsample(to_tensor(image)))).mean() > 2
-    monkeypatch.setattr(inference, "TILE", 190)
-    assert np.abs(inference.upscale(image, deep).astype(int) - whole).max() <= 1
+    monkeypatch.setattr(upscaling, "TILE", 190)
+    assert np.abs(upscaling.upscale(image, deep).astype(int) - whole).max() <= 1
 
 
 def test_sources_are_never_overwritten(weights_file, tmp_path, capsys):
@@ -112,7 +114,7 @@ def test_sources_are_never_overwritten(weights_file, tmp_path, capsys):
 
 
 def test_resolution_for_print_is_no_pixel_size(tmp_path):
-    from srlib.reading import pixel_size
+    from srlib.data.reading import pixel_size
 
     image = Image.fromarray(bscan(1, 48, 64))
     image.save(tmp_path / "print.jpg", dpi=(96, 96))
@@ -161,7 +163,7 @@ def test_a_volume_is_upscaled_slice_by_slice(generator, tmp_path):
     pages[0].save(tmp_path / "eye.tif", save_all=True, append_images=pages[1:])
     written, _, failed, _ = upscale_files(tmp_path / "eye.tif", tmp_path / "out", generator)
     assert [p.name for p in written] == ["eye#1.png", "eye#2.png", "eye#3.png"] and not failed
-    assert (np.asarray(Image.open(written[2])) == inference.upscale(np.asarray(pages[2]), generator)).all()
+    assert (np.asarray(Image.open(written[2])) == upscaling.upscale(np.asarray(pages[2]), generator)).all()
     with pytest.raises(UserError, match="3 slices; give a folder"):
         upscale_files(tmp_path / "eye.tif", tmp_path / "one.png", generator)
 
@@ -203,18 +205,18 @@ def test_evaluate_measures_draws(tmp_path, capsys):
 def test_load_generator_refuses_other_files(tmp_path):
     (tmp_path / "x.pt").write_bytes(b"nothing")
     with pytest.raises(UserError, match="holds no weights"):
-        inference.load_generator(tmp_path / "x.pt")
+        load_generator(tmp_path / "x.pt")
     torch.save({"settings": {"scale": 4, "depth": 3}, "weights": {}}, tmp_path / "y.pt")
     with pytest.raises(UserError, match="do not fit"):
-        inference.load_generator(tmp_path / "y.pt")
+        load_generator(tmp_path / "y.pt")
 
 
 def test_spans_cover_and_overlap(monkeypatch):
     for size in (1, 39, 320, 321, 384, 1000, 4096):
-        spans = inference._spans(size)
+        spans = upscaling._spans(size)
         assert spans[0][0] == 0 and spans[-1][1] == size and len({b - a for a, b in spans}) == 1
-        assert all(b - a <= inference.TILE for a, b in spans)
-        assert all(one[1] - two[0] >= inference.OVERLAP for one, two in itertools.pairwise(spans))
+        assert all(b - a <= upscaling.TILE for a, b in spans)
+        assert all(one[1] - two[0] >= upscaling.OVERLAP for one, two in itertools.pairwise(spans))
 
 
 def test_sixteen_bit_stays_sixteen_bit(generator, weights_file, tmp_path):
@@ -228,17 +230,17 @@ def test_sixteen_bit_stays_sixteen_bit(generator, weights_file, tmp_path):
         assert image.info["Pixel size (um)"] == "2.5 x 1.25" and image.info["dpi"] == pytest.approx((10160, 20320), rel=1e-3)
         assert "synthetic detail, research only" in image.info["Description"] and "srgan.pt" in image.info["Made by"]
     assert values.dtype == np.uint16 and values.shape == (192, 256) and len(np.unique(values % 257)) > 50
-    assert np.abs(values / 257 - inference.upscale((deep // 257).astype(np.uint8), generator)).max() < 2
+    assert np.abs(values / 257 - upscaling.upscale((deep // 257).astype(np.uint8), generator)).max() < 2
 
 
 def test_self_ensemble(generator):
     """Bicubic answers the same whichever way the image is turned; the mean of eight is between the eight."""
     image = bscan(1, 40, 56)
-    mean, spread = inference.self_ensemble(image, Generator(4, 1, 8, 1, global_skip=True).eval())
+    mean, spread = upscaling.self_ensemble(image, Generator(4, 1, 8, 1, global_skip=True).eval())
     assert spread.max() < 0.01 and np.abs(mean.astype(int) - to_image(upsample(to_tensor(image)))).max() <= 1
-    mean, spread = inference.self_ensemble(image, generator)
+    mean, spread = upscaling.self_ensemble(image, generator)
     assert mean.shape == spread.shape == (160, 224) and spread.mean() > 0.1
-    turned, _ = inference.self_ensemble(np.rot90(image).copy(), generator)
+    turned, _ = upscaling.self_ensemble(np.rot90(image).copy(), generator)
     assert np.abs(np.rot90(mean).astype(int) - turned).max() <= 1
 
 
@@ -271,7 +273,7 @@ def test_a_folder_of_mixed_files_is_continued(weights_file, tmp_path, capsys):
 def test_a_large_image_in_bounded_memory():
     """4096 x 4096 from the paper's generator stays under 2 GB, torch itself included."""
     code = (
-        "import resource, numpy as np; from srlib.models import Generator; from srlib.inference import upscale\n"
+        "import resource, numpy as np; from srlib.models import Generator; from srlib.inference.upscaling import upscale\n"
         "sr = upscale(np.random.default_rng(0).integers(0, 256, (1024, 1024), dtype=np.uint8), Generator(4, 1, 64, 16).eval())\n"
         "print(sr.shape[0], resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
     )
@@ -283,50 +285,50 @@ def test_a_large_image_in_bounded_memory():
 # --------------------------------------------------------------------------------------------- draws
 def test_a_draw_is_that_of_its_seed_and_image(drawing):
     image, other = bscan(1, 40, 56), bscan(2, 40, 56)
-    first, second = inference.draws(image, drawing, [3, 4])
-    assert (first == inference.upscale(image, drawing, seed=3)).all() and (second == inference.upscale(image, drawing, seed=4)).all()
+    first, second = upscaling.draws(image, drawing, [3, 4])
+    assert (first == upscaling.upscale(image, drawing, seed=3)).all() and (second == upscaling.upscale(image, drawing, seed=4)).all()
     assert first.dtype == np.uint8 and first.shape == (160, 224) and (first != second).mean() > 0.5
-    grain = [inference.upscale(i, drawing).astype(int) - inference.upscale(i, drawing, strength=0) for i in (image, other)]
+    grain = [upscaling.upscale(i, drawing).astype(int) - upscaling.upscale(i, drawing, strength=0) for i in (image, other)]
     assert abs(np.corrcoef(*(g.ravel() for g in grain))[0, 1]) < 0.1  # another scan, another noise
     with torch.inference_mode():
-        assert (to_image(texture.draw(drawing, to_tensor(image), inference._noise_seed(image, 3))) == first).all()
-    assert inference.spread([first, second]).mean() > 1
-    assert np.allclose(inference.spread([first, second]), np.std([first, second], 0), atol=1e-4)
+        assert (to_image(texture.draw(drawing, to_tensor(image), upscaling._noise_seed(image, 3))) == first).all()
+    assert upscaling.spread([first, second]).mean() > 1
+    assert np.allclose(upscaling.spread([first, second]), np.std([first, second], 0), atol=1e-4)
 
 
 def test_draws_that_do_not_fit_at_once_are_the_same(drawing, monkeypatch):
     image = bscan(1, 40, 56)
-    together = inference.draws(image, drawing, range(3))
-    monkeypatch.setattr(inference, "AT_ONCE", 1)
-    assert all((a == b).all() for a, b in zip(together, inference.draws(image, drawing, range(3)), strict=True))
+    together = upscaling.draws(image, drawing, range(3))
+    monkeypatch.setattr(upscaling, "AT_ONCE", 1)
+    assert all((a == b).all() for a, b in zip(together, upscaling.draws(image, drawing, range(3)), strict=True))
 
 
 def test_the_trunk_is_computed_once_for_all_draws(drawing, generator, monkeypatch):
     calls, prepare = [], TextureGenerator.prepare
     monkeypatch.setattr(TextureGenerator, "prepare", lambda self, lr: calls.append(1) or prepare(self, lr))
-    inference.draws(bscan(1, 40, 56), drawing, range(4))
+    upscaling.draws(bscan(1, 40, 56), drawing, range(4))
     assert len(calls) == 1
-    sr = inference.draws(bscan(1, 40, 56), generator, range(4))  # without noise: one SR for all
+    sr = upscaling.draws(bscan(1, 40, 56), generator, range(4))  # without noise: one SR for all
     assert len(sr) == 4 and all(image is sr[0] for image in sr)
 
 
 def test_draws_show_no_seam(drawing, monkeypatch):
     """Noise belongs to the image, not to the tile: cut into tiles, the draw is the same."""
     image = bscan(2, 150, 170)
-    whole = inference.draws(image, drawing, [0, 1])
-    monkeypatch.setattr(inference, "TILE", 64)
-    tiled = inference.draws(image, drawing, [0, 1])
-    assert len(inference._spans(150)) > 1 and inference.spread(whole).mean() > 1
+    whole = upscaling.draws(image, drawing, [0, 1])
+    monkeypatch.setattr(upscaling, "TILE", 64)
+    tiled = upscaling.draws(image, drawing, [0, 1])
+    assert len(upscaling._spans(150)) > 1 and upscaling.spread(whole).mean() > 1
     assert max(np.abs(a.astype(int) - b).max() for a, b in zip(whole, tiled, strict=True)) <= 1
 
 
 @pytest.mark.parametrize("tile", [320, 64])
 def test_strength_0_is_the_projected_srresnet(drawing, generator, monkeypatch, tile):
-    monkeypatch.setattr(inference, "TILE", tile)
+    monkeypatch.setattr(upscaling, "TILE", tile)
     image = bscan(2, 100, 90)
-    assert (inference.upscale(image, drawing, strength=0) == inference.upscale(image, generator, consistent=BICUBIC)).all()
+    assert (upscaling.upscale(image, drawing, strength=0) == upscaling.upscale(image, generator, consistent=BICUBIC)).all()
     half, one = (
-        inference.upscale(image, drawing, strength=a) - inference.upscale(image, generator, consistent=BICUBIC) * 1.0 for a in (0.5, 1)
+        upscaling.upscale(image, drawing, strength=a) - upscaling.upscale(image, generator, consistent=BICUBIC) * 1.0 for a in (0.5, 1)
     )
     assert np.abs(2 * half - one)[np.abs(one) < 20].mean() < 2
 
@@ -336,44 +338,44 @@ def test_every_draw_agrees_with_lr(drawing, generator):
     images = [to_image(downsample(to_tensor(hr))) for hr in (bscan(1, 160, 240), blocks)]
     for image in images:
         for strength in (0.5, 1, 2):
-            for sr in inference.draws(image, drawing, range(3), strength):
+            for sr in upscaling.draws(image, drawing, range(3), strength):
                 assert metrics.consistency(sr, image) > 55
-        assert metrics.consistency(inference.upscale(image, generator, consistent=BICUBIC), image) > 55
-    assert metrics.consistency(inference.upscale(images[0], generator), images[0]) < 45
+        assert metrics.consistency(upscaling.upscale(image, generator, consistent=BICUBIC), image) > 55
+    assert metrics.consistency(upscaling.upscale(images[0], generator), images[0]) < 45
 
 
 def test_consistent_under_other_reductions(drawing, generator):
     image = bscan(1, 40, 60)
     for kind in ("area", "axial", "nearest", "bicubic-matlab", "gaussian"):
         for net in (generator, drawing):
-            sr = inference.upscale(image, net, consistent=(kind, 0.0))
+            sr = upscaling.upscale(image, net, consistent=(kind, 0.0))
             assert metrics.consistency(sr, image, 4, kind) > 45, kind
-    mean, _ = inference.self_ensemble(image, generator, ("axial", 0.0))  # which knows depth from across
+    mean, _ = upscaling.self_ensemble(image, generator, ("axial", 0.0))  # which knows depth from across
     assert metrics.consistency(mean, image, 4, "axial") > 45
     for kind in ("speckle", "paired"):
         with pytest.raises(UserError, match=f"{kind}', which has no projection; there is one for bicubic, "):
-            inference.upscale(image, generator, consistent=(kind, 0.0))
+            upscaling.upscale(image, generator, consistent=(kind, 0.0))
     unprojected = TextureGenerator(generator, 8, "").eval()  # of speckle or given pairs
-    assert inference.agreement(unprojected) is None
-    assert (inference.upscale(image, unprojected) == inference.upscale(image, generator)).all()
+    assert upscaling.agreement(unprojected) is None
+    assert (upscaling.upscale(image, unprojected) == upscaling.upscale(image, generator)).all()
 
 
 def test_draws_of_colour_and_of_16_bit(drawing):
     grey = bscan(1, 40, 60)
-    sr = inference.upscale(np.repeat(grey[..., None], 3, 2), drawing)
+    sr = upscaling.upscale(np.repeat(grey[..., None], 3, 2), drawing)
     assert (sr == sr[..., :1]).all()  # grain is grey
     rng = np.random.default_rng(0)
     colour = np.stack([grey, grey[::-1], rng.integers(40, 216, grey.shape, dtype=np.uint8)], 2)
-    sr = inference.upscale(colour, drawing)
+    sr = upscaling.upscale(colour, drawing)
     assert sr.shape == (160, 240, 3) and all(metrics.consistency(sr[..., c], colour[..., c]) > 55 for c in range(3))
-    assert inference.spread(inference.draws(colour, drawing, range(2))).shape == (160, 240)
+    assert upscaling.spread(upscaling.draws(colour, drawing, range(2))).shape == (160, 240)
     deep = np.minimum(grey.astype(int) * 257 + 100, 65535).astype(np.uint16)
-    sr = inference.upscale(deep, drawing)
+    sr = upscaling.upscale(deep, drawing)
     assert sr.dtype == np.uint16 and len(np.unique(sr % 257)) > 100
     assert metrics.consistency(np.round(sr / 257).astype(np.uint8), grey) > 50
     three = TextureGenerator(Generator(4, 3, 8, 1, global_skip=True), 8).eval()
     torch.nn.init.normal_(three.head.tail.weight, std=0.01)
-    sr = inference.upscale(grey, three)
+    sr = upscaling.upscale(grey, three)
     assert sr.shape == (160, 240) and metrics.consistency(sr, grey) > 55
 
 
@@ -386,15 +388,15 @@ def test_what_a_network_cannot_draw(drawing, generator):
         (generator, dict(strength=0.5), "draws no texture"),
     ):
         with pytest.raises(UserError, match=words):
-            inference.upscale(image, net, **options)
+            upscaling.upscale(image, net, **options)
     with pytest.raises(UserError, match="averages texture away"):
-        inference.self_ensemble(image, drawing)
+        upscaling.self_ensemble(image, drawing)
 
 
 @pytest.fixture
 def srgan(drawing, tmp_path):
     """(weights file of a network that draws, an LR scan beside it)."""
-    checkpoint.save_weights(tmp_path / "srgan.pt", drawing)
+    save_weights(tmp_path / "srgan.pt", drawing)
     Image.fromarray(bscan(1, 40, 56)).save(tmp_path / "eye.png")
     return tmp_path / "srgan.pt", tmp_path / "eye.png"
 
@@ -406,20 +408,20 @@ def pixels(path):
 
 def test_draws_command(srgan, tmp_path, capsys):
     weights, scan = srgan
-    generator = inference.load_generator(weights)
+    generator = load_generator(weights)
 
     def run(out, *options):
         assert main(["upscale", str(scan), str(tmp_path / out), "--weights", str(weights), *options]) == 0
         return capsys.readouterr().out
 
     assert "1 image(s) written, 0 failed; by srgan.pt, consistent with LR under bicubic" in run("out", "--seed", "5")
-    assert (pixels(tmp_path / "out/eye.png") == inference.upscale(pixels(scan), generator, seed=5)).all()
+    assert (pixels(tmp_path / "out/eye.png") == upscaling.upscale(pixels(scan), generator, seed=5)).all()
     run("out", "--seed", "5", "--draws", "3", "--spread")
     names = ["eye.png", *(f"eye_draw{k}.png" for k in (1, 2, 3)), "eye_spread.png"]
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == names
     assert (tmp_path / "out/eye_draw1.png").read_bytes() == (tmp_path / "out/eye.png").read_bytes()
     drawn = [pixels(tmp_path / f"out/eye_draw{k}.png") for k in (1, 2, 3)]
-    assert (drawn[2] == inference.upscale(pixels(scan), generator, seed=7)).all()
+    assert (drawn[2] == upscaling.upscale(pixels(scan), generator, seed=7)).all()
     assert np.abs(pixels(tmp_path / "out/eye_spread.png") - np.std(drawn, 0)).max() <= 0.51
     said = [Image.open(tmp_path / f"out/{name}").info for name in names]
     assert "seed 5, strength 1, consistent with LR under bicubic" in said[1]["Made by"] and "seed 7," in said[3]["Made by"]
@@ -455,7 +457,7 @@ def test_a_draw_is_made_once(srgan, tmp_path, capsys):
 
 def test_consistent_command(srgan, generator, tmp_path, capsys):
     """Of a plain network: the reduction is the run's, where its folder says it, or the one that is named, else bicubic."""
-    checkpoint.save_weights(tmp_path / "plain" / "srresnet.pt", generator)
+    save_weights(tmp_path / "plain" / "srresnet.pt", generator)
     scan = srgan[1]
     command = ["upscale", str(scan), str(tmp_path / "sr.png"), "--weights", str(tmp_path / "plain/srresnet.pt")]
     for options, kind in (([], None), (["--consistent"], "bicubic"), (["--consistent", "nearest"], "nearest")):
@@ -476,7 +478,7 @@ def test_consistent_command(srgan, generator, tmp_path, capsys):
 
 
 def test_draw_errors_are_one_sentence(srgan, generator, tmp_path, capsys):
-    checkpoint.save_weights(tmp_path / "plain.pt", generator)
+    save_weights(tmp_path / "plain.pt", generator)
     for name, options, words in (
         ("srgan.pt", ["--seed", "-1"], "seed cannot be -1"),
         ("srgan.pt", ["--draws", "0"], "draws cannot be 0"),

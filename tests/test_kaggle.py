@@ -9,10 +9,12 @@ import nbformat
 import pytest
 
 from srlib import __main__ as command
-from srlib import checkpoint, features, places
 from srlib.config import UserError, load_config
-from srlib.series import handover, kaggle
-from srlib.series.run_folder import NOTEBOOKS, open_run
+from srlib.files import write
+from srlib.kaggle import handover, kernels
+from srlib.models import features
+from srlib.series.opening import open_run
+from srlib.series.run_folder import NOTEBOOKS
 
 
 def built(folder):
@@ -28,10 +30,10 @@ def parameters(notebook) -> dict:
 
 def test_all_is_one_notebook(tmp_path):
     content = {"content_features": "vgg19:relu5_4"}
-    (folder,) = kaggle.build("someone", overrides=content, vgg="friend/vgg-weights", out=tmp_path)
+    (folder,) = kernels.build("someone", overrides=content, vgg="friend/vgg-weights", out=tmp_path)
     metadata, notebook = built(folder)
     nbformat.validate(notebook)  # each cell has an id of its own
-    assert kaggle.check(folder) == []
+    assert kernels.check(folder) == []
     assert metadata["enable_internet"] is False and metadata["machine_shape"] == "NvidiaTeslaT4" and metadata["is_private"] is True
     assert metadata["dataset_sources"] == ["paultimothymooney/kermany2018", "friend/vgg-weights"] and not metadata["kernel_sources"]
     wanted = {"profile": "kaggle", "run_dir": "", "data": "", "overrides": content | {"feature_weights": "friend/vgg-weights"}}
@@ -47,12 +49,12 @@ def test_all_is_one_notebook(tmp_path):
 
 
 def test_chain_of_six(tmp_path):
-    folders = kaggle.build("someone", chain=True, overrides={"content_features": "vgg19:relu5_4"}, out=tmp_path)
+    folders = kernels.build("someone", chain=True, overrides={"content_features": "vgg19:relu5_4"}, out=tmp_path)
     assert [f.name for f in folders][:3] == ["srgan-for-oct-01-explore-data", "srgan-for-oct-02-synthesize-lr", "srgan-for-oct-03-pretrain-generator"]  # fmt: skip
     before = []
     for folder, number in zip(folders, NOTEBOOKS, strict=True):
         metadata, notebook = built(folder)
-        assert kaggle.check(folder) == [] and metadata["kernel_sources"] == before
+        assert kernels.check(folder) == [] and metadata["kernel_sources"] == before
         assert metadata["enable_gpu"] is (number in ("03", "04")) and metadata["enable_internet"] is (number == "04")
         assert parameters(notebook)["profile"] == "kaggle"
         links = re.findall(r"\]\((\S*srgan-for-oct\S*)\)", "".join(c.source for c in notebook.cells if c.cell_type == "markdown"))
@@ -68,17 +70,17 @@ def test_chain_of_six(tmp_path):
 
 
 def test_two_builds_are_the_same_bytes(tmp_path):
-    a, b = (kaggle.build("someone", out=tmp_path / name)[0] for name in "ab")
+    a, b = (kernels.build("someone", out=tmp_path / name)[0] for name in "ab")
     for name in ("srgan-for-oct.ipynb", "kernel-metadata.json"):
         assert (a / name).read_bytes() == (b / name).read_bytes()
 
 
 def test_carried_cell_imports_from_its_zip(tmp_path):
     """The first cell alone, away from the repository, gives srlib with its networks; a changed one says so."""
-    cell = kaggle._carried(load_config("smoke", content_features="oct-encoder"))
+    cell = kernels._carried(load_config("smoke", content_features="oct-encoder"))
     code = (
         cell
-        + "\nfrom srlib import features, sources\nprint(features.judge().body, features.feature_extractor('oct-encoder').body, sep='\\n')\n"
+        + "\nfrom srlib.models import features\nfrom srlib.data import sources\nprint(features.judge().body, features.feature_extractor('oct-encoder').body, sep='\\n')\n"
     )
     code += "assert '.zip' in features.__file__ and os.environ['PYTHONPATH'].endswith('.zip'), sources.HOME\nprint(sources.HOME)\n"
 
@@ -127,8 +129,8 @@ def alter(folder, work):
     ],
 )  # fmt: skip
 def test_check_refuses(tmp_path, monkeypatch, capsys, harm, words):
-    monkeypatch.setattr(kaggle, "OUT", tmp_path)
-    monkeypatch.setattr(kaggle, "_carried", lambda config: "# srlib")
+    monkeypatch.setattr(kernels, "OUT", tmp_path)
+    monkeypatch.setattr(kernels, "_carried", lambda config: "# srlib")
     assert command.main(["kaggle", "build", "--user", "someone"]) == command.main(["kaggle", "check"]) == 0
     harm(tmp_path / "srgan-for-oct")
     assert command.main(["kaggle", "check"]) == 1
@@ -138,15 +140,15 @@ def test_check_refuses(tmp_path, monkeypatch, capsys, harm, words):
 
 def test_settings_that_cannot_be(tmp_path):
     with pytest.raises(UserError, match="did you mean 'gan_steps'"):
-        kaggle.build("someone", overrides={"gan_step": 1}, out=tmp_path)
+        kernels.build("someone", overrides={"gan_step": 1}, out=tmp_path)
     for user in ("", "a/b"):
         with pytest.raises(UserError, match="--user NAME"):
-            kaggle.build(user, out=tmp_path)
+            kernels.build(user, out=tmp_path)
 
 
 @pytest.mark.parametrize("place", ["vgg-weights", "datasets/friend/vgg-weights"])
 def test_vgg_weights_are_found_on_both_mounts(tmp_path, monkeypatch, place):
-    monkeypatch.setattr(places, "KAGGLE_INPUT", tmp_path)
+    monkeypatch.setattr("srlib.files.KAGGLE_INPUT", tmp_path)
     file = tmp_path / place / "vgg19.pth"
     file.parent.mkdir(parents=True)
     file.write_bytes(b"x")
@@ -160,7 +162,7 @@ def test_a_training_that_is_out_of_time_ends_the_notebook_well(tmp_path, capsys)
     from srlib.config import OutOfTime
 
     run = open_run("01", "smoke", str(tmp_path / "run"))
-    checkpoint.write(run.folder / "pretrain" / "checkpoint.pt", b"half")
+    write(run.folder / "pretrain" / "checkpoint.pt", b"half")
     with pytest.raises(SystemExit) as end, handover.ending_in_time(run):
         raise OutOfTime("max_hours=9 are over")
     assert end.value.code == 0 and "max_hours=9 are over" in capsys.readouterr().out

@@ -11,10 +11,11 @@ import pytest
 
 from srlib import __main__ as command
 from srlib.config import UserError
-from srlib.series import kaggle, kaggle_push
+from srlib.kaggle import kernels
+from srlib.kaggle import push as push_module
 
 KEY = "0123456789abcdef0123456789abcdef"
-CARRIED = kaggle._carried
+CARRIED = kernels._carried
 SETTINGS = {"profile": "smoke", "overrides": {"data": "kermany"}}
 
 
@@ -95,9 +96,9 @@ def recorder(monkeypatch, tmp_path):
         "KAGGLE_USERNAME": "someone", "KAGGLE_KEY": KEY,
     }.items():  # fmt: skip
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(kaggle, "OUT", tmp_path / "built")
-    monkeypatch.setattr(kaggle_push, "REPOSITORY", tmp_path)
-    monkeypatch.setattr(kaggle, "_carried", lambda config: "# srlib is left out here, to save time")
+    monkeypatch.setattr(kernels, "OUT", tmp_path / "built")
+    monkeypatch.setattr(push_module, "REPOSITORY", tmp_path)
+    monkeypatch.setattr(kernels, "_carried", lambda config: "# srlib is left out here, to save time")
     (tmp_path / "README.md").write_text("[![Kaggle](https://kaggle.com/static/images/open-in-kaggle.svg)](#on-kaggle)\n")
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield server
@@ -116,7 +117,7 @@ def push(*extra: str) -> int:
 
 
 def test_what_kaggle_receives(recorder, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(kaggle, "_carried", CARRIED)
+    monkeypatch.setattr(kernels, "_carried", CARRIED)
     assert push("--vgg", "someone/weights", "-p", "content_features", "vgg19:relu5_4") == 0
     said = capsys.readouterr()
     assert "Kernel version 1 successfully pushed. Please check progress at https://www.kaggle.com/code/someone/srgan-for-oct" in said.out
@@ -125,7 +126,7 @@ def test_what_kaggle_receives(recorder, tmp_path, monkeypatch, capsys):
     wanted = {
         "slug": "someone/srgan-for-oct", "newTitle": "SRGAN for OCT", "language": "python", "kernelType": "notebook", "isPrivate": True,
         "enableGpu": True, "enableInternet": False, "machineShape": "NvidiaTeslaT4",
-        "datasetDataSources": [kaggle.KERMANY, "someone/weights"],
+        "datasetDataSources": [kernels.KERMANY, "someone/weights"],
     }  # fmt: skip
     assert {k: got.get(k) for k in wanted} == wanted and not got.get("kernelDataSources") and not got.get("enableTpu")
     built = json.loads((tmp_path / "built/srgan-for-oct/srgan-for-oct.ipynb").read_text())
@@ -162,7 +163,7 @@ def test_what_kaggle_refuses(recorder, capsys, trouble, words):
 
 
 def test_chain_sends_the_next_that_is_ready(recorder, capsys):
-    names = [f"someone/{kaggle.slug(t)}" for t in kaggle.titles(True)]
+    names = [f"someone/{kernels.slug(t)}" for t in kernels.titles(True)]
     assert push("--chain") == 0 and [k["slug"] for k in recorder.kernels] == names[:1]
     assert push("--chain") == 0 and "is running" in capsys.readouterr().out and len(recorder.kernels) == 1
     for name in names[:2]:
@@ -195,28 +196,28 @@ def test_waiting_for_a_chain(recorder, monkeypatch):
             if state == "running":
                 recorder.state[name], recorder.output[name] = ("complete", ""), (handed_over(True), "")
 
-    monkeypatch.setattr(kaggle_push.time, "sleep", pass_time)
-    assert kaggle_push.push("someone", chain=True, wait=True, **SETTINGS).startswith("all finished")
-    assert [k["slug"] for k in recorder.kernels] == [f"someone/{kaggle.slug(t)}" for t in kaggle.titles(True)]
+    monkeypatch.setattr(push_module.time, "sleep", pass_time)
+    assert push_module.push("someone", chain=True, wait=True, **SETTINGS).startswith("all finished")
+    assert [k["slug"] for k in recorder.kernels] == [f"someone/{kernels.slug(t)}" for t in kernels.titles(True)]
 
 
 def test_status_and_pull(recorder, tmp_path, capsys):
     assert command.main(["kaggle", "status", "--user", "someone"]) == 0
     assert capsys.readouterr().out == "someone/srgan-for-oct: not there\n"
     with pytest.raises(UserError, match="no kernel of someone has finished"):
-        kaggle_push.pull("someone")
+        push_module.pull("someone")
     files = handed_over(True, **{"evaluation/metrics.csv": b"psnr\n1\n", "srgan.pt": b"weights"})
     recorder.state["someone/srgan-for-oct"], recorder.output["someone/srgan-for-oct"] = ("complete", ""), (files, "")
-    run = kaggle_push.pull("someone", out=tmp_path / "out")
+    run = push_module.pull("someone", out=tmp_path / "out")
     assert run == tmp_path / "out/srgan-for-oct/runs/smoke" and (run / "srgan.pt").read_bytes() == b"weights"
     files["runs/smoke/srgan.pt"] = b"torn"
     with pytest.raises(UserError, match=r"srgan\.pt did not arrive whole"):
-        kaggle_push.pull("someone", out=tmp_path / "out")
+        push_module.pull("someone", out=tmp_path / "out")
 
 
 def test_push_checks_before_it_sends(recorder, monkeypatch):
-    monkeypatch.setattr(kaggle, "check", lambda folder: [f"{folder.name}: something is wrong"])
+    monkeypatch.setattr(kernels, "check", lambda folder: [f"{folder.name}: something is wrong"])
     with pytest.raises(UserError, match="something is wrong"):
-        kaggle_push.push("someone", **SETTINGS)
+        push_module.push("someone", **SETTINGS)
     assert not recorder.calls
-    kaggle_push.status("someone/kernel")  # so that the recorder has been called
+    push_module.status("someone/kernel")  # so that the recorder has been called

@@ -13,9 +13,9 @@ import pytest
 from PIL import Image
 
 from srlib.config import load_config
-from srlib.phantom import PATHOLOGIES, bscan
-from srlib.places import REPOSITORY
-from srlib.series import kaggle
+from srlib.data.phantom import PATHOLOGIES, bscan
+from srlib.files import REPOSITORY
+from srlib.kaggle import kernels
 
 SMOKE = {"data": "kermany", "pretrain_steps": 10, "gan_steps": 5}
 OLD, NEW = "kermany2018/oct2017/OCT2017 ", "datasets/paultimothymooney/kermany2018/oct2017/OCT2017 "
@@ -90,7 +90,7 @@ def printed(executed: Path) -> str:
 @pytest.mark.slow
 def test_all_in_one_kernel(machine, tmp_path):
     """The whole series on Kermany's tree: everything a run makes, from a zip; and after max_hours the next version goes on."""
-    (folder,) = kaggle.build("someone", profile="smoke", overrides=SMOKE, out=tmp_path / "built")
+    (folder,) = kernels.build("someone", profile="smoke", overrides=SMOKE, out=tmp_path / "built")
     first = machine(NEW)
     done, executed = first.run(folder, overrides=SMOKE | {"max_hours": 0.0001})
     assert done.returncode == 0, done.stderr
@@ -109,7 +109,7 @@ def test_all_in_one_kernel(machine, tmp_path):
     assert json.loads((run / "handover.json").read_text())["finished"]
     assert str(second.input) in json.loads((run / "provenance.json").read_text())["data"]["images"]["root"]
     carried = list(second.working.glob("srlib-*.zip"))
-    assert len(carried) == 1 and carried[0].read_bytes() == kaggle.archive(load_config("smoke"))
+    assert len(carried) == 1 and carried[0].read_bytes() == kernels.archive(load_config("smoke"))
     assert not list(second.working.glob("srlib")) and str(REPOSITORY) not in executed.read_text()
 
 
@@ -117,7 +117,7 @@ def test_all_in_one_kernel(machine, tmp_path):
 def test_chain_of_six_kernels(machine, tmp_path):
     """Each kernel gets the former's output, mounted now in the old and now in the new way, and the images' place changes too; the
     training that max_hours ended goes on from its own earlier version; a file that was changed or lost on the way is named."""
-    folders = kaggle.build("someone", chain=True, profile="smoke", overrides=SMOKE, out=tmp_path / "built")
+    folders = kernels.build("someone", chain=True, profile="smoke", overrides=SMOKE, out=tmp_path / "built")
     before = None
     for k, folder in enumerate(folders):
         here = machine((OLD, NEW)[k % 2])
@@ -154,19 +154,19 @@ def test_chain_of_six_kernels(machine, tmp_path):
 def test_zip_in_other_processes(images, tmp_path):
     """From the zip alone: reading workers, also spawned ones, and two processes under torchrun train as from the repository."""
     archive = tmp_path / "srlib.zip"
-    archive.write_bytes(kaggle.archive(load_config("smoke")))
+    archive.write_bytes(kernels.archive(load_config("smoke")))
     code = (
         "import json, sys\n"
         "import torch.multiprocessing\n"
-        "from srlib import parallel, training\n"
+        "from srlib.training import parallel\nfrom srlib.training.pretraining import pretrain_generator\n"
         "from srlib.config import load_config\n"
         "if __name__ == '__main__':\n"
         "    assert '.zip' in parallel.__file__, parallel.__file__\n"
         "    torch.multiprocessing.set_start_method('spawn')\n"
         "    images, count = json.loads(sys.argv[1]), 2\n"
         "    config = load_config('smoke', device='cpu', precision='fp32', workers=1, pretrain_steps=5, d_width=4)\n"
-        "    one = training.pretrain_generator(config, *images, 'one', '')\n"
-        "    two = parallel.launch('pretrain_generator', 2, config, *images, 'two', '')\n"
+        "    one = pretrain_generator(config, *images, 'one', '')\n"
+        "    two = parallel.launch('pretrain', 2, config, *images, 'two', '')\n"
         "    print(one.loss.iloc[-1], two.loss.iloc[-1])\n"
     )
     (tmp_path / "script.py").write_text(code)

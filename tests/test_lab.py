@@ -15,8 +15,8 @@ import nbformat
 import numpy as np
 import pytest
 
-from srlib import figures
-from srlib.places import REPOSITORY
+from srlib.figures import widgets
+from srlib.files import REPOSITORY
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 FLAGS = ("headless", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-background-networking", "disable-component-update",
@@ -138,7 +138,7 @@ def test_sliders(lab):
     page.call("Page.navigate", url=f"{address}/lab")
     page.wait("!!document.body && !!window.jupyterapp", 120)
     images = {name: np.full((40, 48), level, np.uint8) for name, level in (("strength 0", 50), ("srgan", 100), ("hr", 150))}
-    for name, html in (("slider", figures.slider(images)), ("swipe", figures.swipe(images["srgan"], images["hr"], ("SRGAN", "HR")))):
+    for name, html in (("slider", widgets.slider(images)), ("swipe", widgets.swipe(images["srgan"], images["hr"], ("SRGAN", "HR")))):
         page.js(f"document.body.insertAdjacentHTML('beforeend', {json.dumps(f'<div id={name}>{html}</div>')})")
 
     def move(name: str, value: int, seen: str):

@@ -5,10 +5,12 @@ import math
 import pytest
 import torch
 
-from srlib import classify, features
 from srlib.config import LAYERS, UserError, load_config
-from srlib.features import feature_extractor, judge
-from srlib.losses import ADVERSARIAL, ContentLoss, adversarial_loss, discriminator_loss, gradient_penalty, pairing_loss, psnr_loss
+from srlib.files import WEIGHTS
+from srlib.models import encoders
+from srlib.models.features import feature_extractor, judge
+from srlib.training import classifier
+from srlib.training.losses import ADVERSARIAL, ContentLoss, adversarial_loss, discriminator_loss, gradient_penalty, pairing_loss, psnr_loss
 
 
 @pytest.fixture(scope="module")
@@ -101,15 +103,15 @@ def tuned(tmp_path, monkeypatch):
             self.features = torch.nn.Sequential(torch.nn.Conv2d(3, 1, 1))
 
     count, scans = [], {label: tmp_path / label / "a.png" for label in ("CNV", "NORMAL", "DME")}
-    monkeypatch.setattr(classify, "VggClassifier", Small)
-    monkeypatch.setattr(classify, "load_imagenet", lambda *_: None)
-    monkeypatch.setattr(classify, "read_image", lambda *_: torch.zeros(64, 64, dtype=torch.uint8).numpy())
-    monkeypatch.setattr(classify, "train_classifier", lambda *_: count.append(1))
+    monkeypatch.setattr(classifier, "VggClassifier", Small)
+    monkeypatch.setattr(classifier, "load_imagenet", lambda *_: None)
+    monkeypatch.setattr(classifier, "read_image", lambda *_: torch.zeros(64, 64, dtype=torch.uint8).numpy())
+    monkeypatch.setattr(classifier, "train_classifier", lambda *_: count.append(1))
     (tmp_path / "vgg19.pth").write_bytes(b"weights")
 
     def ask(labels=("CNV", "NORMAL"), **settings):
         config = load_config("smoke", **{"content_features": "oct-vgg", "feature_weights": str(tmp_path / "vgg19.pth")} | settings)
-        file = classify.tuned_vgg(config, [scans[label] for label in labels], [], tmp_path, torch.device("cpu"))
+        file = classifier.tuned_vgg(config, [scans[label] for label in labels], [], tmp_path, torch.device("cpu"))
         assert file == tmp_path / "srgan/oct-vgg.pt"
         return len(count)
 
@@ -150,8 +152,8 @@ def test_a_training_does_not_go_on_with_another_oct_vgg(tuned, tmp_path):
 
 
 def test_a_changed_encoder_file_is_refused(tmp_path, monkeypatch):
-    (tmp_path / "oct-encoder.pt").write_bytes((features.WEIGHTS / "oct-encoder.pt").read_bytes() + b"x")
-    monkeypatch.setattr(features, "WEIGHTS", tmp_path)
+    (tmp_path / "oct-encoder.pt").write_bytes((WEIGHTS / "oct-encoder.pt").read_bytes() + b"x")
+    monkeypatch.setattr(encoders, "WEIGHTS", tmp_path)
     with pytest.raises(UserError, match="SHA-256"):
         feature_extractor("oct-encoder")
 
@@ -159,7 +161,7 @@ def test_a_changed_encoder_file_is_refused(tmp_path, monkeypatch):
 def test_the_judge_is_another_network():
     assert type(judge().body) is not type(feature_extractor("oct-encoder").body)
     assert len(judge()(torch.rand(1, 1, 64, 64))) == 3
-    size = sum((features.WEIGHTS / f"{n}.pt").stat().st_size for n in features.SHA256)
+    size = sum((WEIGHTS / f"{n}.pt").stat().st_size for n in encoders.SHA256)
     assert size < 1e6
 
 
@@ -200,8 +202,8 @@ def test_the_papers_factor_scales_features_not_the_loss():
 
 def test_real_vgg(vgg_file):
     """The measured content loss of a real network on real weights: relu5_4 is sparse, relu2_2 is not."""
+    from srlib.data.phantom import bscan
     from srlib.degrade import downsample, to_tensor, upsample
-    from srlib.phantom import bscan
 
     hr = to_tensor(bscan(1)[:384, :384])
     blurred = upsample(downsample(hr))

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from srlib.manifest import _split
+from srlib.data.manifest import _split
 
 NAMES = ("train", "val", "test")
 SHARES = ((0.1, 0.2), (0.3, 0.1), (0.1, 0.1), (0.45, 0.1), (0.05, 0.05), (0.01, 0.44), (0.3, 0.3))

@@ -8,8 +8,8 @@ import torch
 from skimage.metrics import structural_similarity
 
 from srlib import metrics
+from srlib.data.phantom import bscan
 from srlib.degrade import downsample, to_image, to_tensor, upsample
-from srlib.phantom import bscan
 
 
 @pytest.fixture(scope="module")
@@ -111,8 +111,8 @@ def test_feature_distance_by_hand():
 
 def test_the_judge_takes_other_speckle_for_nearer_than_blur(monkeypatch):
     """Another draw of the same speckle looks like HR, a bicubic image does not; PSNR says the opposite."""
-    from srlib import phantom
-    from srlib.features import judge
+    from srlib.data import phantom
+    from srlib.models.features import judge
 
     draw, network, ratios = phantom._speckle, judge(), []
     for seed in (3, 11, 20):

@@ -7,8 +7,9 @@ from torch import nn
 
 from srlib.degrade import downsample, upsample
 from srlib.metrics import checkerboard, spectrum
-from srlib.models import RRDB, Discriminator, Generator, LinearFilter, RowConv2d, build
-from srlib.texture import TextureGenerator
+from srlib.models import Discriminator, Generator
+from srlib.models.networks import RRDB, LinearFilter, RowConv2d, build
+from srlib.models.texture import TextureGenerator
 
 
 def count(model):
@@ -119,8 +120,8 @@ def test_linear_filter_recovers_a_linear_world():
 
 
 def test_linear_filter_beats_bicubic_on_phantoms():
+    from srlib.data.phantom import bscan
     from srlib.degrade import to_tensor
-    from srlib.phantom import bscan
 
     hr = [to_tensor(bscan(s, 192, 192)) for s in range(3)]
     net = LinearFilter(4).fit([(downsample(h), h) for h in hr[:2]])

@@ -13,8 +13,8 @@ import pytest
 import torch
 from test_training import LEDIG, TINY, begin, same, weights
 
-from srlib import checkpoint, parallel, training
 from srlib.config import OutOfTime, UserError, load_config
+from srlib.training import adversarial, checkpoint, parallel, pretraining
 
 SETTINGS = TINY | {"device": "cpu", "precision": "fp32"}
 
@@ -22,9 +22,9 @@ SETTINGS = TINY | {"device": "cpu", "precision": "fp32"}
 def test_two_processes_train_as_one(images, tmp_path, capfd):
     """Without BN the same loss curve and weights, to rounding, as one process with the joint batch; crops of all of it."""
     config = load_config("smoke", **SETTINGS | {"pretrain_steps": 20})
-    one = training.pretrain_generator(config, *images, tmp_path / "one")
+    one = pretraining.pretrain_generator(config, *images, tmp_path / "one")
     shown = []
-    two = parallel.launch("pretrain_generator", 2, config, *images, tmp_path / "two", "", shown.append)
+    two = parallel.launch("pretrain", 2, config, *images, tmp_path / "two", "", shown.append)
     columns = ["step", "loss", "g_norm", "gain_db", "consistency_db"]
     pd.testing.assert_frame_equal(one[columns], two[columns], rtol=2e-3, atol=2e-4, check_dtype=False)
     a, b = (weights(tmp_path / f / "srresnet.pt") for f in ("one", "two"))
@@ -38,8 +38,8 @@ def test_two_processes_play_the_game_as_one_and_resume(images, tmp_path):
     config = load_config("smoke", **SETTINGS | {"batch": 8, "gan_lr": 3e-3, "penalty": 8.0})
     for name in ("one", "whole", "cut"):
         begin(config, tmp_path / name)
-    one = training.train_srgan(config, *images, tmp_path / "one")
-    two = parallel.launch("train_srgan", 2, config, *images, tmp_path / "whole", "")
+    one = adversarial.train_srgan(config, *images, tmp_path / "one")
+    two = parallel.launch("srgan", 2, config, *images, tmp_path / "whole", "")
     columns = [c for c in two if c not in ("seconds", "session")]
     assert (two.penalty[1:] > 0).all()
     sums = [c for c in columns if not c.endswith("_share")]  # a share is the mean of each part's
@@ -52,8 +52,8 @@ def test_two_processes_play_the_game_as_one_and_resume(images, tmp_path):
         assert all(torch.allclose(a[k], b[k], atol=2e-4) for k in a), part
     assert states[0]["generator"]["head.tail.weight"].abs().max() > 2e-3  # ten times what they may differ by
     with pytest.raises(OutOfTime, match="max_hours=1e-09 are over, saved at step 1;"):
-        parallel.launch("train_srgan", 2, dataclasses.replace(config, max_hours=1e-9), *images, tmp_path / "cut", "")
-    again = parallel.launch("train_srgan", 2, config, *images, tmp_path / "cut", "")
+        parallel.launch("srgan", 2, dataclasses.replace(config, max_hours=1e-9), *images, tmp_path / "cut", "")
+    again = parallel.launch("srgan", 2, config, *images, tmp_path / "cut", "")
     pd.testing.assert_frame_equal(two[columns], again[columns])
     assert same(weights(tmp_path / "whole/srgan.pt"), weights(tmp_path / "cut/srgan.pt"))
 
@@ -63,8 +63,8 @@ def test_two_processes_play_ledigs_game(images, tmp_path):
     config = load_config("smoke", **SETTINGS | LEDIG | {"batch": 8, "gan_lr": 1e-3})
     for name in ("one", "two"):
         begin(config, tmp_path / name)
-    one = training.train_srgan(config, *images, tmp_path / "one")
-    two = parallel.launch("train_srgan", 2, config, *images, tmp_path / "two", "")
+    one = adversarial.train_srgan(config, *images, tmp_path / "one")
+    two = parallel.launch("srgan", 2, config, *images, tmp_path / "two", "")
     assert two[["d_loss", "adversarial", "content"]].iloc[-1].tolist() == pytest.approx(
         one[["d_loss", "adversarial", "content"]].iloc[-1].tolist(), rel=0.3
     )
@@ -96,9 +96,9 @@ def test_a_process_that_dies_ends_the_run(images, tmp_path):
     settings = SETTINGS | {"pretrain_steps": 100_000, "checkpoint_every": 5}
     code = (
         "import json, signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it\n"
-        "from srlib import parallel; from srlib.config import load_config\n"
+        "from srlib.training import parallel; from srlib.config import load_config\n"
         "folder, images, settings = sys.argv[1], *map(json.loads, sys.argv[2:])\n"
-        "parallel.launch('pretrain_generator', 2, load_config('smoke', **settings), *images, folder, '')"
+        "parallel.launch('pretrain', 2, load_config('smoke', **settings), *images, folder, '')"
     )
     command = [sys.executable, "-c", code, str(tmp_path), json.dumps(images), json.dumps(settings)]
     for number, words in ((signal.SIGKILL, "one of 2 training processes died"), (signal.SIGINT, "KeyboardInterrupt")):
@@ -140,7 +140,7 @@ def test_a_character_on_the_edge_of_a_chunk_is_whole(tmp_path, monkeypatch, caps
     code = "import os, time; os.write(1, b'|\\xe2\\x96'); time.sleep(0.5); os.write(1, b'\\x88| \\xff')"
     start = subprocess.Popen
     monkeypatch.setattr(subprocess, "Popen", lambda command, **options: start([sys.executable, "-c", code], **options))
-    parallel.launch("pretrain_generator", 2, load_config("smoke"), [], [], tmp_path, "")
+    parallel.launch("pretrain", 2, load_config("smoke"), [], [], tmp_path, "")
     assert capsys.readouterr().out == "|█| \ufffd"
 
 
@@ -159,4 +159,4 @@ def test_what_cannot_be_divided_or_had(monkeypatch):
 
 def test_sync_batch_norm_is_for_gpus(images, tmp_path):
     with pytest.raises(UserError, match="sync_batch_norm=True needs GPUs"):
-        training.pretrain_generator(load_config("smoke", **SETTINGS, sync_batch_norm=True), *images, tmp_path)
+        pretraining.pretrain_generator(load_config("smoke", **SETTINGS, sync_batch_norm=True), *images, tmp_path)

@@ -5,12 +5,12 @@ import pytest
 from PIL import Image
 from scipy.ndimage import binary_dilation
 
-from srlib import sources
-from srlib.calibration import REAL_NORMAL, autocorrelation, background, compare, measure, one_of_each, slopes
 from srlib.config import UserError, load_config
-from srlib.data import valid_region
-from srlib.phantom import AXIAL_UM, PATHOLOGIES, SURFACES, bscan, draw
-from srlib.reading import find_images, read_image
+from srlib.data import sources
+from srlib.data.phantom import AXIAL_UM, PATHOLOGIES, SURFACES, bscan, draw
+from srlib.data.reading import find_images, read_image
+from srlib.evaluation.calibration import REAL_NORMAL, autocorrelation, background, compare, measure, one_of_each, slopes
+from srlib.metrics.regions import valid_region
 
 
 @pytest.fixture(scope="module")

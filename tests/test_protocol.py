@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from srlib import features, phantom
 from srlib.config import UserError
+from srlib.data import phantom
 from srlib.degrade import crop_to_multiple, downsample, to_image, to_tensor, upsample
-from srlib.features import judge
-from srlib.protocol import Protocol
-from srlib.statistics import MEASURES, POWERS
+from srlib.evaluation.protocol import Protocol
+from srlib.evaluation.statistics import MEASURES, POWERS
+from srlib.models import features
+from srlib.models.features import judge
 
 
 def measured(hr, scale=4, truth=None, change=lambda sr: sr):

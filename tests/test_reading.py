@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from srlib import manifest
 from srlib.config import UserError
-from srlib.data import build_manifest
-from srlib.phantom import bscan
-from srlib.reading import MAX_PIXELS, find_images, jpeg_tables, lr_partner, read_image, slices
+from srlib.data import manifest
+from srlib.data.manifest import build_manifest
+from srlib.data.phantom import bscan
+from srlib.data.reading import MAX_PIXELS, find_images, jpeg_tables, lr_partner, read_image, slices
 
 
 @pytest.fixture
@@ -196,7 +196,7 @@ def test_unreadable_file(tmp_path, scan, monkeypatch):
     def denied(*args, **kwargs):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("srlib.reading.Image.open", denied)  # (root may read everything, so the mode bits would not do)
+    monkeypatch.setattr("srlib.data.reading.Image.open", denied)  # (root may read everything, so the mode bits would not do)
     with pytest.raises(UserError, match=r"a\.png: cannot be read as an image \(Permission denied\)"):
         read_image(tmp_path / "a.png")
 

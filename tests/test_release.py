@@ -17,24 +17,29 @@ import torch
 from PIL import Image
 from skimage import data
 
-from srlib import features, metrics
+from srlib import metrics
 from srlib.__main__ import main
 from srlib.config import Config, UserError, load_config
-from srlib.data import build_manifest, read_pair, valid_region
+from srlib.data.manifest import build_manifest
+from srlib.data.phantom import PATHOLOGIES, bscan
+from srlib.data.reading import read_pair
 from srlib.degrade import downsample, to_image, to_tensor, upsample
-from srlib.export import export_onnx
-from srlib.inference import choose, load_generator, upscale
+from srlib.evaluation.run import choose as choose_images
+from srlib.evaluation.run import evaluate_run
+from srlib.files import REPOSITORY, WEIGHTS
+from srlib.inference.export import export_onnx
+from srlib.inference.upscaling import upscale
+from srlib.metrics.regions import valid_region
 from srlib.models import Generator
-from srlib.phantom import PATHOLOGIES, bscan
-from srlib.places import REPOSITORY
-from srlib.series.evaluation import choose as choose_images
-from srlib.series.evaluation import evaluate_run
-from srlib.series.release import release
+from srlib.models.texture import NOISES, TextureGenerator
+from srlib.models.weights import choose, load_generator
+from srlib.series.opening import open_run
 from srlib.series.report import build_report
-from srlib.series.run_folder import RETIRED, Run, open_run, read_config
+from srlib.series.run_folder import RETIRED, Run, read_config
 from srlib.series.runs import find_runs
-from srlib.texture import NOISES, TextureGenerator
-from srlib.training import pretrain_generator, train_srgan
+from srlib.tools.release import release
+from srlib.training.adversarial import train_srgan
+from srlib.training.pretraining import pretrain_generator
 
 TINY = dict(pretrain_steps=4, gan_steps=2, validate_every=2, checkpoint_every=2, crop=32)
 
@@ -77,7 +82,8 @@ def packed(run, tmp_path_factory):
 def installed(packed, tmp_path, monkeypatch):
     """A copy of them as data/weights."""
     shutil.copytree(packed, tmp_path / "weights")
-    monkeypatch.setattr(features, "WEIGHTS", tmp_path / "weights")
+    monkeypatch.setattr("srlib.models.weights.WEIGHTS", tmp_path / "weights")
+    monkeypatch.setattr("srlib.tools.release.WEIGHTS", tmp_path / "weights")
     return tmp_path / "weights"
 
 
@@ -156,7 +162,7 @@ def test_refusals(run, tmp_path):
 
 
 def test_weights_that_half_precision_cannot_hold(run, tmp_path, monkeypatch):
-    from srlib.series import release as module
+    from srlib.tools import release as module
 
     monkeypatch.setattr(module, "LARGEST", 1000)
     with pytest.raises(UserError, match="bytes in half precision, more than 1,000"):
@@ -248,7 +254,7 @@ def test_networks_that_do_not_fit_the_run(run, packed, tmp_path):
 
 def test_training_goes_on_from_given_weights(run, packed, tmp_path):
     """`-p start FOLDER`: step 0 is the given network, on any scans; the folder keeps it, and the card of the new run names it."""
-    from srlib.training import first_generator
+    from srlib.training.stage import first_generator
 
     scans, settings = str(run.parent / "scans"), {"start": str(packed), "pretrain_lr": 0.0}
     again = make_run(tmp_path / "again", scans, **settings)
@@ -377,15 +383,15 @@ def test_careless_inputs_are_warned_of(installed, tmp_path, capsys):
 
 
 def test_an_image_too_large_is_refused_alone(packed, scan, tmp_path, monkeypatch):
-    from srlib import upscale_files
+    from srlib.inference import files
 
     (tmp_path / "in").mkdir()
     shutil.copy(scan, tmp_path / "in" / "a.png")
     Image.fromarray(np.zeros((400, 300), np.uint8)).save(tmp_path / "in" / "b.png")
-    monkeypatch.setattr(upscale_files, "MAX_PIXELS", 1_000_000)
+    monkeypatch.setattr(files, "MAX_PIXELS", 1_000_000)
     generator, name, known, learnt = choose(packed)
     assert learnt == ("bicubic", 0.0)
-    written, _, failed, warned = upscale_files.upscale_files(tmp_path / "in", tmp_path / "out", generator, name, known=known)
+    written, _, failed, warned = files.upscale_files(tmp_path / "in", tmp_path / "out", generator, name, known=known)
     assert len(written) == 1 and "would become 1200 x 1600 pixels" in failed[0] and not warned
 
 
@@ -456,7 +462,7 @@ def test_onnx_of_a_network_that_draws(scale, channels, tmp_path, capfd):
 
 
 def test_a_wrong_onnx_file_is_not_written(tmp_path, monkeypatch):
-    from srlib import export
+    from srlib.inference import export
 
     monkeypatch.setattr(export, "TOLERANCE", -1.0)
     with pytest.raises(UserError, match="differs from torch"):
@@ -465,16 +471,16 @@ def test_a_wrong_onnx_file_is_not_written(tmp_path, monkeypatch):
 
 
 # --------------------------------------------------------------------------------------------- what stands in data/weights
-RELEASED = sorted(features.WEIGHTS.glob("card-x*.md"))
+RELEASED = sorted(WEIGHTS.glob("card-x*.md"))
 
 
 @pytest.mark.parametrize("card", RELEASED, ids=lambda p: p.stem)
 def test_the_files_in_the_repository_are_those_of_the_list_and_the_card(card):
-    entry = json.loads((features.WEIGHTS / "released.json").read_text())[card.stem.removeprefix("card-x")]
+    entry = json.loads((WEIGHTS / "released.json").read_text())[card.stem.removeprefix("card-x")]
     text = card.read_text()
     for name in ("srresnet", "srgan"):
         for kind, digest in (("file", "sha256"), ("onnx", "onnx_sha256")):
-            content = (features.WEIGHTS / entry[name][kind]).read_bytes()
+            content = (WEIGHTS / entry[name][kind]).read_bytes()
             assert len(content) <= 4_000_000 and hashlib.sha256(content).hexdigest() == entry[name][digest]
             assert entry[name][digest] in text
     assert not entry["phantom"] and "Research only" in text and "/" + "work" not in text

@@ -4,15 +4,17 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter, shift
 
-from srlib import phantom, retina
-from srlib.data import read_image, valid_region
+from srlib.data import phantom
+from srlib.data.reading import read_image
+from srlib.metrics import regions
+from srlib.metrics.regions import valid_region
 
 
 @pytest.mark.parametrize("pathology", phantom.PATHOLOGIES)
 def test_surfaces_against_the_truth(pathology):
     for seed in (3, 4):
         drawn = phantom.draw(seed, 496, 384, pathology)
-        inner, outer = retina.surfaces(drawn.image)
+        inner, outer = regions.surfaces(drawn.image)
         rpe = (drawn.surfaces["RPE"] + drawn.surfaces["below RPE"]) / 2
         assert np.quantile(np.abs(inner - drawn.surfaces["RNFL"]), 0.95) < 3
         assert np.quantile(np.abs(outer - rpe), 0.95) < 5
@@ -20,14 +22,14 @@ def test_surfaces_against_the_truth(pathology):
 
 def test_fill_is_no_retina():
     image = phantom.bscan(5, 320, 320, rotation=12)
-    tissue, vitreous = retina.retina(image)
+    tissue, vitreous = regions.retina(image)
     assert not tissue[~valid_region(image)].any() and not vitreous[~valid_region(image)].any()
     assert 0.1 < tissue.mean() < 0.5 and vitreous.mean() > 0.1 and not (tissue & vitreous).any()
 
 
 def test_truth_takes_the_place_of_the_segmentation():
     drawn = phantom.draw(5, 320, 320)
-    tissue, vitreous = retina.retina(drawn.image, drawn)
+    tissue, vitreous = regions.retina(drawn.image, drawn)
     column = 100
     rows = np.flatnonzero(tissue[:, column])
     assert abs(rows[0] - drawn.surfaces["RNFL"][column]) <= 1
@@ -40,9 +42,9 @@ def test_real_scans_have_a_retina_of_usual_thickness(real_scans):
     thickness = []
     for file in files:
         image = read_image(file)
-        inner, outer = retina.surfaces(image)
+        inner, outer = regions.surfaces(image)
         thickness.append(np.nanmedian(outer - inner) * phantom.AXIAL_UM)
-        tissue, vitreous = retina.retina(image)
+        tissue, vitreous = regions.retina(image)
         assert image[tissue].mean() > 1.6 * image[vitreous].mean(), file.name
     assert len(files) >= 8 and 220 < np.median(thickness) < 360
     assert np.mean([180 < t < 450 for t in thickness]) >= 0.9
@@ -52,17 +54,17 @@ def test_a_boundary_that_moves_is_measured():
     drawn = phantom.draw(2, 320, 256)
     surface, smooth = drawn.surfaces["RNFL"], gaussian_filter(drawn.image.astype(float), 0.7)
     hr = smooth.astype(np.uint8)
-    assert retina.boundary_shift(hr, hr, surface) == 0
+    assert regions.boundary_shift(hr, hr, surface) == 0
     for rows in (0.5, 2):
         moved = shift(smooth, (rows, 0), order=1, mode="nearest").astype(np.uint8)
-        assert retina.boundary_shift(moved, hr, surface) == pytest.approx(rows, abs=0.3)
+        assert regions.boundary_shift(moved, hr, surface) == pytest.approx(rows, abs=0.3)
 
 
 def test_a_boundary_that_is_not_there_is_at_most_the_reach_away():
     """Grey that rises ever faster, and ever slower: the steepest place lies beyond the reach, and nearly straight lines once put it a thousand rows away."""
     row = np.arange(60.0)[:, None] * np.ones(64)
     faster, slower = (4 * row + sign * 0.02 * row**2 - 1e-5 * row**3 for sign in (1, -1))
-    assert 8 <= retina.boundary_shift(slower, faster, np.full(64, 30.0)) <= 13
+    assert 8 <= regions.boundary_shift(slower, faster, np.full(64, 30.0)) <= 13
 
 
 def test_a_lesion_that_fades_is_measured():
@@ -72,6 +74,6 @@ def test_a_lesion_that_fades_is_measured():
     hr[cyst] = 40
     sr = hr.copy()
     sr[cyst] = 70
-    assert retina.lesion_contrast(sr, hr, {"cyst": cyst}) == pytest.approx(0.5)
-    assert retina.lesion_contrast(hr, hr, {"cyst": cyst}) == 1
-    assert np.isnan(retina.lesion_contrast(sr, hr, {}))
+    assert regions.lesion_contrast(sr, hr, {"cyst": cyst}) == pytest.approx(0.5)
+    assert regions.lesion_contrast(hr, hr, {"cyst": cyst}) == 1
+    assert np.isnan(regions.lesion_contrast(sr, hr, {}))

@@ -9,12 +9,14 @@ import re
 import nbformat
 import pytest
 
-from srlib import checkpoint, steps, training
 from srlib.config import Config, OutOfTime, UserError, load_config
-from srlib.places import REPOSITORY
+from srlib.files import REPOSITORY, file_hash
+from srlib.models.weights import save_weights
 from srlib.series import report, runner
-from srlib.series.provenance import file_hash
-from srlib.series.run_folder import Run, open_run
+from srlib.series.opening import open_run
+from srlib.series.run_folder import Run
+from srlib.training import checkpoint, pretraining
+from srlib.training.stage import make_generator
 
 TINY = dict(crop=32, gan_crop=24, pretrain_steps=4, gan_steps=2, validate_every=2, checkpoint_every=2)
 # what the hash of older records left out where it was as it is here
@@ -123,7 +125,7 @@ def test_an_older_checkpoint_is_continued(scan_folder, tmp_path, capsys):
     old = rewrite(run, "pretrain", ["phantom_jpeg"])
     for step in (1, 2):
         with pytest.raises(OutOfTime, match=f"saved at step {step};"), run.stage("pretrain") as fingerprint:
-            training.pretrain_generator(run.config, *parts, fingerprint)
+            pretraining.pretrain_generator(run.config, *parts, fingerprint)
         assert checkpoint.load(run.folder / "pretrain" / "checkpoint.pt")["fingerprint"] == old
     assert "continuing at step 1 of 4" in capsys.readouterr().out
 
@@ -132,7 +134,7 @@ def test_an_older_checkpoint_is_continued(scan_folder, tmp_path, capsys):
 def test_start_is_taken_again_where_it_is_missing(tmp_path):
     """As in the points of an earlier sweep, which got a pretraining without the file that it went on from."""
     torch_file = tmp_path / "first.pt"
-    checkpoint.save_weights(torch_file, steps.make_generator(load_config("smoke")), name="srresnet")
+    save_weights(torch_file, make_generator(load_config("smoke")), name="srresnet")
     run = trained(tmp_path / "run", start=str(torch_file))
     (run.folder / "start.pt").unlink()
     again = open_run("01", "smoke", str(run.folder), "", TINY | {"start": str(torch_file)})

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from srlib import statistics
+from srlib.evaluation import statistics
 
 
 def table(values: dict, patients=("1", "1", "2", "3")):

@@ -16,26 +16,28 @@ import torch
 from jupyter_client.manager import start_new_kernel
 from test_training import TINY, same, weights
 
-from srlib import loop, steps, training
 from srlib.config import UserError, load_config
+from srlib.models.weights import save_weights
+from srlib.training import adversarial, loop, pretraining
+from srlib.training.stage import make_generator
 
 CHILD = """
 import json, os, sys, time
 folder, images, settings = sys.argv[1], *map(json.loads, sys.argv[2:])
 import torch
 torch.set_num_threads(1)
-from srlib import loop, steps, training
 from srlib.config import load_config
-log, add, sync = open(folder + "/steps.log", "a", 1), loop.Means.add, os.fsync
+from srlib.training import adversarial, loop, pretraining
+log, add, sync = open(folder + "/steps.log", "a", 1), loop.RunningMeans.add, os.fsync
 def slow(file):  # a write long enough to be hit
     time.sleep(0.03)
     sync(file)
 os.fsync = slow
-for stage in (training.pretrain_generator, training.train_srgan):
+for stage in (pretraining.pretrain_generator, adversarial.train_srgan):
     def logged(self, step, values, name=stage.__name__):
         add(self, step, values)
         print(name, step, file=log)
-    loop.Means.add = logged
+    loop.RunningMeans.add = logged
     stage(load_config("smoke", **settings), *images, folder)
 """
 
@@ -87,17 +89,17 @@ def test_killed_at_random_moments(images, tmp_path, kills):
 def test_a_full_disk_keeps_the_last_state(images, tmp_path, capsys):
     """A checkpoint that the system refuses to write: a clear message, the one before it sound; with room again it goes on."""
     config = load_config("smoke", **TINY)
-    training.pretrain_generator(config, *images, tmp_path / "whole")
+    pretraining.pretrain_generator(config, *images, tmp_path / "whole")
     with pytest.raises(UserError, match="max_hours"):
-        training.pretrain_generator(load_config("smoke", **TINY, max_hours=1e-9), *images, tmp_path / "cut")
+        pretraining.pretrain_generator(load_config("smoke", **TINY, max_hours=1e-9), *images, tmp_path / "cut")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
     try:
-        with pytest.raises(UserError, match=r"checkpoint\.pt: cannot be written .*free the disk"):
-            training.pretrain_generator(config, *images, tmp_path / "cut")
+        with pytest.raises(UserError, match=r"checkpoint\.pt cannot be written .*free the disk"):
+            pretraining.pretrain_generator(config, *images, tmp_path / "cut")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    training.pretrain_generator(config, *images, tmp_path / "cut")
+    pretraining.pretrain_generator(config, *images, tmp_path / "cut")
     assert "continuing at step 1 of" in capsys.readouterr().out
     assert same(weights(tmp_path / "whole/srresnet.pt"), weights(tmp_path / "cut/srresnet.pt"))
     assert not list(tmp_path.rglob("*.part"))
@@ -105,10 +107,10 @@ def test_a_full_disk_keeps_the_last_state(images, tmp_path, capsys):
 
 def test_max_hours_ends_each_session_in_time(images, tmp_path, monkeypatch):
     """With no time left each session makes one step and saves it; as many sessions as steps give the same weights as one."""
-    for stage, name in ((training.pretrain_generator, "srresnet.pt"), (training.train_srgan, "srgan.pt")):
+    for stage, name in ((pretraining.pretrain_generator, "srresnet.pt"), (adversarial.train_srgan, "srgan.pt")):
         stage(load_config("smoke", **TINY), *images, tmp_path / "whole")
         short = load_config("smoke", **TINY, max_hours=1e-9)
-        for step in range(1, TINY["pretrain_steps" if stage is training.pretrain_generator else "gan_steps"]):
+        for step in range(1, TINY["pretrain_steps" if stage is pretraining.pretrain_generator else "gan_steps"]):
             with pytest.raises(UserError, match=f"max_hours=1e-09 are over, saved at step {step}; run the same again"):
                 stage(short, *images, tmp_path / "cut")
         history = stage(short, *images, tmp_path / "cut")
@@ -116,15 +118,15 @@ def test_max_hours_ends_each_session_in_time(images, tmp_path, monkeypatch):
         assert history.session.iloc[-1] == history.step.iloc[-1]
     monkeypatch.setenv("SRLIB_STARTED", str(time.time() - 7200))  # as a runner that began two hours ago tells its notebooks
     with pytest.raises(UserError, match="max_hours=1 are over, saved at step 1;"):
-        training.pretrain_generator(load_config("smoke", **TINY, max_hours=1.0), *images, tmp_path / "late")
+        pretraining.pretrain_generator(load_config("smoke", **TINY, max_hours=1.0), *images, tmp_path / "late")
 
 
 def test_interrupt_of_a_kernel(images, tmp_path):
     """What JupyterLab's interrupt button sends: the step ends, the state is saved, and running the cell again goes on."""
     settings = TINY | {"pretrain_steps": 100_000, "checkpoint_every": 100_000}
     cell = (
-        "import torch; torch.set_num_threads(1)\nfrom srlib import training\nfrom srlib.config import load_config\n"
-        f"training.pretrain_generator(load_config('smoke', **{settings}), *{images}, {str(tmp_path)!r})"
+        "import torch; torch.set_num_threads(1)\nfrom srlib.training.pretraining import pretrain_generator\nfrom srlib.config import load_config\n"
+        f"pretrain_generator(load_config('smoke', **{settings}), *{images}, {str(tmp_path)!r})"
     )
     manager, client = start_new_kernel(kernel_name="python3")
     try:
@@ -152,7 +154,7 @@ def test_interrupt_of_a_kernel(images, tmp_path):
 @pytest.mark.parametrize("workers", [0, 1, 3])
 def test_resume_is_exact_at_any_number_of_workers(images, tmp_path, workers):
     """N steps, a stop, N steps: bit for bit 2N steps of a run without workers; optimisers, schedules and averages included."""
-    for stage, name in ((training.pretrain_generator, "pretrain"), (training.train_srgan, "srgan")):
+    for stage, name in ((pretraining.pretrain_generator, "pretrain"), (adversarial.train_srgan, "srgan")):
         stage(load_config("smoke", **TINY), *images, tmp_path / "whole")
         with pytest.raises(UserError, match="max_hours"):
             stage(load_config("smoke", **TINY, max_hours=1e-9), *images, tmp_path / "cut")
@@ -188,15 +190,15 @@ def test_the_global_generators_go_on(tmp_path):
 
 def test_files_appear_whole_or_not_at_all(tmp_path, monkeypatch):
     """Released weights and histories too: where the system refuses, the earlier file stays and nothing else is left."""
-    model = steps.make_generator(load_config("smoke", **TINY))
+    model = make_generator(load_config("smoke", **TINY))
     path = tmp_path / "srgan.pt"
-    training.checkpoint.save_weights(path, model, name="first")
+    save_weights(path, model, name="first")
     before = path.read_bytes()
 
     def refuse(_):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", refuse)
-    with pytest.raises(UserError, match=r"srgan\.pt: cannot be written \(No space left on device\)"):
-        training.checkpoint.save_weights(path, model, name="second")
+    with pytest.raises(UserError, match=r"srgan\.pt cannot be written \(No space left on device\)"):
+        save_weights(path, model, name="second")
     assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ["srgan.pt"]

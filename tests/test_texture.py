@@ -8,7 +8,7 @@ from torch import nn
 
 from srlib.degrade import KINDS, downsample, project, upsample
 from srlib.models import Generator
-from srlib.texture import NOISES, TextureDiscriminator, TextureGenerator, draw, local_noise, normal_noise
+from srlib.models.texture import NOISES, TextureDiscriminator, TextureGenerator, draw, local_noise, normal_noise
 
 
 def trunk(scale=4, channels=1, **more):

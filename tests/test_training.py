@@ -10,11 +10,18 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 
-from srlib import checkpoint, features, health, steps, training
+from srlib import degrade
 from srlib.config import UserError, load_config
-from srlib.inference import load_generator
+from srlib.degrade import upsample
+from srlib.device import autocast_dtype
+from srlib.models import features
+from srlib.models.weights import load_generator, save_weights
+from srlib.training import adversarial, checkpoint, classifier, diagnostics, pretraining
+from srlib.training.stage import make_generator, training_pairs, update
+from srlib.training.validation import Validation, draw
 
 TINY = {
     "crop": 32,
@@ -43,9 +50,9 @@ LEDIG = {  # the paper's game, which draws nothing
 def begin(config, folder):
     """`folder`/srresnet.pt of random weights, the last ones too: what the game starts from."""
     torch.manual_seed(0)
-    net = steps.make_generator(config)
+    net = make_generator(config)
     torch.nn.init.normal_(net.tail.weight, std=0.01)
-    checkpoint.save_weights(folder / "srresnet.pt", net, name="srresnet")
+    save_weights(folder / "srresnet.pt", net, name="srresnet")
 
 
 def weights(path):
@@ -58,12 +65,12 @@ def same(a, b):
 
 def test_pretraining_learns_and_repeats(images, tmp_path):
     config = load_config("smoke", **TINY | {"pretrain_steps": 120, "pretrain_lr": 3e-3})
-    history = training.pretrain_generator(config, *images, tmp_path / "a")
+    history = pretraining.pretrain_generator(config, *images, tmp_path / "a")
     assert history.step[0] == 0 and history.gain_db[0] == pytest.approx(0, abs=1e-3)  # the global skip's start is bicubic
     assert history.gain_db[1] < 0.1 < 0.4 < history.gain_db.iloc[-1]
     assert history.drop(0).notna().all(axis=None) and np.isnan(history.loss[0])
     assert list(pd.read_csv(tmp_path / "a/pretrain/history.csv").step) == list(history.step)
-    training.pretrain_generator(config, *images, tmp_path / "b")
+    pretraining.pretrain_generator(config, *images, tmp_path / "b")
     assert same(weights(tmp_path / "a/srresnet.pt"), weights(tmp_path / "b/srresnet.pt"))
     best = checkpoint.load(tmp_path / "a/pretrain/checkpoint.pt")["parts"]["best"]
     assert best["score"] == history.gain_db.max()
@@ -71,9 +78,9 @@ def test_pretraining_learns_and_repeats(images, tmp_path):
 
 def test_settings_of_the_machine_do_not_change_the_result(images, tmp_path, monkeypatch):
     """Scans decoded into mapped files, by worker processes: the same weights."""
-    monkeypatch.setattr(training, "data_home", lambda: tmp_path)
+    monkeypatch.setattr("srlib.training.stage.data_home", lambda: tmp_path)
     for name, settings in {"plain": {}, "other": {"decoded_cache": True, "workers": 2}}.items():
-        training.pretrain_generator(load_config("smoke", **TINY, **settings), *images, tmp_path / name)
+        pretraining.pretrain_generator(load_config("smoke", **TINY, **settings), *images, tmp_path / name)
     assert list((tmp_path / "cache/decoded").glob("*.npy"))
     assert same(weights(tmp_path / "plain/srresnet.pt"), weights(tmp_path / "other/srresnet.pt"))
 
@@ -84,8 +91,8 @@ def test_clipping_bounds_the_gradient(images, tmp_path):
     for clip in (0.0, 1e-14):
         torch.manual_seed(0)
         config = load_config("smoke", **TINY, pretrain_clip=clip)
-        start = steps.make_generator(config).state_dict()
-        training.pretrain_generator(config, *images, tmp_path / str(clip))
+        start = make_generator(config).state_dict()
+        pretraining.pretrain_generator(config, *images, tmp_path / str(clip))
         last = checkpoint.load(tmp_path / str(clip) / "pretrain/checkpoint.pt")["parts"]["generator"]
         moved[clip] = max((last[k] - v).abs().max().item() for k, v in start.items())
     assert moved[1e-14] < 1e-6 < 1e-4 < moved[0.0]
@@ -93,7 +100,7 @@ def test_clipping_bounds_the_gradient(images, tmp_path):
 
 def interrupt_at(step, monkeypatch, number=signal.SIGINT):
     """Send this process a signal while the training makes its `step`-th batch."""
-    calls, original = [], training.downsample
+    calls, original = [], degrade.downsample
 
     def counted(hr, *reduction):
         calls.append(hr.shape[0])
@@ -101,17 +108,17 @@ def interrupt_at(step, monkeypatch, number=signal.SIGINT):
             os.kill(os.getpid(), number)
         return original(hr, *reduction)
 
-    monkeypatch.setattr(training, "downsample", counted)
+    monkeypatch.setattr(degrade, "downsample", counted)
 
 
 @pytest.mark.parametrize(("number", "rules"), [(signal.SIGINT, {}), (signal.SIGTERM, LEDIG)], ids=["texture", "ledig"])
 def test_stopped_and_continued_equals_uninterrupted(images, tmp_path, monkeypatch, number, rules, capsys):
     """To the bit: the pretraining, the game that draws texture, and Ledig's."""
     config = load_config("smoke", **TINY | rules)
-    for stage, weights_file in ((training.pretrain_generator, "srresnet.pt"), (training.train_srgan, "srgan.pt")):
+    for stage, weights_file in ((pretraining.pretrain_generator, "srresnet.pt"), (adversarial.train_srgan, "srgan.pt")):
         whole = stage(config, *images, tmp_path / "whole")
         with monkeypatch.context() as patch:
-            before = steps.CALIBRATION_BATCHES if stage is training.train_srgan and not rules else 0
+            before = adversarial.CALIBRATION_BATCHES if stage is adversarial.train_srgan and not rules else 0
             interrupt_at(before + 3, patch, number)
             with pytest.raises(KeyboardInterrupt):
                 stage(config, *images, tmp_path / "cut")
@@ -133,12 +140,12 @@ def test_a_game_repeats_to_the_byte(images, tmp_path, rules):
     for name in ("a", "b"):
         begin(config, tmp_path / name)
         torch.rand(len(name) + ord(name))
-        training.train_srgan(config, *images, tmp_path / name)
+        adversarial.train_srgan(config, *images, tmp_path / name)
     assert (tmp_path / "a/srgan.pt").read_bytes() == (tmp_path / "b/srgan.pt").read_bytes()
     tables = [pd.read_csv(tmp_path / name / "srgan/history.csv", dtype=str).drop(columns="seconds") for name in ("a", "b")]
     assert tables[0].equals(tables[1])
     begin(config, tmp_path / "c")
-    training.train_srgan(load_config("smoke", **TINY | rules, seed=1), *images, tmp_path / "c")
+    adversarial.train_srgan(load_config("smoke", **TINY | rules, seed=1), *images, tmp_path / "c")
     assert not same(weights(tmp_path / "a/srgan.pt"), weights(tmp_path / "c/srgan.pt"))
 
 
@@ -147,7 +154,7 @@ def test_the_history_begins_before_the_first_step(images, tmp_path):
     have their stated sizes."""
     config = load_config("smoke", **TINY | {"validate_every": 1, "content_features": "oct-encoder", "adversarial_share": 0.4})
     begin(config, tmp_path)
-    history = training.train_srgan(config, *images, tmp_path)
+    history = adversarial.train_srgan(config, *images, tmp_path)
     validated = {"gain_db", "consistency_db", "stripe_db", *(f"band{k}_db" for k in range(1, 5))}
     assert list(history.step) == list(range(7)) and set(history) >= validated
     assert set(history.columns[history.loc[0].notna()]) == validated | {"step", "session", "seconds"}
@@ -157,8 +164,8 @@ def test_the_history_begins_before_the_first_step(images, tmp_path):
     assert shares.sum() == pytest.approx(1, abs=1e-5) and shares.adversarial_share / shares.content_share == pytest.approx(2 / 3, rel=0.3)
     assert history.pixel[1] == pytest.approx(1, rel=0.5)  # of one batch; the calibration took the mean of several
     assert (history.drop(0)[["g_norm", "d_norm", "penalty"]] > 0).all(axis=None) and history.d_right.drop(0).between(0, 1).all()
-    expected = training.Validation(images[1], config, torch.device("cpu"))(
-        steps.TextureGenerator(start := load_generator(tmp_path / "srresnet.pt"), 4)
+    expected = Validation(images[1], config, torch.device("cpu"))(
+        adversarial.TextureGenerator(start := load_generator(tmp_path / "srresnet.pt"), 4)
     )
     assert {name: history[name][0] for name in validated} == pytest.approx(expected)
     assert len(list((tmp_path / "srgan/frames").glob("*.png"))) == 6
@@ -184,7 +191,7 @@ def test_other_scales_colour_and_reductions(images, tmp_path, settings, kind):
     if config.degradation == "paired":
         images = [[paired(path, tmp_path) for path in split] for split in images]
     begin(config, tmp_path)
-    history = training.train_srgan(config, *images, tmp_path)
+    history = adversarial.train_srgan(config, *images, tmp_path)
     columns = [c for c in history if kind or c != "consistency_db"]
     assert np.isfinite(history[columns].iloc[-1].to_numpy(float)).all()
     assert len([c for c in history if c.startswith("band")]) == {2: 2, 4: 4, 8: 6}[config.scale]
@@ -205,18 +212,18 @@ def paired(path, folder):
 
 def test_a_finished_stage_is_not_repeated(images, tmp_path, capsys):
     config = load_config("smoke", **TINY)
-    first = training.pretrain_generator(config, *images, tmp_path)
+    first = pretraining.pretrain_generator(config, *images, tmp_path)
     before = (tmp_path / "pretrain/checkpoint.pt").stat().st_mtime_ns
-    again = training.pretrain_generator(config, *images, tmp_path)
+    again = pretraining.pretrain_generator(config, *images, tmp_path)
     assert "finished earlier" in capsys.readouterr().out
     assert again.equals(first) and (tmp_path / "pretrain/checkpoint.pt").stat().st_mtime_ns == before
 
 
 def test_other_settings_are_refused(images, tmp_path):
     config = load_config("smoke", **TINY)
-    training.pretrain_generator(config, *images, tmp_path, fingerprint="one")
+    pretraining.pretrain_generator(config, *images, tmp_path, fingerprint="one")
     with pytest.raises(UserError, match="other settings"):
-        training.pretrain_generator(config, *images, tmp_path, fingerprint="two")
+        pretraining.pretrain_generator(config, *images, tmp_path, fingerprint="two")
 
 
 def test_srgan_depends_on_the_extractor(images, tmp_path, monkeypatch):
@@ -233,8 +240,8 @@ def test_srgan_depends_on_the_extractor(images, tmp_path, monkeypatch):
     results = []
     for name, extractor in (("as released", original), ("zeroed", zeroed)):
         begin(config, tmp_path / name)
-        monkeypatch.setattr(training, "feature_extractor", extractor)
-        history = training.train_srgan(config, *images, tmp_path / name)
+        monkeypatch.setattr(classifier, "feature_extractor", extractor)
+        history = adversarial.train_srgan(config, *images, tmp_path / name)
         results.append((weights(tmp_path / name / "srgan.pt"), history.content.iloc[-1]))
     assert not same(results[0][0], results[1][0])
     assert results[0][1] > 0 == results[1][1]
@@ -242,31 +249,31 @@ def test_srgan_depends_on_the_extractor(images, tmp_path, monkeypatch):
 
 def first_step(monkeypatch, stage, config, images, folder):
     """The losses that the first step went down, the generator's last, and the history."""
-    losses, update = [], steps._update
+    losses, original = [], update
 
     def spy(loss, *args):
         losses.append(loss.item())
-        return update(loss, *args)
+        return original(loss, *args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(steps, "_update", spy)
+        for module in (pretraining, adversarial):
+            patch.setattr(module, "update", spy)
         history = stage(config, *images, folder)
     return losses, history
 
 
 def test_each_stage_has_its_crop(images, tmp_path, monkeypatch):
     seen = {}
-    for name in ("Pretraining", "Game"):
-        stage = getattr(steps, name)
+    for stage in (pretraining.Pretraining, adversarial.Game):
 
-        def step(self, k, lr, hr, name=name, play=stage.step):
+        def step(self, k, lr, hr, name=stage.__name__, play=stage.step):
             seen[name] = tuple(lr.shape), tuple(hr.shape)
             return play(self, k, lr, hr)
 
         monkeypatch.setattr(stage, "step", step)
     config = load_config("smoke", **TINY | {"gan_crop": 48, "gan_steps": 1, "pretrain_steps": 1})
-    training.pretrain_generator(config, *images, tmp_path)
-    training.train_srgan(config, *images, tmp_path)
+    pretraining.pretrain_generator(config, *images, tmp_path)
+    adversarial.train_srgan(config, *images, tmp_path)
     assert seen == {"Pretraining": ((4, 1, 8, 8), (4, 1, 32, 32)), "Game": ((4, 1, 12, 12), (4, 1, 48, 48))}
 
 
@@ -274,14 +281,14 @@ def test_each_stage_has_its_crop(images, tmp_path, monkeypatch):
 def test_pretrain_loss_is_what_its_name_says(images, tmp_path, monkeypatch, kind):
     """At the start SR is bicubic, so that the first loss can be computed without the generator; the history has the MSE of all."""
     config = load_config("smoke", **TINY | {"pretrain_steps": 1}, pretrain_loss=kind)
-    lr, hr = next(training.training_pairs(images[0], config, torch.device("cpu"), 1, config.seed)(0))
-    gap = training.upsample(lr, config.scale) - hr
+    lr, hr = next(training_pairs(images[0], config, torch.device("cpu"), 1, config.seed)(0))
+    gap = upsample(lr, config.scale) - hr
     expected = {
         "mse": (2 * gap).pow(2).mean(),
         "l1": (2 * gap).abs().mean(),
         "psnr": (10 * (gap.pow(2).mean((1, 2, 3)) + 2.5e-6).log10()).mean(),
     }
-    losses, history = first_step(monkeypatch, training.pretrain_generator, config, images, tmp_path)
+    losses, history = first_step(monkeypatch, pretraining.pretrain_generator, config, images, tmp_path)
     assert losses[0] == pytest.approx(expected[kind].item(), rel=1e-4)
     assert history.loss[1] == pytest.approx(expected["mse"].item(), rel=1e-4)
 
@@ -291,7 +298,7 @@ def test_a_relativistic_game_is_another_one(images, tmp_path, monkeypatch):
     begin(load_config("smoke", **TINY), tmp_path)
     found = {}
     for kind in ("standard", "relativistic"):
-        logits, forward = [], steps.Discriminator.forward
+        logits, forward = [], adversarial.Discriminator.forward
 
         def spy(self, image, logits=logits, forward=forward):
             logits.append(forward(self, image))
@@ -299,15 +306,15 @@ def test_a_relativistic_game_is_another_one(images, tmp_path, monkeypatch):
 
         config = load_config("smoke", **TINY | LEDIG | {"gan_steps": 1, "adversarial_loss": kind})
         with monkeypatch.context() as patch:
-            patch.setattr(steps.Discriminator, "forward", spy)
-            losses, _ = first_step(monkeypatch, training.train_srgan, config, images, tmp_path)
+            patch.setattr(adversarial.Discriminator, "forward", spy)
+            losses, _ = first_step(monkeypatch, adversarial.train_srgan, config, images, tmp_path)
         shutil.rmtree(tmp_path / "srgan")
         found[kind] = losses[0], [x.detach() for x in logits]
     (plain, two), (relative, three) = found["standard"], found["relativistic"]
     assert len(two) == 3 and len(three) == 4
     assert all(torch.equal(a, b) for a, b in zip(two[:2], three[:2], strict=True))
     a, b = two[0] - two[1].mean(), two[1] - two[0].mean()
-    assert relative == pytest.approx((steps.F.softplus(-a).mean() + steps.F.softplus(b).mean()).item(), rel=1e-4)
+    assert relative == pytest.approx((F.softplus(-a).mean() + F.softplus(b).mean()).item(), rel=1e-4)
     assert plain != pytest.approx(relative, rel=1e-4)
 
 
@@ -315,15 +322,15 @@ def test_a_relativistic_game_is_another_one(images, tmp_path, monkeypatch):
 def test_batch_norm_rests_in_validation_and_release(images, tmp_path, rules):
     """Validation changes no running mean and leaves the generator training; what is released answers for one image alone."""
     config = load_config("smoke", **TINY | rules, batch_norm=True, global_skip=False)
-    generator = steps.make_generator(config).train()
+    generator = make_generator(config).train()
     generator(torch.rand(4, 1, 8, 8))  # other statistics than at the start
-    generator = steps.TextureGenerator(generator, 4).train() if config.texture else generator
+    generator = adversarial.TextureGenerator(generator, 4).train() if config.texture else generator
     before = {k: v.clone() for k, v in generator.state_dict().items()}
-    validation = training.Validation(images[1], config, torch.device("cpu"))
+    validation = Validation(images[1], config, torch.device("cpu"))
     assert validation(generator) == validation(generator)
     assert same(before, generator.state_dict()) and generator.training
-    training.pretrain_generator(config, *images, tmp_path)
-    training.train_srgan(config, *images, tmp_path)
+    pretraining.pretrain_generator(config, *images, tmp_path)
+    adversarial.train_srgan(config, *images, tmp_path)
     for name in ("srresnet", "srgan"):
         network = load_generator(tmp_path / f"{name}.pt")
         given = [torch.rand(2, 1, 16, 16), *([torch.randn(2, 4, 64, 64)] if hasattr(network, "head") and hasattr(network, "trunk") else [])]
@@ -332,16 +339,16 @@ def test_batch_norm_rests_in_validation_and_release(images, tmp_path, rules):
 
 def test_validation_draws_the_same_noise_each_time(images, monkeypatch):
     """One draw for each crop, with noise of its own; the global generator has no part in it."""
-    config, seeds, draw = load_config("smoke", **TINY), [], training.draw
+    config, seeds = load_config("smoke", **TINY), []
 
     def spy(generator, lr, seed):
         seeds.append(seed)
         return draw(generator, lr, seed)
 
-    monkeypatch.setattr(training, "draw", spy)
-    generator = steps.TextureGenerator(steps.make_generator(config), 4)
+    monkeypatch.setattr("srlib.training.validation.draw", spy)
+    generator = adversarial.TextureGenerator(make_generator(config), 4)
     torch.nn.init.normal_(generator.head.tail.weight, std=0.05)
-    validation = training.Validation(images[1], config, torch.device("cpu"))
+    validation = Validation(images[1], config, torch.device("cpu"))
     first = validation(generator)
     torch.rand(5)
     assert validation(generator) == first and len(validation.pairs) > 1
@@ -355,7 +362,7 @@ def test_health_in_words():
     """Each sickness of the game is named at once, a sound game is left in peace."""
     rows = {"step": [0, 10, 20, 30, 40], "d_right": [np.nan, 0.5, 0.6, 0.7, 0.7], "gain_db": 0.9, "consistency_db": 63.0}
     sound = pd.DataFrame(rows | {"adversarial_share": [np.nan, 0.4, 0.4, 0.4, 0.4]})
-    assert health.warnings(sound) == {}
+    assert diagnostics.warnings(sound) == {}
     for kind, change, words in (
         ("won", {"d_right": 0.99}, "right with probability 0.99"),
         ("blind", {"d_right": 0.505}, "cannot tell"),
@@ -363,31 +370,31 @@ def test_health_in_words():
         ("collapse", {"adversarial_share": 0.99}, "99% of its loss"),
         ("inconsistent", {"consistency_db": 33.0}, "33.0 dB from LR"),
     ):
-        found = health.warnings(sound.assign(**change))
+        found = diagnostics.warnings(sound.assign(**change))
         assert list(found) == [kind] and words in found[kind]
     won_once = sound.assign(d_right=[np.nan, 0.5, 0.6, 0.7, 0.99])
-    assert health.warnings(won_once) == {} and health.warnings(sound[:1]) == {} == health.warnings(sound[:2])
+    assert diagnostics.warnings(won_once) == {} and diagnostics.warnings(sound[:1]) == {} == diagnostics.warnings(sound[:2])
     blind_thrice = sound[1:].assign(d_right=0.505)[:3]  # too early to say
-    assert health.warnings(blind_thrice) == {}
-    assert health.warnings(sound.assign(consistency_db=np.nan)) == {}  # speckle, given pairs
+    assert diagnostics.warnings(blind_thrice) == {}
+    assert diagnostics.warnings(sound.assign(consistency_db=np.nan)) == {}  # speckle, given pairs
     draws = sound.assign(gain_db=-2.0)  # a right draw lies there
-    assert health.warnings(draws) == {}
+    assert diagnostics.warnings(draws) == {}
 
 
 def test_a_pretraining_that_diverges_is_named():
     gains = pd.DataFrame({"step": [1, 2, 3], "gain_db": [0.1, 1.2, -14.6]})
-    assert "(-14.6 dB against bicubic, it was at +1.2)" in health.pretraining_warnings(gains)["diverged"]
+    assert "(-14.6 dB against bicubic, it was at +1.2)" in diagnostics.pretraining_warnings(gains)["diverged"]
     rising = gains.assign(gain_db=[-9.0, -2.0, -2.5])  # without global skip it begins far below bicubic
-    assert health.pretraining_warnings(rising) == {} == health.pretraining_warnings(gains[:1])
+    assert diagnostics.pretraining_warnings(rising) == {} == diagnostics.pretraining_warnings(gains[:1])
 
 
 def test_warnings_are_said_once_while_training(images, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(health, "LEFT_LR", 90.0)
-    monkeypatch.setattr(health, "DIVERGED", -1.0)
+    monkeypatch.setattr(diagnostics, "LEFT_LR", 90.0)
+    monkeypatch.setattr(diagnostics, "DIVERGED", -1.0)
     config = load_config("smoke", **TINY)
-    training.pretrain_generator(config, *images, tmp_path)
+    pretraining.pretrain_generator(config, *images, tmp_path)
     assert capsys.readouterr().out.count("pretrain: warning at step 2: the training has left its way") == 1
-    history = training.train_srgan(config, *images, tmp_path)
+    history = adversarial.train_srgan(config, *images, tmp_path)
     assert capsys.readouterr().out.count("srgan: warning at step 2: SR brought down again") == 1
     assert list(history.step) == [0, 2, 4, 6]
 
@@ -396,7 +403,7 @@ def test_warnings_are_said_once_while_training(images, tmp_path, monkeypatch, ca
 def test_released_srgan_is_the_average_of_the_steps(images, tmp_path, rules, name):
     config = load_config("smoke", **TINY | rules | {"ema": 0.9})
     begin(config, tmp_path)
-    training.train_srgan(config, *images, tmp_path)
+    adversarial.train_srgan(config, *images, tmp_path)
     parts = checkpoint.load(tmp_path / "srgan/checkpoint.pt")["parts"]
     released, last = weights(tmp_path / "srgan.pt")[name], parts["generator"][name]
     start = weights(tmp_path / "srresnet.pt")[name] if rules else torch.zeros_like(last)  # the head's last layer
@@ -409,24 +416,24 @@ def test_released_srgan_is_the_average_of_the_steps(images, tmp_path, rules, nam
 def test_srgan_needs_matching_weights(images, tmp_path):
     config = load_config("smoke", **TINY)
     with pytest.raises(UserError, match=r"srresnet\.pt: no such file"):
-        training.train_srgan(config, *images, tmp_path)
+        adversarial.train_srgan(config, *images, tmp_path)
     begin(config, tmp_path)
     with pytest.raises(UserError, match="another shape"):
-        training.train_srgan(load_config("smoke", **TINY | {"width": 4}), *images, tmp_path)
+        adversarial.train_srgan(load_config("smoke", **TINY | {"width": 4}), *images, tmp_path)
 
 
 def test_not_a_number_stops_and_keeps_the_last_state(images, tmp_path, monkeypatch):
     config = load_config("smoke", **TINY, pretrain_loss="mse")
-    original = steps.F.mse_loss
+    original = F.mse_loss
     calls = []
 
     def poisoned(*args):
         calls.append(1)
         return original(*args) * (float("nan") if len(calls) == 9 else 1)  # twice a step: what is logged, what is minimised
 
-    monkeypatch.setattr(steps.F, "mse_loss", poisoned)
+    monkeypatch.setattr(F, "mse_loss", poisoned)
     with pytest.raises(UserError, match="loss is not a number at step 5"):
-        training.pretrain_generator(config, *images, tmp_path)
+        pretraining.pretrain_generator(config, *images, tmp_path)
     state = checkpoint.load(tmp_path / "pretrain/checkpoint.pt")
     assert state["step"] == 4 and all(v.isfinite().all() for v in state["parts"]["generator"].values())
 
@@ -466,7 +473,7 @@ def test_pickled_code_is_refused(tmp_path, monkeypatch):
 
 
 def test_cpu_autocast_only_where_the_hardware_has_it():
-    assert steps.autocast_dtype("fp32", torch.device("cpu")) is None
+    assert autocast_dtype("fp32", torch.device("cpu")) is None
     able = torch.cpu.get_capabilities()
     expected = torch.bfloat16 if able.get("avx512_bf16") or able.get("amx_bf16") else None
-    assert steps.autocast_dtype("auto", torch.device("cpu")) is expected
+    assert autocast_dtype("auto", torch.device("cpu")) is expected

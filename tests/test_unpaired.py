@@ -9,11 +9,11 @@ import torch
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
-from srlib import methods
 from srlib.config import load_config
+from srlib.evaluation import methods
+from srlib.evaluation.drawn import Drawn, regions
+from srlib.evaluation.patches import Patches, measuring_network
 from srlib.metrics import unpaired
-from srlib.series.drawn import Drawn, regions
-from srlib.series.patches import Patches, measuring_network
 
 
 def grain(seed, count, sigma=20.0, side=24):
@@ -123,7 +123,7 @@ class Exact:
 
 def test_a_runs_draws(tmp_path, monkeypatch):
     """Right draws: 2.5 dB won back, equal ranks, a spread that is the error; brighter ones are found out."""
-    monkeypatch.setattr("srlib.series.drawn.self_ensemble", lambda lr, net: (np.full((96, 96), 125, np.uint8), np.ones((96, 96))))
+    monkeypatch.setattr("srlib.evaluation.drawn.self_ensemble", lambda lr, net: (np.full((96, 96), 125, np.uint8), np.ones((96, 96))))
     found = {}
     for wrong in (0.0, 8.0):
         drawn = Drawn(load_config("quick", retina=False))
@@ -146,7 +146,7 @@ def test_a_runs_draws(tmp_path, monkeypatch):
 
 def test_places_of_ranks_are_chosen_without_hr():
     """Tissue, vitreous and edges of a B-scan; a photograph has no retina."""
-    from srlib.phantom import bscan
+    from srlib.data.phantom import bscan
 
     image, valid = bscan(3, 160, 192), np.ones((160, 192), bool)
     valid[:, :20] = False

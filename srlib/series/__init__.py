@@ -1,1 +1,1 @@
-"""The series as a whole: run folders, papermill, evaluation, report, encoder training. No file of the science imports it."""
+"""The series as a whole: run folders, papermill, sweeps, report, release. No file of the rooms below imports it."""

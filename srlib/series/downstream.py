@@ -12,15 +12,17 @@ import torch
 from scipy.stats import rankdata
 from tqdm import tqdm
 
-from ..classify import SIDE, probabilities, retina_row, train_classifier
 from ..config import UserError
-from ..data import read_pair
+from ..data.reading import read_pair
 from ..degrade import to_image, to_tensor, upsample
-from ..features import OctEncoder
-from ..inference import load_generator, upscale
-from ..training import pick_device
-from .evaluation import choose
-from .run_folder import open_run, read_config, run_path
+from ..device import pick_device
+from ..evaluation.run import choose
+from ..inference.upscaling import upscale
+from ..models.encoders import OctEncoder
+from ..models.weights import load_generator
+from ..training.classifier import SIDE, probabilities, retina_row, train_classifier
+from .opening import open_run
+from .run_folder import read_config, run_path
 
 ARMS = ("hr", "bicubic", "srresnet", "srgan")
 PAIRS = [("hr", arm) for arm in ARMS] + [(arm, arm) for arm in ARMS[1:]]  # (trained on, tested on)
@@ -124,7 +126,7 @@ def summarise(table: pd.DataFrame) -> pd.DataFrame:
 
 def readable(summary: pd.DataFrame) -> pd.DataFrame:
     """`summarise`'s table as text for readers."""
-    from ..methods import named
+    from ..evaluation.methods import named
 
     def text(row, name, sign=""):
         return f"{row[name]:{sign}.3f} [{row[f'{name}_low']:{sign}.3f},\u00a0{row[f'{name}_high']:{sign}.3f}]"

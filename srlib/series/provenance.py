@@ -1,9 +1,8 @@
-"""Where a result comes from: hashes, times, versions, the device; and files that appear whole or not at all."""
+"""Where a result comes from: times, versions, the device."""
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import importlib.metadata
 import os
 import platform
@@ -11,27 +10,11 @@ import shutil
 import subprocess
 import sys
 from datetime import UTC, datetime
-from pathlib import Path
 
-from ..config import Config, UserError
-from ..places import REPOSITORY
+from ..config import Config
+from ..files import REPOSITORY
 
 PACKAGES = ("torch", "torchvision", "numpy", "scikit-image", "opencv-python-headless", "matplotlib", "papermill")
-
-
-def file_hash(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write beside and rename, with the folders above; UserError where that is not possible."""
-    part = path.with_name(path.name + ".part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(text)
-        part.replace(path)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written ({error.strerror}); choose another folder with run_dir (--run-dir)") from None
 
 
 def timestamp() -> str:

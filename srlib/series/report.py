@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from .. import statistics
 from ..config import FIELDS
-from ..methods import named
-from .drawn import DRAWS
+from ..evaluation import statistics
+from ..evaluation.drawn import DRAWS
+from ..evaluation.methods import named
 from .run_folder import NOTEBOOKS, read_config
 
 CSS = """
@@ -82,7 +82,7 @@ def readable_tests(table: pd.DataFrame, measure: str) -> pd.DataFrame:
 
 
 def readable_draws(drawn: pd.DataFrame) -> pd.DataFrame:
-    """draws.csv (`series.drawn`) as text for readers: mean by patient and its interval, and what draws of the true posterior have."""
+    """draws.csv (`evaluation.drawn`) as text for readers: mean by patient and its interval, and what draws of the true posterior have."""
     n = DRAWS
     rows = {
         "gain_draw_db": ("PSNR gain over bicubic: one draw (dB)", "3 dB below SRResNet's"),
@@ -102,7 +102,7 @@ def readable_draws(drawn: pd.DataFrame) -> pd.DataFrame:
 
 
 def readable_unpaired(unpaired: pd.DataFrame) -> pd.DataFrame:
-    """unpaired.csv (`series.patches`) as text for readers: a row for each measure, a column for HR and each method."""
+    """unpaired.csv (`evaluation.patches`) as text for readers: a row for each measure, a column for HR and each method."""
     titles = {"told_apart": "told from HR by a fresh classifier (0.5: cannot)", "kid": "KID"}
     rows = {}
     for row in unpaired.itertuples():
@@ -192,3 +192,8 @@ def notebook_html(source: Path) -> Path:
     out = source.with_suffix(".html")
     out.write_text(body)
     return out
+
+
+def markdown(table: pd.DataFrame) -> str:
+    rows = [list(table.columns), ["---"] * len(table.columns), *table.astype(str).to_numpy().tolist()]
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)

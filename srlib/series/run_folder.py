@@ -13,9 +13,9 @@ from pathlib import Path
 import pandas as pd
 from filelock import FileLock, Timeout
 
-from ..config import FIELDS, STAGES, Config, UserError, load_config, stage_of
-from ..places import HOME
-from .provenance import device_used, file_hash, made_by, timestamp, write_text
+from ..config import FIELDS, STAGES, Config, UserError, load_config
+from ..files import HOME, file_hash, write
+from .provenance import device_used, made_by, timestamp
 
 NOTEBOOKS = {  # number: (file, stage whose settings it accepts, stages it needs)
     "01": ("01_explore_data", "data", ()),
@@ -32,7 +32,6 @@ INPUTS = {  # what goes into a stage; start.pt where the setting `start` is give
     "srgan": ("manifest.csv", "srresnet.pt"),
     "evaluation": ("manifest.csv", "srresnet.pt", "srgan.pt"),
 }
-UNTRAINED = ("01", "02", "05")  # what remains where the setting `networks` names trained ones
 RETIRED = ("d_noise", "d_pause", "loss_shift", "grid_weight", "lr_weight", "pixel_share")  # of the game before SRGAN drew its texture
 # Older records hold one hash of settings and inputs, which left these out at these values. It is complete: nothing is ever added.
 UNHASHED = dict(generator="srresnet", train_patients=0, tuning_steps=200, retina=True, lpips=False, dists=False, draw_images=0,
@@ -42,62 +41,6 @@ UNHASHED = dict(generator="srresnet", train_patients=0, tuning_steps=200, retina
 def run_path(profile: str, run_dir: str = "") -> Path:
     """The folder that `run_dir` means: absolute, or under the repository (Kaggle's working folder there); '' is runs/<profile>."""
     return HOME / (Path(run_dir).expanduser() if run_dir else Path("runs") / profile)
-
-
-def open_run(notebook: str, profile: str = "quick", run_dir: str = "", data: str = "", overrides: dict | None = None) -> Run:
-    """What every notebook's set-up calls with its parameters: check them, and return the run.
-
-    Notebook 01 writes config.json; a later one reads it and accepts changes to its own stage's settings (and to the machine's).
-    Raises UserError, one sentence, for a wrong name or value, a setting of another stage, a missing earlier stage, or a setting
-    that contradicts what the folder already holds.
-    """
-    name, stage, needs = NOTEBOOKS[notebook]
-    wanted = dict(overrides or {})
-    if data:
-        wanted["data"] = data
-    folder = run_path(profile, run_dir)
-    file = folder / "config.json"
-    if notebook == "01":
-        run = Run(folder, load_config(profile, **wanted))
-        with run.lock():
-            if file.exists():
-                run.refuse_changes(read_config(file))
-            run.take_networks()
-            run.take_start()
-            run.write_config()
-        return run
-    if not file.exists():
-        raise UserError(f"{folder} holds no run yet; run 01_explore_data first, with the same run_dir (or ./run_all.sh, which runs all)")
-    stored = read_config(file)
-    load_config(profile, **wanted)  # names the nearest valid setting or value
-    if stored.profile != profile:
-        raise UserError(f"{folder} was made with profile={stored.profile!r}, not {profile!r}; set that profile or another run_dir")
-    for key, value in wanted.items():
-        if getattr(stored, key) != value and stage_of(key) not in (stage, "machine"):
-            owner = next((n for n, s, _ in NOTEBOOKS.values() if s == stage_of(key)), "01_explore_data")
-            raise UserError(
-                f"{key} is {getattr(stored, key)!r} in {folder} and belongs to {owner}; change it there, with another run_dir where that stage has run"
-            )
-    run = Run(folder, dataclasses.replace(stored, **wanted))
-    if run.config.networks and notebook not in UNTRAINED:
-        raise UserError(f"{folder} measures networks={run.config.networks!r} and trains nothing; open {name} with another run_dir")
-    # who only reads may do so while another process trains
-    with run.lock() if run.config.networks or run.config != stored else contextlib.nullcontext():
-        run.take_networks()
-        for need in needs:
-            missing = [f for f in MAKES[need] if not (folder / f).exists()]
-            if missing:
-                owner = next(n for n, s, _ in NOTEBOOKS.values() if s == need)
-                raise UserError(f"{folder / missing[0]} is missing; run {owner} first (or ./run_all.sh, which runs all)")
-            if run.is_trained(need) and (why := run.changed(need)):
-                number = next(n for n, (_, s, _) in NOTEBOOKS.items() if s == need)
-                raise UserError(f"{folder / MAKES[need][0]} was trained with {why}; --from {number} trains it again")
-        run.refuse_changes(stored)
-        if run.config.start != stored.start:
-            run.take_start()
-        if run.config != stored:
-            run.write_config()
-    return run
 
 
 def read_config(file: Path) -> Config:
@@ -125,7 +68,7 @@ class Run:
         return f"Run({str(self.folder)!r}, profile={self.config.profile!r})"
 
     def write_config(self) -> None:
-        write_text(self.folder / "config.json", json.dumps(dataclasses.asdict(self.config), indent=1) + "\n")
+        write(self.folder / "config.json", json.dumps(dataclasses.asdict(self.config), indent=1) + "\n")
 
     # -------------------------------------------------------------------------------------------- provenance
     @property
@@ -138,7 +81,7 @@ class Run:
         record = self.provenance
         record.setdefault("made_by", made_by())
         record.setdefault(part, {}).setdefault(name, {}).update(facts)
-        write_text(self.folder / "provenance.json", json.dumps(record, indent=1) + "\n")
+        write(self.folder / "provenance.json", json.dumps(record, indent=1) + "\n")
 
     def settings(self, stage: str) -> dict:
         """The settings that the stage's results depend on: its own and those of the stages before it."""
@@ -183,53 +126,6 @@ class Run:
             depends = [s for s in trained if name in self.settings(s)]
             if old != new and (depends or (name == "profile" and trained)):
                 raise UserError(f"{self.folder} was made with {name}={old!r}, not {new!r}; choose another folder with run_dir (--run-dir)")
-
-    def take_networks(self) -> None:
-        """Copy the two networks that the setting `networks` names into the folder, where it does. Raises UserError where they are not
-        for these images (scale, channels, LR kind), are damaged, or where a training of the folder's own is in it."""
-        wanted = self.config.networks
-        if not wanted:
-            return
-        if self.is_trained("pretrain"):
-            raise UserError(f"{self.folder} holds a training of its own; for networks={wanted!r} choose another run_dir (--run-dir)")
-        from .. import checkpoint, inference, released
-
-        source = None if wanted == "released" else run_path("", wanted)
-        files, entry = released.pair(source, self.config.scale)
-        for file in files.values():
-            shape = inference.load_generator(file).settings
-            for key in ("scale", "channels"):
-                if shape[key] != getattr(self.config, key):
-                    raise UserError(f"{file} is for {key}={shape[key]}, not {getattr(self.config, key)}; set {key} or other networks")
-        if entry:
-            learnt = entry["scale"], entry["reduction"], entry["amount"]
-        else:
-            learnt = read_config(source / "config.json").reduction if (source / "config.json").exists() else self.config.reduction
-        if learnt != self.config.reduction:
-            raise UserError(f"networks={wanted!r} undo another reduction; set degradation={learnt[1]!r} and degradation_amount={learnt[2]}")
-        for name, file in files.items():
-            checkpoint.write(self.folder / f"{name}.pt", file.read_bytes())
-            self.record("networks", name, file=str(file), sha256=file_hash(file))
-
-    def take_start(self) -> None:
-        """Copy the weights that the setting `start` names to start.pt, where it does and nothing was trained from them yet. Raises UserError for
-        weights that are not there, damaged, or of another shape than the settings."""
-        wanted = self.config.start
-        if not wanted or (self.is_trained("pretrain") and (self.folder / "start.pt").exists()):
-            return
-        from .. import checkpoint, inference, released
-        from ..steps import make_generator
-
-        source = None if wanted == "released" else run_path("", wanted)
-        file = source if source and source.is_file() else released.pair(source, self.config.scale)[0]["srresnet"]
-        theirs, mine = inference.load_generator(file).settings, make_generator(self.config).settings
-        if "texture" in theirs:
-            raise UserError(f"start={wanted!r} is an SRGAN, whose SRResNet does not learn; name the srresnet.pt beside it")
-        if other := {key: value for key, value in theirs.items() if mine.get(key) != value}:
-            words = " ".join(f"-p {key} {str(value).lower()}" for key, value in other.items())
-            raise UserError(f"start={wanted!r} is a network of another shape; set {words}, or other weights")
-        checkpoint.write(self.folder / "start.pt", file.read_bytes())
-        self.record("networks", "start", file=str(file), sha256=file_hash(file))
 
     # -------------------------------------------------------------------------------------------- stages
     @contextlib.contextmanager
@@ -285,7 +181,7 @@ class Run:
     # -------------------------------------------------------------------------------------------- data
     def find_images(self) -> Path:
         """The folder of the images, found by the setting `data`; phantoms are made where they are missing."""
-        from .. import sources
+        from ..data import sources
 
         if self.config.data != "phantom":
             return sources.locate(self.config.data).absolute()
@@ -298,7 +194,7 @@ class Run:
 
         Raises UserError where a training in the folder was made from other images.
         """
-        from .. import data, manifest
+        from ..data import manifest
 
         c = self.config
         root = self.find_images()
@@ -310,17 +206,17 @@ class Run:
                 else f"degradation='paired' needs the folders lr/ and hr/ in {root}"
             )
         options = c.patient_pattern, c.val_share, c.test_share, c.max_images, c.data_seed, c.scale if paired else 0
-        table = data.build_manifest(root, c.channels, *options)
+        table = manifest.build_manifest(root, c.channels, *options)
         if c.train_patients:
             table = manifest.fewer_patients(table, c.train_patients, c.data_seed)
-        data.check_split(table)
+        manifest.check_split(table)
         text = table.to_csv(index=False)
         file = self.folder / "manifest.csv"
         if file.exists() and file.read_text() != text and self.is_trained("pretrain"):
             raise UserError(f"the images in {root} changed since {self.folder} was trained; choose another folder with run_dir (--run-dir)")
-        write_text(file, text)
+        write(file, text)
         skipped = pd.DataFrame(table.attrs["skipped"], columns=["path", "reason"])
-        write_text(self.folder / "skipped.csv", skipped.to_csv(index=False))
+        write(self.folder / "skipped.csv", skipped.to_csv(index=False))
         self.record("data", "images", root=str(root), kind="phantom" if c.data == "phantom" else "files", count=len(table))
         return table
 

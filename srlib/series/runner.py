@@ -14,8 +14,9 @@ import warnings
 from pathlib import Path
 
 from ..config import OutOfTime, UserError
-from ..places import REPOSITORY
-from .run_folder import NOTEBOOKS, UNTRAINED, Run, open_run, run_path
+from ..files import NOTEBOOK_FOLDER
+from .opening import UNTRAINED, open_run
+from .run_folder import NOTEBOOKS, Run, run_path
 
 STOP_SECONDS = 60  # that an interrupted cell gets to save
 LOG_SECONDS = 15  # between progress lines where the output is no terminal
@@ -86,7 +87,7 @@ def _run_notebook(run: Run, number: str, parameters: dict, asked: bool) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     run.record("notebooks", number, fingerprint=None)  # until it has ended
     begin = time.monotonic()
-    _execute(REPOSITORY / "notebooks" / f"{name}.ipynb", out, parameters)
+    _execute(NOTEBOOK_FOLDER / f"{name}.ipynb", out, parameters)
     seconds = round(time.monotonic() - begin, 1)
     run.record("notebooks", number, seconds=seconds, fingerprint=run.fingerprint(depends))
     print(f"        done in {seconds:.0f} s", flush=True)
@@ -121,7 +122,7 @@ def _execute(notebook: Path, out: Path, parameters: dict) -> None:
     def work():
         try:
             papermill.execute_notebook(
-                notebook, out, parameters, engine_name="srlib", kernel_name="python3", cwd=str(REPOSITORY / "notebooks"),
+                notebook, out, parameters, engine_name="srlib", kernel_name="python3", cwd=str(NOTEBOOK_FOLDER),
                 progress_bar=False, coalesce_streams=True, stdout_file=_Progress(False), stderr_file=_Progress(True),
             )  # fmt: skip
         except BaseException as error:  # handed to the main thread

@@ -11,18 +11,18 @@ from pathlib import Path
 
 import pandas as pd
 
-from .. import sources
 from ..config import FIELDS, Config, UserError, stage_of
-from ..reading import find_images
-from ..statistics import by_patient
+from ..data import sources
+from ..data.reading import find_images
+from ..evaluation.statistics import by_patient
+from ..files import REPOSITORY
 from .run_folder import read_config
 
-SRLIB = Path(sources.__file__).resolve().parent
+SRLIB = REPOSITORY / "srlib"
 SHARES = ["adversarial_share", "content_share", "pixel_share"]
 NO_RESULT = {  # files or folders whose change changes no number of a run
-    "__main__", "calibration", "domain", "export", "figures", "health", "places", "plots", "released", "run_plots", "upscale_files",
-    "bench", "downstream", "encoder", "folders", "handover", "kaggle", "kaggle_push", "pictures", "provenance", "release", "report",
-    "runner", "runs", "sweep",
+    "__main__", "calibration", "cross", "diagnostics", "domain", "downstream", "export", "figures", "files", "folders", "kaggle", "provenance",
+    "report", "runner", "runs", "sweep", "tools",
 }  # fmt: skip
 
 

@@ -20,13 +20,13 @@ import pandas as pd
 import yaml
 
 from ..config import PROFILES, Config, UserError, load_config
-from ..places import REPOSITORY
+from ..files import NOTEBOOK_FOLDER, write
 from . import runs
-from .provenance import timestamp, write_text
+from .provenance import timestamp
 from .run_folder import MAKES, Run, run_path
 from .runner import Paused, run_series
 
-EXPERIMENTS = REPOSITORY / "notebooks" / "experiments"
+EXPERIMENTS = NOTEBOOK_FOLDER / "experiments"
 KEYS = {"about", "profile", "settings", *PROFILES, "points", "seeds", "cross"}
 
 
@@ -44,7 +44,7 @@ class Point:
         return json.loads(file.read_text()) if file.exists() else {}
 
     def note(self, **facts) -> None:
-        write_text(self.folder / "sweep.json", json.dumps(self.record | facts, indent=1) + "\n")
+        write(self.folder / "sweep.json", json.dumps(self.record | facts, indent=1) + "\n")
 
     @property
     def state(self) -> str:
@@ -148,7 +148,7 @@ def sweep(
 
 def _run(point: Point, points: list[Point], again: bool) -> str:
     """Run one point to its end or that of `max_hours`; 'finished', 'interrupted', 'failed: why' or 'skipped: how to get the weights'."""
-    from ..features import WeightsMissing, feature_extractor
+    from ..models.features import WeightsMissing, feature_extractor
 
     if again:
         kept = point.folder.parent / "stale" / f"{point.folder.name}-{time.strftime('%Y%m%d-%H%M%S')}"
@@ -197,15 +197,9 @@ def _tables(home: Path, done: list[Point], cross: bool) -> None:
     table.to_csv(home / "table.csv")
     print(table.round(3).to_string())
     if cross:
-        from .evaluation import evaluate_cross
+        from .cross import cross_table, evaluate_cross
 
         kinds = list(dict.fromkeys(p.config.degradation for p in done))
         table = evaluate_cross({p.folder: p.config for p in done}, [dataclasses.replace(done[0].config, degradation=k) for k in kinds])
         table.to_csv(home / "cross.csv", index=False)
         print(cross_table(table).round(2).to_string())
-
-
-def cross_table(table: pd.DataFrame, measure: str = "gain_db") -> pd.DataFrame:
-    """`evaluate_cross`'s table as means over patients, then seeds: a row for (method, trained on), a column for each tested degradation."""
-    by_seed = table.groupby(["method", "trained", "tested", "seed", "patient"], sort=False)[measure].mean()
-    return by_seed.groupby(["method", "trained", "tested"], sort=False).mean().unstack("tested")

@@ -1,0 +1,229 @@
+"""The manifest: which images there are, what each holds, and a split in which no patient and no content stands twice."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+from scipy.ndimage import gaussian_filter
+from tqdm import tqdm
+
+from ..config import Config, UserError
+from .reading import find_images, read_given_pair, read_image, slices
+from .sources import data_home
+
+MIN_SIDE = 32
+REMEMBER_FROM = 1000  # files
+
+
+def build_manifest(
+    root: str | Path,
+    channels: int = 1,
+    patient_pattern: str = Config.patient_pattern,
+    val_share: float = 0.1,
+    test_share: float = 0.2,
+    max_images: int = 0,
+    seed: int = 0,
+    paired: int = 0,
+) -> pd.DataFrame:
+    """One row an image: path (relative to `root`), sha256, height, width, label, patient, split (train, val, test).
+
+    The label is the folder's name. Images belong together where they share a patient (the pattern's group in the relative path, across
+    classes and folders; without a match the file alone) or a SHA-256; such a group stands in one split. `max_images` takes whole
+    patients at random before anything is read. `.attrs["skipped"]` lists files that cannot be used, with the reason;
+    `.attrs["unnamed"]` counts those without a match. With `paired`, a scale, the images are those of `root`/hr that fit
+    one in `root`/lr. Raises UserError where fewer than three groups are left.
+    """
+    root = Path(root)
+    patients, named = {}, 0
+    for path in find_images(root / "hr" if paired else root):
+        relative = path.relative_to(root).as_posix()
+        match = re.search(patient_pattern, relative)
+        named += match is not None
+        patients[relative] = match.group(1) if match else relative
+    total = len(patients)
+    if max_images:
+        sizes = pd.Series(patients).value_counts()
+        order = np.random.default_rng(seed).permutation(sorted(sizes.index))
+        kept = set(order[np.cumsum(sizes[order]) <= max(max_images, sizes[order[0]])])
+        patients = {relative: patient for relative, patient in patients.items() if patient in kept}
+    rows, skipped = [], []
+    for relative, facts in zip(patients, inspect_files(root, list(patients)), strict=True):
+        for slice_path, sha256, height, width, reason in facts:
+            if paired and not reason:
+                try:
+                    read_given_pair(root / slice_path, channels, paired)
+                except UserError as error:
+                    reason = str(error)
+            if reason:
+                skipped.append((slice_path, reason))
+                continue
+            label = Path(relative).parent.name or "image"
+            rows.append([slice_path, sha256, height, width, label, patients[relative]])
+    if not rows:
+        raise UserError(f"{root}: none of the {len(skipped)} image files can be used; the first: {' '.join(skipped[0])}")
+    table = pd.DataFrame(rows, columns=["path", "sha256", "height", "width", "label", "patient"])
+    group = _groups(table)
+    if group.nunique() < 3:
+        raise UserError(f"{root}: {group.nunique()} patient(s) cannot be split into train, val and test; at least 3 are needed")
+    table["split"] = group.map(_split(table, group, val_share, test_share, seed))
+    table.attrs.update(skipped=skipped, unnamed=total - named)
+    return table
+
+
+def fewer_patients(table: pd.DataFrame, count: int, seed: int = 0) -> pd.DataFrame:
+    """The manifest with `count` training patients left, the classes in turn; those of a smaller count are among those of a larger one.
+    Raises UserError where there are not so many."""
+    first = table[table.split == "train"].groupby("patient", sort=True).label.first()
+    if count > len(first):
+        raise UserError(f"train_patients={count}, but the training split has {len(first)}; set it to {len(first)} or less, or 0 for all")
+    first = first.iloc[np.random.default_rng([seed, 2]).permutation(len(first))]
+    order = first.groupby(first).cumcount().sort_values(kind="stable").index
+    return table[(table.split != "train") | table.patient.isin(order[:count])].reset_index(drop=True)
+
+
+def inspect_files(root: Path, relatives: list[str]) -> Iterator[list[list]]:
+    """For each file, in order: a list of [path, sha256, height, width, reason], one for each slice; `reason` is '' for a usable one.
+
+    Files are decoded whole, in threads, one at a time each, so memory does not grow with their number. For folders of
+    REMEMBER_FROM files and more, what was found is kept in data/cache/ by path, size and time of change, and asked first; a run that
+    is stopped keeps what it had.
+    """
+    many = len(relatives) >= REMEMBER_FROM
+    memory = data_home() / "cache" / f"files-{hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:12]}.json"
+    known, fresh = {}, 0
+    with contextlib.suppress(OSError, ValueError):  # none yet, or torn
+        known = json.loads(memory.read_text()) if many else {}
+
+    def inspect(relative: str):
+        try:
+            facts = (root / relative).stat()
+            stamp = [facts.st_size, facts.st_mtime_ns]
+        except OSError as error:
+            return None, [[relative, "", 0, 0, f"cannot be opened ({error.strerror})"]]
+        found = known.get(relative)
+        return (stamp, found[1]) if found and found[0] == stamp else (stamp, _inspect(root, relative))
+
+    def keep():
+        with contextlib.suppress(OSError):  # a read-only place: then the next run looks again
+            memory.parent.mkdir(parents=True, exist_ok=True)
+            part = memory.with_suffix(f".{os.getpid()}.part")
+            part.write_text(json.dumps(known))
+            part.replace(memory)
+
+    pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
+    try:
+        found = tqdm(
+            pool.map(inspect, relatives), total=len(relatives), desc="files", unit="file", disable=not many, ncols=100, file=sys.stdout
+        )
+        for relative, (stamp, facts) in zip(relatives, found, strict=True):
+            if stamp and known.get(relative) != [stamp, facts]:
+                known[relative] = [stamp, facts]
+                fresh += 1
+            yield facts
+    finally:
+        pool.shutdown(cancel_futures=True)
+        if many and fresh:
+            keep()
+
+
+def _inspect(root: Path, relative: str) -> list[list]:
+    path, rows = root / relative, []
+    try:
+        relative.encode()
+    except UnicodeEncodeError:  # bytes that are no UTF-8: it could not be written into the manifest
+        return [[relative.encode(errors="backslashreplace").decode(), "", 0, 0, "its name is not valid Unicode; rename it"]]
+    try:
+        names = slices(path)
+    except UserError as error:
+        return [[relative, "", 0, 0, str(error).removeprefix(f"{path}: ")]]
+    for name in names:
+        at = Path(relative).with_name(name.name).as_posix()
+        try:
+            image = read_image(name)
+            content = image.tobytes() if len(names) > 1 else path.read_bytes()
+        except (UserError, OSError) as error:
+            rows.append([at, "", 0, 0, str(error).removeprefix(f"{path}: ")])
+            continue
+        height, width = image.shape
+        reason = f"{width} x {height} pixels is too small" if min(height, width) < MIN_SIDE else ""
+        if image.min() == image.max():
+            reason = reason or "every pixel has the same value"
+        rows.append([at, hashlib.sha256(content).hexdigest(), height, width, reason])
+    return rows
+
+
+def _groups(table: pd.DataFrame) -> pd.Series:
+    """For each row the smallest patient that it is linked to through shared patients and shared hashes."""
+    group = table["patient"].astype(str)
+    while True:
+        merged = group.groupby(table["sha256"]).transform("min")
+        merged = merged.groupby(table["patient"]).transform("min").groupby(group).transform("min")
+        if merged.equals(group):
+            return group
+        group = merged
+
+
+def _split(table, group, val_share, test_share, seed) -> dict[str, str]:
+    """Group to split. Groups are dealt out class by class, in a random order, each to the split that lacks most of its share. Then each
+    split without a group gets one, so of three groups or more every split has one."""
+    rng = np.random.default_rng([seed, 1])
+    label_of = table["label"].groupby(group).first()
+    result, owed = {}, np.zeros(3)
+    shares = np.array([1 - val_share - test_share, val_share, test_share])
+    for label in sorted(label_of.unique()):
+        for name in rng.permutation(sorted(label_of.index[label_of == label])):
+            owed += shares
+            pick = int(np.argmax(owed))
+            owed[pick] -= 1
+            result[name] = ("train", "val", "test")[pick]
+    for k, split in enumerate(("val", "test", "train")):  # (in older runs this was all: their patients must not move)
+        if split not in result.values():
+            result[sorted(result)[k]] = split
+    for split in ("val", "test"):  # where its only group was taken for another
+        dealt = list(result.values())
+        if split not in dealt:
+            largest = max(("train", "val", "test"), key=dealt.count)
+            result[min(name for name in result if result[name] == largest)] = split
+    return result
+
+
+def near_duplicates(root: str | Path, table: pd.DataFrame, least: float = 0.95, side: int = 48) -> pd.DataFrame:
+    """Pairs of images that look alike though their content differs: neighbouring slices, one eye on two days, a file saved anew.
+
+    Each image is reduced to `side` x `side` pixels, smooth brightness taken out (Gaussian, a sixth of the side), and pairs
+    whose correlation is at least `least` are listed, highest first: columns a, b (paths), correlation, patients (one, two), splits (one, two).
+    Takes time and memory with the square of the number of images; give a sample of some thousand at most.
+    """
+    views = []
+    for path in table.path:
+        small = Image.fromarray(read_image(Path(root) / path)).resize((side, side), Image.Resampling.BOX)
+        view = np.asarray(small, np.float32)
+        view = view - gaussian_filter(view, side / 6)
+        views.append((view - view.mean()).ravel() / (view.std() * side + 1e-9))
+    alike = np.triu(np.stack(views) @ np.stack(views).T, 1)
+    first, second = np.nonzero(alike >= least)
+    a, b = table.iloc[first].reset_index(), table.iloc[second].reset_index()
+    found = pd.DataFrame({"a": a.path, "b": b.path, "correlation": alike[first, second].round(3)})
+    for column, name in (("patient", "patients"), ("split", "splits")):
+        found[name] = np.where(a[column] == b[column], "one", "two")
+    different = (a.sha256 != b.sha256).to_numpy()
+    return found[different].sort_values("correlation", ascending=False, ignore_index=True)
+
+
+def check_split(manifest: pd.DataFrame) -> None:
+    """Raise UserError where a patient or a hash stands in two splits."""
+    for column in ("patient", "sha256"):
+        counts = manifest.groupby(column)["split"].nunique()
+        if (counts > 1).any():
+            raise UserError(f"{column} {counts.idxmax()} stands in more than one split; make the manifest again (notebook 01)")

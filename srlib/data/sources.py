@@ -1,0 +1,104 @@
+"""Where images come from: phantoms that are drawn once, Kermany's set in its usual places, or a folder of the reader's."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from .. import degrade
+from ..config import UserError
+from ..files import HOME, KAGGLE_INPUT, read_bytes
+from . import phantom
+
+KAGGLEHUB = Path.home() / ".cache/kagglehub/datasets/paultimothymooney/kermany2018"
+EYES, POSITIONS = 900000, {1: 0.0, 2: 0.6}  # phantom files: the first patient's number; scan number to mm from the fovea
+KERMANY_HELP = (
+    "get it from https://data.mendeley.com/datasets/rscbjbr9sj or Kaggle's paultimothymooney/kermany2018, "
+    "then pass the folder that holds train/ and test/ with --data"
+)
+
+
+def locate(data: str) -> Path:
+    """The folder that the setting `data` means: a path (a relative one from the repository, on Kaggle from the working folder), or 'kermany', looked for in data/, Kaggle's mounts and kagglehub's cache.
+
+    Raises UserError with what to do where it is not there. (Phantoms are made by `make_phantoms`.)
+    """
+    if data != "kermany":
+        return HOME / Path(data).expanduser()
+    roots = [data_home(), KAGGLE_INPUT, *KAGGLE_INPUT.glob("*"), *KAGGLE_INPUT.glob("datasets/*/*"), KAGGLEHUB]
+    for root in roots:
+        for inner in ("OCT2017", "OCT2017 ", "oct2017/OCT2017 ", "oct2017/OCT2017"):  # Kaggle's copy has a trailing space
+            for folder in (root / inner, *root.glob(f"*/{inner}"), *root.glob(f"versions/*/{inner}")):
+                if (folder / "train").is_dir():
+                    return folder
+    try:
+        import kagglehub
+
+        return next(Path(kagglehub.dataset_download("paultimothymooney/kermany2018")).glob("oct2017/OCT2017*"))
+    except ImportError:
+        reason = "kagglehub is not installed"
+    except Exception as error:  # no network, no account, another tree
+        reason = f"kagglehub could not get it ({type(error).__name__})"
+    raise UserError(f"Kermany's OCT2017 was not found in {data_home()} or on Kaggle's mounts, and {reason}; {KERMANY_HELP}")
+
+
+def make_phantoms(config) -> Path:
+    """Write the phantoms of `config` once, as files named like Kermany's, and return their folder (data/phantoms/<hash>)."""
+    key = ("phantoms", "phantom_height", "phantom_width", "phantom_rotation", "phantom_jpeg", "data_seed")
+    source = hashlib.sha256(b"".join(read_bytes(module.__file__) for module in (phantom, degrade, sys.modules[__name__]))).hexdigest()
+    text = repr([(k, getattr(config, k)) for k in key] + [source])
+    folder = data_home() / "phantoms" / hashlib.sha256(text.encode()).hexdigest()[:12]
+    if (folder / "complete").exists():
+        return folder
+
+    def draw(eye: int) -> None:
+        pathology = phantom.PATHOLOGIES[eye % len(phantom.PATHOLOGIES)]
+        label, seed = pathology.upper(), 1000 * config.data_seed + eye
+        for number, position in POSITIONS.items():
+            path = folder / label / f"{label}-{EYES + seed}-{number}.png"
+            if path.exists():
+                continue
+            turn = config.phantom_rotation * np.random.default_rng([seed, 9, number]).uniform(-1, 1)
+            image = phantom.bscan(seed, config.phantom_height, config.phantom_width, pathology, position, turn, config.phantom_jpeg)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            part = path.with_suffix(f".{os.getpid()}.part")
+            Image.fromarray(image).save(part, "PNG")
+            part.replace(path)
+
+    try:
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+            list(pool.map(draw, range(config.phantoms)))
+        (folder / "complete").write_text(text + "\n")
+    except OSError as error:
+        raise UserError(f"{folder}: phantoms cannot be written ({error.strerror}); free the disk or make the folder writable") from None
+    return folder
+
+
+def phantom_truth(path: str | Path, config) -> phantom.Phantom | None:
+    """What the phantom file `path` was drawn from, with its surfaces and lesions; None where phantoms are rotated, which moves them."""
+    if config.phantom_rotation:
+        return None
+    label, eye, number = Path(path).stem.split("-")
+    shape = config.phantom_height, config.phantom_width
+    return phantom.draw(int(eye) - EYES, *shape, label.lower(), POSITIONS[int(number)])
+
+
+def phantom_tables(config) -> dict[int, list[int]]:
+    """The quantisation tables of the JPEG that phantoms have passed through; {} where they have not."""
+    if not config.phantom_jpeg:
+        return {}
+    buffer = io.BytesIO()
+    Image.new("L", (8, 8)).save(buffer, "JPEG", quality=config.phantom_jpeg)
+    return dict(Image.open(buffer).quantization)
+
+
+def data_home() -> Path:
+    """Where data/ is: beside srlib, or in Kaggle's working folder."""
+    return HOME / "data"

@@ -1,0 +1,156 @@
+"""Anybody's SR images, measured under the protocol of the series: the evaluate command."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+
+from .. import metrics
+from ..config import UserError, load_config
+from ..data.reading import find_images, jpeg_tables, page_of, read_image, read_pair
+from ..metrics.regions import valid_region
+from ..models import features
+from .patches import Patches, measuring_network
+from .protocol import Protocol
+
+
+class Measured(NamedTuple):
+    """`table`: a row for each image and region, as metrics.csv. `draws`: a row for each image that there are several draws of. `unpaired`:
+    `Patches.measure`'s. `failed`: a line for each image that could not be measured."""
+
+    table: pd.DataFrame
+    draws: pd.DataFrame
+    unpaired: pd.DataFrame
+    failed: list[str]
+
+
+def evaluate_folders(
+    sr_dir: str | Path,
+    hr_dir: str | Path,
+    scale: int = 4,
+    border: int = 4,
+    channels: int = 1,
+    bscan: bool = True,
+    wanted: tuple[str, ...] = (),
+    steps: int = 200,
+) -> Measured:
+    """Measure each image of `sr_dir` against the HR image with the same relative path (whatever the extension) or, where none has it, the same
+    stem, if that is the only one; `VOLUME#k` against a TIFF's slice. Regions: whole, valid and, of grey images where `bscan`, retina.
+
+    Files `<stem>_draw1.png`, `<stem>_draw2.png`, ..., as `upscale --draws` writes them, are draws of one image: the first is measured as SR, all
+    of them as draws in the valid region; `<stem>_spread.png` is left out. HR is cropped to a multiple of the scale; LR, for the consistency, is
+    made from it. `wanted`: of `features.PERCEPTUAL`; `steps`: of the fresh classifier. Images whose names have a patient number, as Kermany's,
+    are that patient's, others (volumes as a whole) a patient each. Raises UserError where nothing could be measured.
+    """
+    config, rows, drawn = load_config("quick", scale=scale, channels=channels), [], []
+    matched, failed = _match(Path(sr_dir), Path(hr_dir))
+    network, perceptual = features.judge(), {name: features.perceptual(name) for name in wanted}
+    method, patches = Path(sr_dir).name, Patches(["sr"])
+    for name, (hr_path, paths) in tqdm(matched.items(), desc="evaluate", unit="image", ncols=100):
+        try:
+            lr, hr = read_pair(hr_path, config)
+            images, valid = [read_image(path, channels) for path in paths], valid_region(hr)
+            measured = Protocol(lr, hr, config.reduction, border, network, "cpu", None, bscan, perceptual).measure(images[0])
+            if len(images) > 1:
+                drawn.append({"image": name, "draws": len(images)} | _of_draws(images, hr, valid, border))
+        except ValueError as error:  # UserError among them
+            failed.append(f"{paths[0]}: {error}")
+            continue
+        of = page_of(hr_path)[0].relative_to(hr_dir).as_posix()
+        match = re.search(config.patient_pattern, of)
+        patches.add({"sr": images[0], "hr": hr}, valid, match[1] if match else of, len(rows), jpeg_tables(hr_path))
+        rows += [{"image": name, "method": method} | m for m in measured]
+    if not rows:
+        raise UserError(f"nothing could be measured; the first reason: {failed[0]}" if failed else f"{sr_dir}: no images")
+    name, network = measuring_network(config)
+    unpaired = patches.measure(network, name, steps).replace({"method": {"sr": method}})
+    return Measured(pd.DataFrame(rows).round(6), pd.DataFrame(drawn), unpaired, failed)
+
+
+def _match(sr_dir: Path, hr_dir: Path) -> tuple[dict[str, tuple[Path, list[Path]]], list[str]]:
+    """({name: (HR image or slice, its SR file or draws)}, a line for each SR file that has no one HR image). A name is SR's relative path
+    without the extension and the number of the draw."""
+    by_path, by_stem, files, matched, failed = {}, {}, {}, {}, []
+    for path in find_images(hr_dir):
+        relative = path.relative_to(hr_dir)
+        by_stem.setdefault(path.stem, []).append(path)
+        for name in (relative.with_suffix(""), relative):  # with it, as in evaluation/sr, where two would have one name
+            by_path.setdefault(name.as_posix(), []).append(path)
+
+    def find(name: str) -> list[Path]:
+        return _named(by_path, name) or _named(by_stem, Path(name).name)
+
+    for path in sorted(find_images(sr_dir), key=lambda p: (len(p.stem), p.stem)):  # draw10 after draw9
+        name = path.relative_to(sr_dir).with_suffix("").as_posix()
+        of = re.sub(r"_(draw\d+|spread)$", "", name)
+        if find(name) or not find(of):
+            files.setdefault(name, []).append(path)
+        elif not name.endswith("_spread"):
+            files.setdefault(of, []).append(path)
+    meant = Counter(path for name in files for path in find(name))
+    for name, paths in sorted(files.items()):
+        found = find(name)
+        if len(found) != 1:
+            wrong = f"{len(found) or 'no'} HR image{'s' * bool(found)} named {name} in {hr_dir}; one is needed"
+        elif meant[found[0]] > 1 and not _named(by_path, name):
+            wrong = f"{found[0]} has the stem of another SR image, too; put SR into the folders of HR"
+        elif len({path.suffix for path in paths}) > 1:
+            wrong = f"{len(paths)} SR images are named {name}; leave one"
+        else:
+            matched[name] = found[0], paths
+            continue
+        failed += [f"{path}: {wrong}" for path in paths]
+    return matched, failed
+
+
+def _named(table: dict[str, list[Path]], name: str) -> list[Path]:
+    """The images of a name; of `VOLUME#k`, where none is called so, slice k of the TIFF."""
+    volume, _, page = name.rpartition("#")
+    pages = [p.with_name(f"{p.name}#{page}") for p in table.get(volume, ()) if p.suffix.lower() in (".tif", ".tiff")]
+    return table.get(name) or (pages if page.isdecimal() else [])
+
+
+def _of_draws(images: list[np.ndarray], hr: np.ndarray, valid: np.ndarray, border: int) -> dict[str, float]:
+    error = metrics.luma(np.mean(images, 0)) - metrics.luma(hr)
+    return {
+        "regain_db": metrics.regain(images, hr, border, valid),
+        "rank": metrics.rank_distance(metrics.ranks(images, hr, valid)),
+        "spread": float(np.sqrt(np.mean(metrics.predicted_error(images)[valid] ** 2))),
+        "error": float(np.sqrt(np.mean(error[valid] ** 2))),
+    }
+
+
+def as_text(found: Measured) -> str:
+    """What the command prints: a line for each measure with its mean over the images of each region, then draws and patches."""
+    from .statistics import MEASURES, by_patient, is_power
+
+    table, lines = found.table, []
+    means = {region: by_patient(table.assign(patient=table.image), region).mean() for region in dict.fromkeys(table.region)}
+    lines.append(f"{'mean over images (of powers also the mean absolute value)':72}" + "".join(f"{region:>18}" for region in means))
+    for name, (what, _) in MEASURES.items():
+        if name in table:
+            values = [f"{mean[name]:.3f}" + (f" ({mean[f'{name}_abs']:.3f})" if is_power(name) else "") for mean in means.values()]
+            lines.append(f"{what:72}" + "".join(f"{value:>18}" for value in values))
+    if len(found.draws):
+        n, mean = int(found.draws.draws.max()), found.draws.mean(numeric_only=True)
+        for what, value, right in (
+            (f"regain, the mean of {n} draws over one (dB)", mean.regain_db, f"{10 * np.log10(2 / (1 + 1 / n)):.2f}"),
+            ("HR's rank among the draws, distance from equal", mean["rank"], "0"),
+            ("error that the draws predict for their mean; real error", mean.spread, f"{mean.error:.3f}"),
+        ):
+            lines.append(f"{what:72}{value:18.3f}   (right draws: {right})")
+    titles = {"kid": "KID", "told_apart": "told from HR by a fresh classifier (0.5: cannot)"}
+    for row in found.unpaired.itertuples():
+        what = (
+            titles[row.measure]
+            + (f" in features of {row.network}" if row.measure == "kid" else "")
+            + ", HR against HR" * (row.method == "hr")
+        )
+        lines.append(f"{what:72}{row.value:18.3f}   [{row.low:.3f}, {row.high:.3f}]")
+    return "\n".join([*lines, f"{table.image.nunique()} image(s) measured, {len(found.failed)} not"])

@@ -1,0 +1,249 @@
+"""Pictures of images, and the style of every figure (curves and bars: `plots`). Functions take plain arrays and return a matplotlib Figure."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.patches import Rectangle
+from PIL import Image, ImageDraw
+from scipy.ndimage import gaussian_filter1d, gaussian_gradient_magnitude
+
+from ..evaluation.methods import colour_of, named
+from ..metrics import luma, psd, spectrum
+from ..metrics.regions import valid_region
+
+STYLE = {
+    "figure.facecolor": "white",
+    "figure.dpi": 100,
+    "savefig.dpi": 110,
+    "figure.constrained_layout.use": True,
+    "axes.facecolor": "white",
+    "axes.edgecolor": "#444444",
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e4e4e4",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 10,
+    "axes.labelsize": 9.5,
+    "xtick.labelsize": 8.5,
+    "ytick.labelsize": 8.5,
+    "legend.fontsize": 8.5,
+    "legend.frameon": False,
+    "lines.linewidth": 1.8,
+    "font.family": "DejaVu Sans",
+}
+plt.rcParams.update(STYLE)
+
+
+def finish(fig: plt.Figure, path: str | Path | None = None, phantom: bool = False) -> plt.Figure:
+    """Mark the figure where it shows phantoms, and write it as PNG where `path` is given. Returns it, for display."""
+    if phantom:
+        fig.suptitle("phantom: not a result on OCT", fontsize=8, color="#a04000", x=0.995, ha="right")
+    if path:
+        fig.savefig(path)
+    plt.close(fig)  # the returned figure is shown once, by the notebook
+    return fig
+
+
+def _draw(ax, image: np.ndarray, title: str = "", **kwargs):
+    kwargs = {"cmap": "gray", "vmin": 0, "vmax": 255, "interpolation": "nearest"} | kwargs
+    shown = ax.imshow(image, **kwargs)
+    ax.set(xticks=[], yticks=[])
+    ax.grid(False)
+    for side in ax.spines.values():
+        side.set_visible(False)
+    ax.set_title(title)
+    return shown
+
+
+def grid(images, titles, columns: int = 4, width: float = 2.9) -> plt.Figure:
+    """Images in a grid, each at its own aspect, titles above."""
+    images = list(images)
+    rows = -(-len(images) // columns)
+    ratio = max(i.shape[0] / i.shape[1] for i in images)
+    fig, axes = plt.subplots(rows, columns, figsize=(width * columns, (width * ratio + 0.45) * rows), squeeze=False)
+    for ax in axes.flat:
+        ax.axis("off")
+    for ax, image, title in zip(axes.flat, images, titles, strict=False):
+        _draw(ax, image, title)
+    return fig
+
+
+def anatomy(phantom) -> plt.Figure:
+    """A drawn phantom (`phantom.draw`) with its truth: the surfaces, each named where it begins, and the lesions in colour."""
+    fig, ax = plt.subplots(figsize=(10, 5.2))
+    height, width = phantom.image.shape
+    rows = np.stack(list(phantom.surfaces.values()))
+    top, bottom = max(0, int(rows.min()) - 40), min(height, int(rows.max()) + 70)
+    _draw(ax, phantom.image[top:bottom], extent=(0, width, bottom, top), aspect="auto")
+    shown = [name for name, row in phantom.surfaces.items() if name not in ("fluid", "below RPE")]
+    colours = plt.get_cmap("turbo")(np.linspace(0.05, 0.95, len(shown)))
+    places = np.linspace(top + 14, bottom - 10, len(shown))
+    for name, colour, place in zip(shown, colours, places, strict=True):
+        row = phantom.surfaces[name]
+        ax.plot(np.arange(width), row, color=colour, lw=1.1)
+        ax.annotate(name, (width - 1, row[-1]), (width + 22, place), fontsize=9, va="center", annotation_clip=False)
+        ax.plot([width - 1, width + 20], [row[-1], place], color=colour, lw=1.1, clip_on=False)
+    for kind, colour in zip(phantom.lesions, ("#56B4E9", "#E69F00", "#CC79A7", "#F0E442"), strict=False):
+        ax.contourf(np.arange(width), np.arange(height), phantom.lesions[kind], levels=[0.5, 1], colors=[colour], alpha=0.45)
+        ax.plot([], [], color=colour, lw=6, label=kind)
+    ax.set(xlim=(0, width), ylim=(bottom, top))
+    if phantom.lesions:
+        ax.legend(loc="lower left", frameon=True)
+    return fig
+
+
+def valid(hr: np.ndarray, region: np.ndarray, name: str = "valid region") -> plt.Figure:
+    """An image with what is outside the region in orange, beside the region's mean grey level by depth."""
+    fig, axes = plt.subplots(1, 2, figsize=(9, 3.9), width_ratios=[1.3, 1])
+    tint = np.repeat(hr[..., None] if hr.ndim == 2 else hr, 3 if hr.ndim == 2 else 1, 2).astype(float)
+    tint[~region] = (230, 120, 20)
+    _draw(axes[0], tint.astype(np.uint8), f"{name}: {region.mean():.0%} of the pixels")
+    grey = hr if hr.ndim == 2 else hr.mean(2)
+    mean = np.ma.masked_array(grey, ~region).mean(1)
+    axes[1].plot(mean, np.arange(len(mean)), color=colour_of("hr"), lw=1.2)
+    axes[1].set(xlabel="mean grey level", ylabel="row (depth, pixels)", ylim=(len(mean), 0), title="Grey level by depth")
+    return fig
+
+
+def reductions(lr: dict[str, np.ndarray], notes: dict[str, str], scale: int, side: int = 40) -> plt.Figure:
+    """The same square of one scan's LR images, one for each kind of reduction, and their spectra against that of 'bicubic'.
+
+    `lr`: kind to uint8 LR image, all of one size, 'bicubic' among them; `notes`: kind to the text under it. `side` in LR pixels.
+    """
+    side = min(side, *lr["bicubic"].shape[:2])
+    top, left = zoom_box(lr["bicubic"], side)
+    columns = -(-len(lr) // 2)
+    fig = plt.figure(figsize=(2.35 * columns, 8.6))
+    places = fig.add_gridspec(3, columns, height_ratios=[1, 1, 1.15])
+    reference = psd(spectrum(lr["bicubic"]), bins=40)[1]
+    ax = fig.add_subplot(places[2, :])
+    for k, (kind, image) in enumerate(lr.items()):
+        square = fig.add_subplot(places[k // columns, k % columns])
+        _draw(square, image[top : top + side, left : left + side], kind)
+        square.set_xlabel(notes.get(kind, ""), fontsize=8.5)
+        f, power = psd(spectrum(image), bins=40)
+        ax.plot(
+            f,
+            10 * np.log10((power + 1e-6) / (reference + 1e-6)),
+            label=kind,
+            lw=2.2 if kind == "bicubic" else 1.5,
+            color="#000000" if kind == "bicubic" else f"C{k}",
+        )
+    ax.set(
+        xlabel="spatial frequency (cycles per LR pixel)",
+        ylabel="power against bicubic (dB)",
+        xlim=(0, 0.5),
+        title="What is left of the LR spectrum",
+    )
+    ax.legend(loc="lower left", ncol=2)
+    return fig
+
+
+def zoom_box(hr: np.ndarray, side: int) -> tuple[int, int]:
+    """Top and left of the square with the most edges that are not those of fill."""
+    y = (hr if hr.ndim == 2 else hr.mean(2)).astype(float)
+    y[y >= 250] = 0
+    edges = gaussian_gradient_magnitude(y, 2)
+    best, where = -1.0, (0, 0)
+    for top in range(0, hr.shape[0] - side + 1, side // 4):
+        for left in range(0, hr.shape[1] - side + 1, side // 4):
+            score = edges[top : top + side, left : left + side].mean()
+            if score > best:
+                best, where = score, (top, left)
+    return where
+
+
+def comparison(images: dict[str, np.ndarray], measures: dict[str, str], title: str = "", side: int = 112) -> plt.Figure:
+    """The HR image with a frame, then the framed square of each image side by side, its measures underneath.
+
+    `images`: name to uint8 array of HR's size, 'hr' among them; `measures`: name to the text under it.
+    """
+    hr = images["hr"]
+    side = min(side, *hr.shape[:2])
+    top, left = zoom_box(hr, side)
+    columns = len(images)
+    ratio = hr.shape[0] / hr.shape[1]
+    fig, axes = plt.subplots(1, columns + 1, figsize=(2.35 * columns + 2.35 / ratio, 3.1), width_ratios=[1 / ratio, *[1] * columns])
+    _draw(axes[0], hr, title)
+    axes[0].add_patch(Rectangle((left, top), side, side, fill=False, ec="#FFB000", lw=1.6))
+    for ax, (name, image) in zip(axes[1:], images.items(), strict=True):
+        _draw(ax, image[top : top + side, left : left + side], named(name))
+        ax.set_xlabel(measures.get(name, ""), fontsize=8.5)
+    return fig
+
+
+def corners(hr: np.ndarray, side: int = 48) -> dict[str, tuple[int, int]]:
+    """Top and left of three squares of an HR image, apart from fill: 'layer' (the most edges), 'tissue' (bright, the fewest edges) and
+    'vitreous' (the darkest)."""
+    y, valid = luma(hr), valid_region(hr)
+    edges, found = gaussian_gradient_magnitude(np.where(valid, y, y[valid].mean() if valid.any() else 0), 3), []
+    for top in range(0, len(y) - side + 1, side // 4):
+        for left in range(0, y.shape[1] - side + 1, side // 4):
+            square = np.s_[top : top + side, left : left + side]
+            if valid[square].all():
+                found.append(((top, left), y[square].mean(), edges[square].mean()))
+    found = found or [((0, 0), 0.0, 0.0)]
+    bright = np.quantile([mean for _, mean, _ in found], 0.8)
+    return {
+        "layer": max(found, key=lambda f: f[2])[0],
+        "tissue": min((f for f in found if f[1] >= bright), key=lambda f: f[2])[0],
+        "vitreous": min(found, key=lambda f: f[1])[0],
+    }
+
+
+def closeups(images: dict[str, np.ndarray], side: int = 48, factor: int = 4, phantom: bool = False) -> Image.Image:
+    """Texture as it is to be judged: the `corners` of HR, a row each, `side` pixels of every image (a column each, 'hr' among them), each pixel
+    drawn as `factor` x `factor`. Show it unscaled. 'vitreous' is drawn brighter, three times its grey levels, which the title says."""
+    gap, head, step = 6, 20, side * factor
+    page = Image.new("RGB", (len(images) * (step + gap) + 22 - gap, 3 * (step + gap) + head + (18 if phantom else 0)), "white")
+    pen = ImageDraw.Draw(page)
+    for column, name in enumerate(images):
+        pen.text((22 + column * (step + gap), 3), named(name), fill="#222222", font_size=13)
+    for row, (place, (top, left)) in enumerate(corners(images["hr"], side).items()):
+        label = Image.new("RGB", (step, 20), "white")
+        ImageDraw.Draw(label).text((2, 2), place + (", x3 brighter" if place == "vitreous" else ""), fill="#222222", font_size=13)
+        page.paste(label.rotate(90, expand=True), (0, head + row * (step + gap)))
+        for column, image in enumerate(images.values()):
+            square = image[top : top + side, left : left + side].astype(float) * (3 if place == "vitreous" else 1)
+            square = Image.fromarray(square.clip(0, 255).astype(np.uint8)).resize((step, step), Image.Resampling.NEAREST)
+            page.paste(square.convert("RGB"), (22 + column * (step + gap), head + row * (step + gap)))
+    if phantom:
+        pen.text((22, page.height - 18), "phantom: not a result on OCT", fill="#a04000", font_size=12)
+    return page
+
+
+def maps(values: dict[str, np.ndarray], label: str, limit: float = 40) -> plt.Figure:
+    """Maps (H, W) of what differs in each image, on one colour scale from 0 to `limit`, with the mean of each in its title."""
+    ratio = max(v.shape[0] / v.shape[1] for v in values.values())
+    fig, axes = plt.subplots(1, len(values), figsize=(3.1 * len(values) + 0.6, 3.1 * ratio + 0.5), squeeze=False)
+    for ax, (name, value) in zip(axes[0], values.items(), strict=True):
+        shown = _draw(ax, value, f"{named(name)}: mean {value.mean():.1f}", cmap="magma", vmax=limit)
+    fig.colorbar(shown, ax=axes[0].tolist(), label=label, shrink=0.85)
+    return fig
+
+
+def gaps(images: dict[str, np.ndarray], reference: np.ndarray) -> dict[str, np.ndarray]:
+    """|image - reference| on luma for each image, for `maps`."""
+    return {name: np.abs(luma(image) - luma(reference)) for name, image in images.items()}
+
+
+def profile(images: dict[str, np.ndarray], title: str = "") -> plt.Figure:
+    """Grey levels along depth, mean of 5 columns, a third from the left, about where HR is brightest: how sharp the layers stand in each image, beside the line on HR."""
+    hr = images["hr"]
+    column = hr.shape[1] // 3
+    tissue = np.where(valid_region(hr), luma(hr), 0)[:, max(column - 8, 0) : column + 9]
+    middle = int(gaussian_filter1d(tissue.mean(1), 6).argmax())
+    first, end = max(middle - 90, 0), min(middle + 45, len(hr))
+    fig, axes = plt.subplots(1, 2, figsize=(11, 4.2), width_ratios=[1, 1.7])
+    _draw(axes[0], hr, title)
+    axes[0].plot([column, column], [first, end], color="#FFB000", lw=1.6)
+    for name, image in images.items():
+        line = luma(image)[first:end, max(column - 2, 0) : column + 3].mean(1)
+        axes[1].plot(np.arange(first, end), line, label=named(name), color=colour_of(name), lw=2.4 if name == "hr" else 1.4)
+    axes[1].set(xlabel="row (depth, pixels)", ylabel="grey level", xlim=(first, end - 1), title="Along the line")
+    axes[1].legend()
+    return fig

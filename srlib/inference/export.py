@@ -1,0 +1,83 @@
+"""A generator as an ONNX file, for other programs and languages."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ..config import UserError
+from ..files import write
+from ..models.texture import NOISES, TextureGenerator
+
+TOLERANCE = 1e-3  # of [0, 1], a quarter of a grey level
+
+
+def export_onnx(generator: torch.nn.Module, path: str | Path) -> float:
+    """Write `generator` (on the CPU, in eval mode) as ONNX: input `lr` (batch, C, height, width) to output `sr`, float32 in [0, 1] as in
+    torch, any batch and size. A network that draws texture has a second input `noise` (batch, NOISES, scale * height, scale * width),
+    normal; its `sr` is the draw before the projection, which is left to the caller, as rounding and tiles are. Weights are stored in
+    half precision. Returns the largest difference from torch in onnxruntime, on random inputs of two sizes. Raises UserError where that
+    is above TOLERANCE, or a package is missing."""
+    try:
+        import onnx
+        import onnxruntime
+        import onnxscript  # noqa: F401 (torch's exporter needs it)
+    except ImportError as error:
+        raise UserError(f"{path}: ONNX needs the package {error.name}; install it at the version in environment.yml") from None
+    drawing, scale = isinstance(generator, TextureGenerator), generator.settings["scale"]
+    network, names = (_Draw(generator).eval(), ["lr", "noise"]) if drawing else (generator, ["lr"])
+    batch, height, width = (torch.export.Dim(name) for name in ("batch", "height", "width"))
+    shapes = {0: batch, 2: height, 3: width}, {0: batch, 2: scale * height, 3: scale * width}
+
+    def inputs(batch: int, height: int, width: int) -> tuple[torch.Tensor, ...]:
+        chance = torch.Generator().manual_seed(batch)
+        lr = torch.rand(batch, generator.settings["channels"], height, width, generator=chance)
+        return (lr, torch.randn(batch, NOISES, scale * height, scale * width, generator=chance))[: len(names)]
+
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            network, inputs(2, 24, 40), dynamo=True, input_names=names, output_names=["sr"], dynamic_shapes=shapes[: len(names)],
+            verbose=False,
+        )  # fmt: skip
+    model = program.model_proto
+    _halve(model.graph, onnx)
+    content, gap = model.SerializeToString(), 0.0
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    for size in ((1, 33, 47), (3, 64, 29)):
+        given = inputs(*size)
+        with torch.inference_mode():
+            sr = network(*given).numpy()
+        (found,) = session.run(None, {name: value.numpy() for name, value in zip(names, given, strict=True)})
+        gap = max(gap, float(np.abs(found - sr).max()))
+    if not gap <= TOLERANCE:
+        raise UserError(f"{path}: onnxruntime differs from torch by {gap:.2g}, more than {TOLERANCE}; nothing was written")
+    write(Path(path), content)
+    return gap
+
+
+class _Draw(torch.nn.Module):
+    """A draw before the projection, whose matrices belong to one size."""
+
+    def __init__(self, generator: TextureGenerator):
+        super().__init__()
+        self.generator = generator
+
+    def forward(self, lr: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        return self.generator.drawn(lr, [noise])[0]
+
+
+def _halve(graph, onnx) -> None:
+    """Store the larger weights in half precision, each followed by a cast to float32, which a runtime does once, on loading."""
+    for weight in graph.initializer:
+        value = onnx.numpy_helper.to_array(weight)
+        if value.dtype != np.float32 or value.size < 64:
+            continue
+        name = weight.name
+        weight.CopyFrom(onnx.numpy_helper.from_array(value.astype(np.float16), f"{name}.half"))
+        graph.node.insert(0, onnx.helper.make_node("Cast", [f"{name}.half"], [name], to=onnx.TensorProto.FLOAT))

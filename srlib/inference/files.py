@@ -1,0 +1,168 @@
+"""The upscale command: image files in, PNG files out that say what they are."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+from tqdm import tqdm
+
+from ..config import UserError
+from ..data.reading import EXTENSIONS, MAX_PIXELS, find_images, pixel_size, png_name, read_image, slices
+from ..models.texture import TextureGenerator
+from . import domain, upscaling
+
+WARNING = "synthetic detail, research only, not for diagnosis"
+
+
+def upscale_files(
+    source: str | Path,
+    out: str | Path,
+    generator: torch.nn.Module,
+    name: str = "this network",
+    ensemble: bool = False,
+    known: dict | None = None,
+    *,
+    seed: int = 0,
+    draws: int = 1,
+    strength: float = 1.0,
+    spread: bool = False,
+    consistent: tuple[str, float] | None = None,
+) -> tuple[list[Path], list[Path], list[str], list[str]]:
+    """Super-resolve an image or a folder of images into `out`: a folder gets `<folders>/<stem>.png` for each, the tree below `source` kept,
+    `<stem>#<k>.png` for slice k of a volume; for one image, a name that ends in .png is taken as the file. 16-bit grey stays 16 bit.
+    `ensemble`: x8 self-ensemble.
+
+    `seed`, `strength` and `consistent` as in `upscaling.draws`. With `draws` above 1 there are `<stem>_draw1.png`, `<stem>_draw2.png`, ...
+    in the place of `<stem>.png`, draw k with the seed `seed` + k - 1, and with `spread` `<stem>_spread.png`: their standard deviation at
+    each pixel, in grey levels of the image's type, rounded (of colour: mean over channels).
+
+    Each file says in its metadata that its detail is synthetic, what it was made from and by (`name`), and its pixel size, the
+    source's divided by the scale. With `known`, the domain of the training set, it says in what the source is unlike that, too. Returns
+    (written, there already, failed, warned): a file whose metadata show that it was made from the same source in the same way is left;
+    `failed` has a line for each source that could not be read, would be too large, or whose name is taken, `warned` one for each that is
+    unlike the training set. Raises UserError where a source would be overwritten, for an `out` that looks like a file of another kind, and
+    for what the network cannot do.
+    """
+    noisy, seeds, scale = isinstance(generator, TextureGenerator), range(seed, seed + draws), generator.settings["scale"]
+    if draws < 1:
+        raise UserError(f"draws cannot be {draws}; it is 1 or more")
+    if spread and draws == 1:
+        raise UserError("the spread is that of several draws; give --draws 2 or more with --spread")
+    if not noisy and (seed, draws, strength) != (0, 1, 1):
+        raise UserError(f"{name} {upscaling.NO_TEXTURE}")
+    upscaling.check(generator, seeds, strength, ensemble)
+
+    def made_by(chance: str) -> str:
+        how = [chance, f"strength {strength:g}"] * noisy + [upscaling.in_words(generator, consistent)]
+        return ", ".join(filter(None, [by, *how]))
+
+    by = f"{name} {_fingerprint(generator)}" + " x8" * ensemble
+    # of each file that a source becomes: the end of its name, what it shows, what it was made by
+    files = [(f"_draw{k - seed + 1}" if draws > 1 else "", f"x{scale} super-resolution", made_by(f"seed {k}")) for k in seeds]
+    if spread:
+        what = f"standard deviation of {draws} draws of x{scale} super-resolution at each pixel, in grey levels"
+        files.append(("_spread", what, made_by(f"seeds {seed} to {seed + draws - 1}")))
+    targets, failed = _plan(Path(source), Path(out), [ending for ending, _, _ in files])
+    written, there, warned, taken = [], [], [], {}
+    for path in tqdm(targets, desc="upscale", unit="image", disable=len(targets) == 1):
+        if again := next((target for target in targets[path] if target in taken), None):
+            failed.append(f"{path}: {again.name} was already written from {taken[again]}; rename one of them")
+            continue
+        try:
+            image, size = read_image(path, generator.settings["channels"], deep=True), pixel_size(path)
+            height, width = (n * scale for n in image.shape[:2])
+            if height * width > MAX_PIXELS:
+                raise UserError(f"{path}: would become {width} x {height} pixels, more than the limit of {MAX_PIXELS:,}; cut it into parts")
+            unlike = domain.warning(read_image(path, 3), known) if known else ""
+        except UserError as error:
+            failed.append(str(error))
+            continue
+        taken |= dict.fromkeys(targets[path], path)
+        readable = path.name.encode(errors="backslashreplace").decode()
+        facts = {"Source": f"{readable} {hashlib.sha256(image.tobytes()).hexdigest()[:16]}"}
+        if known:
+            facts["Domain"] = f"WARNING, unlike the training scans: {unlike}" if unlike else "like the training scans"
+        if unlike:
+            warned.append(f"{path}: unlike the scans that the network was trained on: {unlike}")
+        texts = [facts | {"Description": f"{what}: {WARNING}", "Made by": maker} for _, what, maker in files]
+        missing = [k for k, target in enumerate(targets[path]) if not _made_earlier(target, texts[k])]
+        there += [target for k, target in enumerate(targets[path]) if k not in missing]
+        if not missing:
+            continue
+        if ensemble:
+            images = [upscaling.self_ensemble(image, generator, consistent)[0]]
+        else:
+            images = upscaling.draws(image, generator, seeds, strength, consistent)
+        if spread:
+            images.append(np.round(upscaling.spread(images)).astype(image.dtype))
+        for k in missing:
+            _save(targets[path][k], images[k], texts[k], size, scale)
+            written.append(targets[path][k])
+    return written, there, failed, warned
+
+
+def _plan(source: Path, out: Path, endings: list[str]) -> tuple[dict[Path, list[Path]], list[str]]:
+    """({image or slice: the files that are made of it}, a line for each file that cannot be read). UserError where a source is one of them
+    or `out` can be neither a .png file nor a folder."""
+    if not source.exists():
+        raise UserError(f"{source}: no such file or folder")
+    inside = source.is_dir() and out.resolve() != source.resolve()  # what an earlier call wrote is no source
+    paths = [p for p in find_images(source) if not (inside and out.resolve() in p.resolve().parents)] if source.is_dir() else [source]
+    suffix = out.suffix.lower()
+    single = not source.is_dir() and suffix == ".png"
+    if not (single or out.is_dir()) and (suffix in EXTENSIONS if source.is_dir() else suffix):
+        raise UserError(
+            f"{out}: SR images are PNG files; give a folder that is there or whose name has no ending, or for one image NAME.png"
+        )
+    parts, failed = [], []
+    for path in paths:
+        try:
+            parts += slices(path)
+        except UserError as error:
+            failed.append(str(error))
+    if single and len(parts) > 1:
+        raise UserError(f"{source}: holds {len(parts)} slices; give a folder for OUT, not {out.name}")
+    targets = {}
+    for part in parts:
+        file = out if single else out / png_name(part.relative_to(source if source.is_dir() else source.parent))
+        targets[part] = [file.with_name(f"{file.stem}{ending}{file.suffix}") for ending in endings]
+    made = {target.resolve() for files in targets.values() for target in files}
+    if clash := next((path for path in paths if path.resolve() in made), None):
+        raise UserError(f"{clash} would be overwritten by its own result; give another folder for OUT")
+    return targets, failed
+
+
+def _fingerprint(generator: torch.nn.Module) -> str:
+    total = hashlib.sha256()
+    for value in generator.state_dict().values():
+        total.update(value.cpu().contiguous().numpy().tobytes())
+    return total.hexdigest()[:16]
+
+
+def _made_earlier(target: Path, facts: dict[str, str]) -> bool:
+    try:
+        with Image.open(target) as image:
+            same = all(image.info.get(key) == value for key, value in facts.items())
+            image.verify()
+        return same
+    except (OSError, SyntaxError):  # not there, not an image, or cut off
+        return False
+
+
+def _save(target: Path, sr: np.ndarray, facts: dict[str, str], size, scale: int) -> None:
+    """Write a PNG whole or not at all."""
+    text, options = PngInfo(), {}
+    for key, value in {"Software": "srlib", **facts}.items():
+        text.add_text(key, value)
+    if size:
+        text.add_text("Pixel size (um)", " x ".join(f"{s / scale:.4g}" for s in size))
+        options["dpi"] = tuple(25_400 / s * scale for s in size)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_name(target.name + ".part")
+    Image.fromarray(sr).save(part, "PNG", pnginfo=text, **options)
+    part.replace(target)

@@ -1,0 +1,186 @@
+"""Images in, super-resolved images out: networks that are a function of LR, and networks that draw their texture from noise."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import torch
+
+from ..config import UserError
+from ..degrade import KINDS, has_projection, project
+from ..models.texture import ROUNDS, TextureGenerator, normal_noise
+
+TILE, OVERLAP = 320, 48  # LR pixels
+AT_ONCE = 2**26  # pixels of SR that are drawn at once, each with 16 bytes of noise
+NO_TEXTURE = "draws no texture; leave out --strength, --draws and --seed, or name a run's srgan.pt trained with texture"
+
+
+def agreement(generator: torch.nn.Module, consistent: tuple[str, float] | None = None) -> tuple[str, float] | None:
+    """(kind, amount) of the reduction that takes SR to LR: `consistent`, or what a network that draws texture has of its own; None
+    for none. Raises UserError for a reduction that no image can be projected by (speckle, given pairs)."""
+    scale, own = generator.settings["scale"], generator.settings.get("kind", "")
+    found = consistent or ((own, generator.settings["amount"]) if own else None)
+    if found and (found[0] not in KINDS or not has_projection(scale, *found)):
+        able = ", ".join(kind for kind in KINDS if has_projection(scale, kind))
+        raise UserError(f"SR cannot be made consistent with LR of kind {found[0]!r}, which has no projection; there is one for {able}")
+    return found
+
+
+def in_words(generator: torch.nn.Module, consistent: tuple[str, float] | None = None) -> str:
+    """What `agreement` finds, as the upscale command says it; '' for none."""
+    kind, amount = agreement(generator, consistent) or ("", 0.0)
+    return f"consistent with LR under {kind}" + (f" {amount:g}" if amount else "") if kind else ""
+
+
+@torch.inference_mode()
+def draws(
+    image: np.ndarray,
+    generator: torch.nn.Module,
+    seeds: Iterable[int],
+    strength: float = 1.0,
+    consistent: tuple[str, float] | None = None,
+) -> list[np.ndarray]:
+    """uint8 or uint16, (H, W) or (H, W, 3), to SR of the same type at `scale` times the size, one for each seed, 0 or more.
+
+    A network with noise draws another texture for each seed, always the same for one seed and one image; all of them agree with LR
+    (`degrade.project`). `strength` is the factor of the texture: 0 leaves the SR of its trunk, projected. A network without noise has
+    one SR for all seeds. `consistent`: (kind, amount) of a reduction under which any network's SR is made to agree with LR, in the place
+    of its own. A grey generator takes colour channel by channel, with one noise, so that grain is grey; a colour generator takes grey as
+    three equal channels and gives their mean. Raises UserError for a negative seed or strength, for another strength than 1 of a network
+    without noise, and for a reduction that has no projection.
+    """
+    seeds = list(seeds)
+    check(generator, seeds, strength)
+    held, lr = agreement(generator, consistent), _tensor(image, generator)
+    height, width = (generator.settings["scale"] * n for n in image.shape[:2])
+    if not isinstance(generator, TextureGenerator):
+        return [_levels(_held(_sr(lr, generator)[0], lr, generator, held), image)] * len(seeds)
+    found, at_once = [], max(1, AT_ONCE // (height * width))
+    for k in range(0, len(seeds), at_once):
+        noises = [normal_noise(_noise_seed(image, seed), 1, height, width) for seed in seeds[k : k + at_once]]
+        found += [_levels(_held(sr, lr, generator, held), image) for sr in _sr(lr, generator, noises, strength)]
+    return found
+
+
+def upscale(
+    image: np.ndarray, generator: torch.nn.Module, seed: int = 0, strength: float = 1.0, consistent: tuple[str, float] | None = None
+) -> np.ndarray:
+    """One of `draws`: uint8 or uint16, (H, W) or (H, W, 3), to the same type at `scale` times the size."""
+    return draws(image, generator, [seed], strength, consistent)[0]
+
+
+def spread(images: list[np.ndarray]) -> np.ndarray:
+    """The standard deviation of several draws at each pixel, (H, W) float32, in their levels (of colour: mean over channels): where it is
+    large, LR does not say what is there."""
+    mean = sum(image.astype(np.float32) for image in images) / len(images)
+    deviation = np.sqrt(sum((image - mean) ** 2 for image in images) / len(images))
+    return deviation if deviation.ndim == 2 else deviation.mean(2)
+
+
+@torch.inference_mode()
+def self_ensemble(
+    image: np.ndarray, generator: torch.nn.Module, consistent: tuple[str, float] | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """(SR, spread): the mean of SR over the eight turns and flips of the image (Timofte et al. 2016, "x8"), and their standard deviation
+    in levels of the image's type, float32 (of colour: mean over channels). Where the spread is large, the network is unsure. The mean
+    agrees with LR where `consistent` names a reduction. Raises UserError for a network that draws texture: the mean has none."""
+    check(generator, ensemble=True)
+    held, lr = agreement(generator, consistent), _tensor(image, generator)
+    mean, squares = 0.0, 0.0  # running, after Welford: eight maps of a large image would not fit
+    for k in range(8):
+        turns, flip = divmod(k, 2)
+        view = torch.rot90(lr.flip(-1) if flip else lr, turns, (-2, -1))
+        sr = torch.rot90(_sr(view, generator)[0], -turns, (-2, -1))
+        gap = (sr.flip(-1) if flip else sr) - mean
+        mean = mean + gap / (k + 1)
+        squares = squares + gap**2 * (k / (k + 1))
+    deviation = (squares / 8).sqrt().mean(1)[0].cpu().numpy() * np.iinfo(image.dtype).max
+    return _levels(_held(mean, lr, generator, held), image), deviation
+
+
+def check(generator: torch.nn.Module, seeds: Iterable[int] = (), strength: float = 1.0, ensemble: bool = False) -> None:
+    """Raise UserError for what `draws` and, with `ensemble`, `self_ensemble` cannot do with this network."""
+    if wrong := [seed for seed in seeds if seed < 0]:
+        raise UserError(f"seed cannot be {wrong[0]}; it is 0 or more")
+    if not 0 <= strength < math.inf:
+        raise UserError(f"strength cannot be {strength:g}; it is 0 (no texture), 1 (as it was learnt) or any other above 0")
+    if ensemble and isinstance(generator, TextureGenerator):
+        raise UserError("--ensemble averages texture away; use it with --weights srresnet")
+    if strength != 1 and not isinstance(generator, TextureGenerator):
+        raise UserError(f"this network {NO_TEXTURE}")
+
+
+# ------------------------------------------------------------------------------------------- images, noise, tiles
+def _tensor(image: np.ndarray, generator: torch.nn.Module) -> torch.Tensor:
+    """(1, C, H, W) in [0, 1], on the generator's device."""
+    values = (image[..., None] if image.ndim == 2 else image).astype(np.float32) / np.iinfo(image.dtype).max
+    return torch.from_numpy(values).permute(2, 0, 1)[None].to(next(generator.parameters()).device)
+
+
+def _levels(sr: torch.Tensor, image: np.ndarray) -> np.ndarray:
+    """SR as an image of the kind of `image`, rounded."""
+    top = np.iinfo(image.dtype).max
+    values = np.clip(np.round(sr[0].permute(1, 2, 0).cpu().numpy() * top), 0, top).astype(image.dtype)
+    return values[..., 0] if image.ndim == 2 else values
+
+
+def _noise_seed(image: np.ndarray, seed: int) -> int:
+    """Below 2^63, a function of seed and image: two scans of one seed do not share their grain."""
+    content = hashlib.sha256(f"{seed} {image.shape} ".encode() + image.tobytes()).digest()
+    return int.from_bytes(content[:8], "big") >> 1
+
+
+def _held(sr: torch.Tensor, lr: torch.Tensor, generator: torch.nn.Module, held: tuple[str, float] | None) -> torch.Tensor:
+    """SR made to agree with LR under the reduction `held`, clamped and projected in turn; as it is for None."""
+    return project(sr.to(lr.device), lr, generator.settings["scale"], *held, rounds=ROUNDS) if held else sr
+
+
+def _sr(lr: torch.Tensor, generator: torch.nn.Module, noises: Sequence[torch.Tensor] = (), strength: float = 1.0) -> list[torch.Tensor]:
+    """SR (1, C, H, W) of LR, before a projection, for each of the noises; without one, the one SR of a network that has none."""
+    channels = generator.settings["channels"]
+    if lr.shape[1] == channels:
+        return _tiled(lr, generator, noises, strength)
+    if channels == 1:
+        parts = [_tiled(part, generator, noises, strength) for part in lr.split(1, 1)]
+        return [torch.cat(srs, 1) for srs in zip(*parts, strict=True)]
+    return [sr.mean(1, keepdim=True) for sr in _tiled(lr.expand(-1, 3, -1, -1), generator, noises, strength)]
+
+
+def _tiled(lr: torch.Tensor, generator: torch.nn.Module, noises: Sequence[torch.Tensor], strength: float) -> list[torch.Tensor]:
+    """`_sr` of an LR that has the generator's channels, in overlapping tiles where it is larger than a tile. The noises are cut with it."""
+    (height, width), scale = lr.shape[-2:], generator.settings["scale"]
+
+    def network(tile, where):
+        return generator.drawn(tile, (noise[where].to(tile.device) for noise in noises), strength) if noises else [generator(tile)]
+
+    if max(height, width) <= TILE:
+        return network(lr, np.s_[:])
+    totals = [torch.zeros(*lr.shape[:2], height * scale, width * scale) for _ in noises or [None]]
+    weight = torch.zeros(1, 1, height * scale, width * scale)
+    for top, bottom in _spans(height):
+        for left, right in _spans(width):
+            where = np.s_[..., top * scale : bottom * scale, left * scale : right * scale]
+            feather = _ramp(top, bottom, height, scale)[:, None] * _ramp(left, right, width, scale)[None, :]
+            weight[where] += feather
+            for total, sr in zip(totals, network(lr[..., top:bottom, left:right], where), strict=True):
+                total[where] += sr.cpu() * feather
+    return [total / weight for total in totals]
+
+
+def _spans(size: int) -> list[tuple[int, int]]:
+    """First and end of the fewest spans of at most TILE pixels that cover `size`, all of one length, overlapping by OVERLAP or more."""
+    count = max(1, -(-(size - OVERLAP) // (TILE - OVERLAP)))
+    length = -(-(size + (count - 1) * OVERLAP) // count)
+    return [(start, start + length) for k in range(count) for start in [k * (size - length) // max(count - 1, 1)]]
+
+
+def _ramp(start: int, end: int, size: int, scale: int) -> torch.Tensor:
+    """Weights along a tile from LR pixel `start` to `end`, at SR size: next to nothing within a quarter of the overlap of an inner edge,
+    which the padding spoils, then rising to 1 over half the overlap; no ramp at the image's own border."""
+    at = (torch.arange((end - start) * scale) + 0.5) / scale
+    low = at if start else torch.full_like(at, OVERLAP)
+    high = at.flip(0) if end < size else torch.full_like(at, OVERLAP)
+    return (torch.minimum(low, high) / (OVERLAP / 2) - 0.5).clamp(1e-6, 1)

@@ -1,0 +1,179 @@
+"""Talk with Kaggle through its official command line: send kernels, ask how they are, fetch what they made.
+
+What the command line prints is read, because its exit status does not tell a refusal. Its own login is used; no token is read here,
+and anything that looks like one is struck out of what is shown.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from ..config import UserError
+from ..files import REPOSITORY, file_hash
+from . import kernels
+from .handover import LIST
+
+WAITS = ("QUEUED", "RUNNING", "NEW_SCRIPT")
+ENDED = ("ERROR", "CANCEL_REQUESTED", "CANCEL_ACKNOWLEDGED")
+LOG_LINES = 30
+
+
+def push(user: str, chain: bool = False, wait: bool = False, every: float = 60.0, **settings) -> str:
+    """Build, check, and send the next kernel that is ready; returns a sentence that says what was done.
+
+    A kernel is ready where the one before it has finished and it has not itself been sent as it is now built. One that `max_hours`
+    ended is sent again, with its own output as a source. Call it again, or let it `wait` (asking `every` so many seconds) until all
+    are through. Raises UserError, with the kernel's error and the end of its log, where one failed, and for a refusal.
+    """
+    folders = kernels.build(user, chain, **settings)
+    wrong = [sentence for folder in folders for sentence in kernels.check(folder)]
+    if wrong:
+        raise UserError("; ".join(wrong))
+    built = ""
+    for folder in folders:
+        name = f"{user}/{folder.name}"
+        built = hashlib.sha256(
+            (built + file_hash(folder / f"{folder.name}.ipynb") + file_hash(folder / "kernel-metadata.json")).encode()
+        ).hexdigest()
+        while True:
+            sent = _sent(folder)
+            state = status(name) if sent in ("", built) else ""  # another build was sent: whatever became of it
+            if state in WAITS:
+                if not wait:
+                    return f"{name} is {state.lower()}; call the same again when it has ended, or with --wait"
+                time.sleep(every)
+                continue
+            if state in ENDED and sent:
+                (folder / "sent.txt").unlink()  # said once; the next call sends it again
+                raise UserError(f"{name} ended with {state.lower()}:\n{log(name)}\nthe same call sends it again, mended or not")
+            unfinished = state == "COMPLETE" and not _handed_over(name)
+            if state == "COMPLETE" and not unfinished:
+                break
+            said = _send(folder, name, resume=unfinished)
+            (folder / "sent.txt").write_text(built + "\n")
+            if not chain:
+                said += _badge(name)
+            if not wait:
+                return said
+            print(said, flush=True)
+            time.sleep(every)
+    return f"all finished; fetch the results with: python -m srlib kaggle pull --user {user}{' --chain' * chain}"
+
+
+def status(name: str) -> str:
+    """The state of the kernel OWNER/SLUG, as Kaggle names it (QUEUED, RUNNING, COMPLETE, ERROR, ...); '' for one that is not there."""
+    code, text = _call("status", name)
+    found = re.search(r'has status "(?:\w+\.)?(\w+)"', text)
+    if found:
+        return found[1]
+    if "404" in text or "Cannot access kernel" in text:
+        return ""
+    raise UserError(f"the state of {name} cannot be had: {_reason(code, text)}")
+
+
+def log(name: str) -> str:
+    """Why a kernel failed: what Kaggle says, and the last lines of its log."""
+    said = re.search(r'Failure message: "(.*)"', _call("status", name)[1])
+    with tempfile.TemporaryDirectory() as place:
+        _call("output", name, "-p", place, "--file-pattern", "^$")
+        text = "".join(file.read_text() for file in Path(place).glob("*.log"))
+    try:  # a list of pieces of the two streams
+        text = "".join(piece["data"] for piece in json.loads(text))
+    except (ValueError, TypeError, KeyError):
+        pass
+    return "\n".join([*([said[1]] if said else []), *_clean(text).splitlines()[-LOG_LINES:]])
+
+
+def pull(user: str, chain: bool = False, out: Path = REPOSITORY / "runs" / "kaggle-output") -> Path:
+    """Fetch what the last finished kernel wrote into a folder below `out`, check it by the kernel's list, and return the run folder.
+
+    Raises UserError where none has finished, or a file is missing or differs.
+    """
+    names = [f"{user}/{kernels.slug(title)}" for title in reversed(kernels.titles(chain))]
+    name = next((name for name in names if status(name) == "COMPLETE"), None)
+    if name is None:
+        raise UserError(f"no kernel of {user} has finished; python -m srlib kaggle status says how they are")
+    target = Path(out) / name.rpartition("/")[2]
+    code, text = _call("output", name, "-p", str(target), "--force")
+    lists = list(target.rglob(LIST))
+    if code or len(lists) != 1:
+        raise UserError(f"the output of {name} cannot be had: {_reason(code, text)}")
+    for file, sha256 in json.loads(lists[0].read_text())["files"].items():
+        path = lists[0].parent / file
+        if not path.exists() or file_hash(path) != sha256:
+            raise UserError(f"{path} did not arrive whole; call the same again")
+    return lists[0].parent
+
+
+def _handed_over(name: str) -> bool:
+    """Whether a complete kernel did all that it should; False where `max_hours` ended it."""
+    with tempfile.TemporaryDirectory() as place:
+        code, text = _call("output", name, "-p", place, "--file-pattern", rf"{re.escape(LIST)}$")
+        found = sorted(Path(place).rglob(LIST))
+        if not found:
+            raise UserError(f"{name} is complete but its {LIST} cannot be had: {_reason(code, text)}")
+        return json.loads(found[0].read_text())["finished"]
+
+
+def _send(folder: Path, name: str, resume: bool) -> str:
+    file = folder / "kernel-metadata.json"
+    if resume:
+        metadata = json.loads(file.read_text())
+        metadata["kernel_sources"] = [name, *metadata["kernel_sources"]]
+        file.write_text(json.dumps(metadata, indent=1) + "\n")
+    code, text = _call("push", "-p", str(folder))
+    refused = re.search(r"not valid (?:\w+ )?(?:sources|tags)[^\n]*", text)
+    if code or "successfully pushed" not in text or refused:
+        raise UserError(
+            f"{name} was not taken as it is: {refused[0] if refused else _reason(code, text)}; call the same again when that is mended"
+        )
+    return next(line for line in text.splitlines() if "successfully pushed" in line).replace("  ", " ") + (
+        " It goes on from its last version." * resume
+    )
+
+
+def _sent(folder: Path) -> str:
+    """The build of this kernel that was sent last from here; '' for none."""
+    file = folder / "sent.txt"
+    return file.read_text().strip() if file.exists() else ""
+
+
+def _badge(name: str) -> str:
+    """Let the README's badge open the kernel; says so where that changes it."""
+    page, link = REPOSITORY / "README.md", f"https://www.kaggle.com/code/{name}"
+    old = page.read_text()
+    new = re.sub(r"(open-in-kaggle\.svg\)\]\()[^)]*", rf"\g<1>{link}", old)
+    if new == old:
+        return ""
+    page.write_text(new)
+    return f" The README's badge now opens {link}."
+
+
+def _call(*args: str) -> tuple[int, str]:
+    """`kaggle kernels ARGS`: exit status, and what it printed."""
+    if not importlib.util.find_spec("kaggle"):
+        raise UserError("Kaggle's command line is not installed; pip install the kaggle and six that environment.yml names")
+    command = [sys.executable, "-P", "-m", "kaggle", "-W", "kernels", *args]
+    done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
+    return done.returncode, _clean(done.stdout + done.stderr)
+
+
+def _clean(text: str) -> str:
+    """Without anything that looks like a token."""
+    for secret in filter(None, map(os.environ.get, ("KAGGLE_KEY", "KAGGLE_API_TOKEN"))):
+        text = text.replace(secret, "***")
+    return re.sub(r"KGAT_\w+|\b[0-9a-f]{32}\b", "***", text)
+
+
+def _reason(code: int, text: str) -> str:
+    lines = [line for line in text.splitlines() if line.strip()]
+    return lines[-1].strip() if lines else f"the kaggle command said nothing (exit status {code})"

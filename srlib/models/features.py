@@ -1,0 +1,224 @@
+"""Frozen feature extractors of losses and measures: VGG and ResNet through torchvision, and the project's own encoders (`encoders`).
+
+An extractor takes (N, 1 or 3, H, W) in [0, 1] and returns feature maps. The copy of grey to three channels and ImageNet's
+normalisation happen here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+import torchvision
+from torch import nn
+
+from ..config import UserError
+from ..files import HOME, mounts
+from .encoders import Judge, OctEncoder, load_encoder
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+WEIGHTS_HELP = (
+    "set feature_weights to a file or folder with torchvision's {network}-*.pth (vgg19-dcbb9e9d.pth, vgg16-397923af.pth, "
+    "resnet50-0676ba61.pth; of a VGG the convolutions suffice), or set content_features to 'oct-encoder'"
+)
+
+
+class WeightsMissing(UserError):
+    """Weights that are neither here nor can be downloaded."""
+
+
+def normalise(image: torch.Tensor) -> torch.Tensor:
+    """(N, 1 or 3, H, W) in [0, 1] to three channels with ImageNet's mean 0 and standard deviation 1."""
+    mean, std = (image.new_tensor(v).view(1, 3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
+    return (image.expand(-1, 3, -1, -1) - mean) / std
+
+
+class Frozen(nn.Module):
+    """`body` behind ImageNet's normalisation; frozen (no gradient for its weights) and always in eval mode."""
+
+    def __init__(self, body: nn.Module):
+        super().__init__()
+        self.body = body.requires_grad_(False)
+        self.train(False)
+
+    def train(self, mode: bool = True):
+        return super().train(False)
+
+    def forward(self, image: torch.Tensor):
+        return self.body(normalise(image))
+
+
+def feature_extractor(name: str = "vgg19:relu5_4", weights: str | Path | None = None) -> nn.Module:
+    """A frozen extractor of one feature map: 'NETWORK:LAYER', NETWORK one of EXTRACTORS; without a layer its usual one.
+
+    A layer of a VGG or of 'oct-encoder' is reluB_C (after the activation, as in the paper: VGG54 is relu5_4, VGG22 relu2_2) or
+    convB_C (before it); of resnet50 layer1 to layer4. `weights`, for ImageNet's networks: a state dict file or a folder that holds one,
+    full or convolutions only; without it torchvision's IMAGENET1K_V1, which needs the network once. Raises UserError for an unknown
+    name, WeightsMissing for weights that cannot be had.
+    """
+    network, _, layer = name.partition(":")
+    if network not in EXTRACTORS:
+        raise UserError(f"content_features={name!r} is unknown; take one of {', '.join(EXTRACTORS)}, with or without ':LAYER'")
+    return Frozen(EXTRACTORS[network](layer, weights))
+
+
+def _upto(network: str, layers: dict[str, nn.Module], layer: str) -> nn.Sequential:
+    """The layers up to one that a content loss can use; UserError where there is none of that name."""
+    usable = [n for n in layers if n.startswith(("relu", "conv", "layer"))]
+    if layer not in usable:
+        raise UserError(f"{network} has no layer {layer!r}; it has {', '.join(usable)}")
+    return nn.Sequential(*list(layers.values())[: list(layers).index(layer) + 1])
+
+
+def _imagenet(network: str, layer: str, weights) -> nn.Module:
+    model = getattr(torchvision.models, network)(weights=None)
+    if network == "resnet50":
+        layers, layer = dict(list(model.named_children())[:8]), layer or "layer3"  # without the classifier
+    else:
+        layers, layer = (
+            dict(zip(_vgg_names(model.features), model.features, strict=True)),
+            layer or {"vgg19": "relu5_4", "vgg16": "relu5_3"}[network],
+        )
+    body = _upto(network, layers, layer)
+    load_imagenet(network, model, weights)
+    return body
+
+
+def load_imagenet(network: str, model: nn.Module, weights: str | Path | None) -> None:
+    """ImageNet's weights into the model's convolutions (VGG) or all of it but the classifier (ResNet)."""
+    help = WEIGHTS_HELP.format(network=network)
+    if not weights:
+        try:
+            state = getattr(torchvision.models, network)(weights="IMAGENET1K_V1", progress=False).state_dict()
+        except Exception as error:
+            raise WeightsMissing(f"{network}'s ImageNet weights could not be downloaded ({type(error).__name__}); {help}") from None
+    else:
+        path = find_weights(weights, network)
+        try:
+            state = dict(torch.load(path, map_location="cpu", weights_only=True))
+        except Exception as error:
+            raise UserError(f"{path}: holds no state dict of {network} ({type(error).__name__}); {help}") from None
+    kept = r"(features\.)?(\d+\.(weight|bias))$" if network.startswith("vgg") else r"()((?!fc\.).*)$"
+    state = {match[2]: value for key, value in state.items() if (match := re.match(kept, key))}
+    try:
+        target = model.features if network.startswith("vgg") else model
+        missing, unknown = target.load_state_dict(state, strict=False)
+    except RuntimeError:
+        unknown = True
+    if unknown or any(not key.startswith("fc.") for key in missing):
+        raise UserError(f"feature_weights={str(weights)!r} holds weights of another network than {network}; {help}")
+
+
+def _random_vgg(layer: str, weights) -> nn.Module:
+    """VGG-19 as it is before any training, seeded: a control that knows nothing of images."""
+    with torch.random.fork_rng([]):
+        torch.manual_seed(0)
+        layers = torchvision.models.vgg19(weights=None).features
+    return _upto("random-vgg19", dict(zip(_vgg_names(layers), layers, strict=True)), layer or "relu5_4")
+
+
+def _oct_encoder(layer: str, weights) -> nn.Module:
+    return _upto("oct-encoder", dict(load_encoder("oct-encoder", OctEncoder()).features.named_children()), layer or "relu3_2")
+
+
+class LocalPower(nn.Module):
+    """How strong each wave of an 8 x 8 Fourier transform (33 frequencies and directions, all but the mean) is around each place: the logarithm
+    of its mean power in windows of 16 pixels, 8 apart; (N, 3, H, W) to (N, 33, about H / 8, W / 8), of the mean of the channels. It says how rough
+    an image is, by fineness and direction, and nothing of where each grain lies. No weights, so nothing to download. A floor of half a
+    grey level hides the rounding to 8 bit."""
+
+    FLOOR = (0.5 / 255) ** 2
+
+    def __init__(self):
+        super().__init__()
+        half = [(u, v) for v in range(5) for u in range(-3, 5) if (v or u > 0) and (v < 4 or u >= 0)]  # the rest are their mirror images
+        y, x = torch.arange(8.0)[:, None], torch.arange(8.0)
+        window = torch.sin(torch.pi * (y + 0.5) / 8) * torch.sin(torch.pi * (x + 0.5) / 8)
+        phase = torch.stack([2 * torch.pi * (u * x + v * y) / 8 for u, v in half])
+        waves = torch.cat([phase.cos(), phase.sin()])
+        waves = window * (waves - (window * waves).sum((1, 2), keepdim=True) / window.sum()) / window.norm()  # blind to brightness
+        self.register_buffer("waves", waves[:, None] * torch.tensor(IMAGENET_STD).view(1, 3, 1, 1) / 3)  # back to [0, 1], mean of channels
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(image.device.type, enabled=False):
+            power = F.conv2d(image.float(), self.waves, stride=2).square().unflatten(1, (2, 33)).sum(1)
+            return (F.avg_pool2d(power, min(8, *power.shape[-2:]), 4) + self.FLOOR).log()
+
+
+def _local_power(layer: str, weights) -> nn.Module:
+    return LocalPower()
+
+
+def _pixels(layer: str, weights) -> nn.Module:
+    """No network: the content loss is then a mean squared error of pixels (the paper's SRGAN-MSE)."""
+    return nn.Identity()
+
+
+# Name: a function of (layer, '' where none was given; the setting feature_weights) that gives the layers up to there, which take
+# (N, 3, H, W) in ImageNet's normalisation. A new extractor is a function and a line.
+EXTRACTORS: dict[str, Callable[[str, str | Path | None], nn.Module]] = {
+    "vgg19": partial(_imagenet, "vgg19"),
+    "vgg16": partial(_imagenet, "vgg16"),
+    "resnet50": partial(_imagenet, "resnet50"),
+    "random-vgg19": _random_vgg,
+    "oct-vgg": partial(_imagenet, "vgg19"),  # of the weights that `training.classifier.tuned_vgg` writes
+    "oct-encoder": _oct_encoder,
+    "local-power": _local_power,
+    "none": _pixels,
+}
+
+
+def _vgg_names(layers: nn.Sequential) -> list[str]:
+    names, block, conv = [], 1, 0
+    for layer in layers:
+        conv += isinstance(layer, nn.Conv2d)
+        if isinstance(layer, nn.MaxPool2d):
+            names.append(f"pool{block}")
+            block, conv = block + 1, 0
+        else:
+            names.append(f"{'conv' if isinstance(layer, nn.Conv2d) else 'relu'}{block}_{conv}")
+    return names
+
+
+def find_weights(weights: str | Path, network: str) -> Path:
+    """The weights file that `feature_weights` means (a relative path from the repository, on Kaggle from the working folder): itself, or
+    the first .pth/.pt file with the network's name in a folder, or in the data set OWNER/SLUG where Kaggle has mounted it. Raises WeightsMissing."""
+    path = HOME / Path(weights).expanduser()
+    if path.is_file():
+        return path
+    folders = [path, *mounts("datasets", str(weights))]
+    found = [p for f in folders for p in sorted((*f.glob("*.pt*"), *f.glob("*/*.pt*"))) if network in p.name]
+    if not found:
+        raise WeightsMissing(f"feature_weights={str(weights)!r}: no {network} weights there; {WEIGHTS_HELP.format(network=network)}")
+    return found[0]
+
+
+PERCEPTUAL = {"lpips": ("AlexNet", "alexnet-owt-7be5be79.pth"), "dists": ("VGG-16", "vgg16-397923af.pth")}  # torchvision's weights of each
+
+
+def perceptual(name: str) -> nn.Module:
+    """'lpips' (AlexNet; Zhang et al. 2018) or 'dists' (VGG-16; Ding et al. 2020), as torchmetrics has them: (sr, hr), each (1, 3, H, W) in [0, 1],
+    to a number, lower is nearer. UserError where the ImageNet weights, torchvision's, cannot be had."""
+    from torchmetrics.functional.image.dists import DISTSNetwork  # (its metric class makes the network anew for every image)
+    from torchmetrics.image import LearnedPerceptualImagePatchSimilarity
+
+    try:
+        return (DISTSNetwork() if name == "dists" else LearnedPerceptualImagePatchSimilarity("alex", normalize=True)).eval()
+    except OSError as error:  # urllib's errors among them
+        network, file = PERCEPTUAL[name]
+        home = Path(torch.hub.get_dir()) / "checkpoints"
+        raise UserError(
+            f"{name}=True needs torchvision's {network} weights, which could not be downloaded ({type(error).__name__}); "
+            f"put {file} into {home}, or set {name} to False"
+        ) from None
+
+
+def judge() -> nn.Module:
+    """The judge, frozen: (N, 1 or 3, H, W) in [0, 1] to three feature maps, for `metrics.feature_distance` only."""
+    model = load_encoder("judge", Judge())
+    model.forward = model.maps
+    return Frozen(model).to(memory_format=torch.channels_last)  # with the distance 2.5 times faster on a CPU

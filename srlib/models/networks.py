@@ -1,0 +1,211 @@
+"""The two networks of Ledig et al. 2017 (figure 4), other generators, and the linear filter that a network has to beat.
+
+A new generator is a class and a line in GENERATORS: it takes (N, C, h, w) in [0, 1] and gives (N, C, scale * h, scale * w), and its
+constructor takes what `Generator`'s takes. Any of them can be the trunk that a head draws texture on (`texture`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ..degrade import SCALES, upsample
+from .texture import RowConv2d, TextureGenerator
+
+
+class ResidualBlock(nn.Module):
+    """k3 conv, BN, PReLU, k3 conv, BN, elementwise sum. `batch_norm=False` leaves the BN out and starts as the identity (a departure)."""
+
+    def __init__(self, width: int, batch_norm: bool = True):
+        super().__init__()
+        bn = (lambda: nn.BatchNorm2d(width)) if batch_norm else nn.Identity
+        self.body = nn.Sequential(nn.Conv2d(width, width, 3, padding=1), bn(), nn.PReLU(), nn.Conv2d(width, width, 3, padding=1), bn())
+        if not batch_norm:  # nothing else keeps the sum of many blocks in bounds at the start
+            nn.init.zeros_(self.body[3].weight)
+            nn.init.zeros_(self.body[3].bias)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.body(x)
+
+
+class Generator(nn.Module):
+    """SRResNet: LR (N, C, h, w) in [0, 1] to SR (N, C, scale * h, scale * w), on the [0, 1] scale, not clamped.
+
+    Inside, the paper's ranges: LR in [0, 1] enters, the last convolution gives SR in [-1, 1] (linear, no tanh), which is
+    mapped to [0, 1] on the way out. Scale 4 has two x2 PixelShuffle stages, scale 8 three, scale 3 a single x3 stage.
+
+    Departures from the paper, off by default: `global_skip` adds the bicubic image to the output (at initialisation the
+    output *is* bicubic); `batch_norm=False`; `smooth=True` averages each 2 x 2 neighbourhood after every PixelShuffle, which
+    removes the checkerboard that sub-pixel convolution can leave (Sugawara et al. 2018, arXiv 1806.02658).
+    """
+
+    def __init__(
+        self,
+        scale: int = 4,
+        channels: int = 1,
+        width: int = 64,
+        blocks: int = 16,
+        global_skip: bool = False,
+        batch_norm: bool = True,
+        smooth: bool = False,
+    ):
+        super().__init__()
+        if scale not in SCALES:
+            raise ValueError(f"scale must be one of {SCALES}, not {scale}")
+        self.settings = {
+            "scale": scale,
+            "channels": channels,
+            "width": width,
+            "blocks": blocks,
+            "global_skip": global_skip,
+            "batch_norm": batch_norm,
+            "smooth": smooth,
+        }
+        self.head = nn.Sequential(nn.Conv2d(channels, width, 9, padding=4), nn.PReLU())
+        self.blocks = nn.Sequential(*(self.block(width, batch_norm) for _ in range(blocks)))
+        self.join = nn.Sequential(nn.Conv2d(width, width, 3, padding=1), nn.BatchNorm2d(width) if batch_norm else nn.Identity())
+        stages = {2: [2], 3: [3], 4: [2, 2], 8: [2, 2, 2]}[scale]
+        self.upscale = nn.Sequential(*(_upscale_stage(width, r, smooth) for r in stages))
+        self.tail = RowConv2d(width, channels, 9, padding=4)
+        if global_skip:
+            nn.init.zeros_(self.tail.weight)
+            nn.init.zeros_(self.tail.bias)
+
+    def block(self, width: int, batch_norm: bool) -> nn.Module:
+        """One of the blocks at LR size, `width` maps in and out."""
+        return ResidualBlock(width, batch_norm)
+
+    def forward(self, lr: torch.Tensor) -> torch.Tensor:
+        return self.with_maps(lr)[0]
+
+    def with_maps(self, lr: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(SR, the `width` maps at SR's size that its last convolution is taken of)."""
+        x = self.head(lr)
+        x = self.upscale(x + self.join(self.blocks(x)))
+        with torch.autocast(x.device.type, enabled=False):  # 8-bit output needs more than bfloat16's 8 bits
+            y = self.tail(x.float())
+            if self.settings["global_skip"]:
+                return upsample(lr, self.settings["scale"]) + y / 2, x
+            return (y + 1) / 2, x
+
+
+class DenseBlock(nn.Module):
+    """ESRGAN's residual-in-residual dense block (Wang et al. 2018, section 3.1): three dense blocks of five k3 convolutions, each of which
+    sees all maps before it (half of `width` new ones each), LeakyReLU 0.2; every sum adds 0.2 of the branch. No BN."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        grow = max(width // 2, 1)
+        sizes = [(width + k * grow, grow if k < 4 else width) for k in range(5)]
+        self.parts = nn.ModuleList(nn.ModuleList(nn.Conv2d(i, o, 3, padding=1) for i, o in sizes) for _ in range(3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = x
+        for part in self.parts:
+            maps = [y]
+            for convolution in part[:-1]:
+                maps.append(F.leaky_relu(convolution(torch.cat(maps, 1)), 0.2))
+            y = y + 0.2 * part[-1](torch.cat(maps, 1))
+        return x + 0.2 * y
+
+
+class RRDB(Generator):
+    """SRResNet's frame with ESRGAN's blocks. Raises ValueError for `batch_norm=True`: they have none."""
+
+    def block(self, width: int, batch_norm: bool) -> nn.Module:
+        if batch_norm:
+            raise ValueError("generator='rrdb' has no batch normalisation; set batch_norm to False")
+        return DenseBlock(width)
+
+
+GENERATORS: dict[str, Callable[..., nn.Module]] = {"srresnet": Generator, "rrdb": RRDB}
+
+
+def build(settings: dict) -> nn.Module:
+    """The generator that `settings` describe: `generator`, its name in GENERATORS (srresnet where it is left out, as in older files), and
+    the constructor's arguments. They become its attribute `settings`, which is saved with its weights. With `texture`, `kind` and `amount`,
+    as a `TextureGenerator` has them, it is the trunk of one. KeyError for an unknown name."""
+    arguments = {"generator": "srresnet"} | settings
+    head = [arguments.pop(name) for name in ("texture", "kind", "amount") if name in settings]
+    network = GENERATORS[arguments["generator"]](**{k: v for k, v in arguments.items() if k != "generator"})
+    network.settings = arguments
+    return TextureGenerator(network, *head) if head else network
+
+
+def _upscale_stage(width: int, factor: int, smooth: bool) -> nn.Sequential:
+    layers = [nn.Conv2d(width, width * factor**2, 3, padding=1), nn.PixelShuffle(factor)]
+    if smooth:
+        layers += [nn.ReplicationPad2d((0, factor - 1, 0, factor - 1)), nn.AvgPool2d(factor, stride=1)]
+    return nn.Sequential(*layers, nn.PReLU())
+
+
+class Discriminator(nn.Module):
+    """Eight k3 convolutions, `width` to 8 x `width` channels, strides 1, 2, 1, 2, ..., LeakyReLU 0.2, BN in all but the first,
+    then dense 16 x `width` (1024) and dense 1. Takes (N, C, crop, crop) in [-1, 1]; returns logits (N, 1), no sigmoid.
+    """
+
+    def __init__(self, channels: int = 1, crop: int = 96, width: int = 64):
+        super().__init__()
+        if crop % 16:
+            raise ValueError(f"crop must be a multiple of 16 (four strides of 2), not {crop}")
+        layers: list[nn.Module] = []
+        before = channels
+        for k, out in enumerate(width * m for m in (1, 1, 2, 2, 4, 4, 8, 8)):
+            layers.append(nn.Conv2d(before, out, 3, stride=1 + k % 2, padding=1, bias=k == 0))
+            if k:
+                layers.append(nn.BatchNorm2d(out))
+            layers.append(nn.LeakyReLU(0.2, inplace=True))
+            before = out
+        self.features = nn.Sequential(*layers)
+        self.classify = nn.Sequential(
+            nn.Flatten(),
+            nn.Linear(before * (crop // 16) ** 2, 16 * width),
+            nn.LeakyReLU(0.2, inplace=True),
+            nn.Linear(16 * width, 1),
+        )
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return self.classify(self.features(image)).float()
+
+
+class LinearFilter(nn.Module):
+    """The honest floor: the least-squares filter from a `size` x `size` LR neighbourhood to each HR sub-pixel, as a
+    correction to bicubic. No learning rate, no steps: `fit` solves the normal equations. (N, C, h, w) in [0, 1], each channel alone.
+    """
+
+    def __init__(self, scale: int = 4, size: int = 11):
+        super().__init__()
+        self.scale, self.size = scale, size
+        self.register_buffer("weight", torch.zeros(scale**2, size**2 + 1))
+
+    def _patches(self, lr: torch.Tensor) -> torch.Tensor:
+        """(N, 1, h, w) to (N, size^2 + 1, h * w): each neighbourhood less its centre pixel, and a constant."""
+        pad = self.size // 2
+        patches = F.unfold(F.pad(lr, (pad,) * 4, mode="replicate"), self.size)
+        patches = patches - patches[:, self.size**2 // 2, None]
+        return torch.cat([patches, torch.ones_like(patches[:, :1])], 1)
+
+    @torch.no_grad()
+    def fit(self, pairs) -> LinearFilter:
+        """`pairs`: batches (lr, hr) of tensors with sizes that match. Returns itself."""
+        gram = torch.zeros(self.size**2 + 1, self.size**2 + 1, dtype=torch.float64)
+        moment = torch.zeros(self.size**2 + 1, self.scale**2, dtype=torch.float64)
+        for lr, hr in pairs:
+            lr, hr = lr.flatten(0, 1)[:, None], hr.flatten(0, 1)[:, None]
+            target = F.pixel_unshuffle(hr - upsample(lr, self.scale), self.scale).flatten(2)
+            x = self._patches(lr).permute(1, 0, 2).flatten(1).double()
+            gram += x @ x.T
+            moment += x @ target.permute(1, 0, 2).flatten(1).T.double()
+        ridge = 1e-6 * gram.diagonal().mean() * torch.eye(len(gram), dtype=torch.float64)
+        self.weight.copy_(torch.linalg.solve(gram + ridge, moment).T)
+        return self
+
+    @torch.no_grad()
+    def forward(self, lr: torch.Tensor) -> torch.Tensor:
+        n, c, h, w = lr.shape
+        flat = lr.reshape(n * c, 1, h, w)
+        detail = (self.weight @ self._patches(flat)).unflatten(2, (h, w))
+        return (upsample(flat, self.scale) + F.pixel_shuffle(detail, self.scale)).reshape(n, c, h * self.scale, w * self.scale)

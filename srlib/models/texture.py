@@ -1,0 +1,188 @@
+"""The networks that draw texture: SRResNet with a head that gets noise, and the discriminator that judges it.
+
+Ledig's generator is a function of LR. LR does not say where each grain of speckle lies, so such a function can only blur it, or carve one
+pattern for all. Here SR = project(SRResNet(lr) + texture(maps, noise), lr): other noise is another draw, and every draw reduces to LR.
+Per-pixel noise: Karras et al. 2019 (arXiv 1812.04948, 3.2). Why a restorer must be random: Ohayon et al. 2023 (arXiv 2211.08944).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ..degrade import project
+
+NOISES = 4  # noise maps that a draw takes: one before each convolution of the head but the first
+ROUNDS = 8  # of clamping and projecting, which bring LR consistency of whole scans from 45 to 60 dB and more
+
+
+def normal_noise(seed: int, images: int, height: int, width: int) -> torch.Tensor:
+    """The noise of `images` draws of (height, width) pixels: (images, NOISES, height, width), normal, a function of these numbers on every machine."""
+    if seed >= 1 << 32:  # torch's generator on the CPU looks at the last 32 bits alone
+        seed = int(np.random.SeedSequence(seed).generate_state(1)[0])
+    return torch.randn(images, NOISES, height, width, generator=torch.Generator().manual_seed(seed))
+
+
+class Noise(nn.Module):
+    """Adds one noise map (N, 1, H, W) to each of `width` maps, with a learnt strength for each."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.strength = nn.Parameter(0.5 * torch.randn(1, width, 1, 1))
+
+    def forward(self, maps: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        return maps + self.strength.to(maps.dtype) * noise.to(maps.dtype)
+
+
+class TextureHead(nn.Module):
+    """Maps (N, `inputs`, H, W), clues (N, `clues`, h, w) at LR's size and noise (N, NOISES, H, W) to a texture (N, C, H, W) on the [0, 1] scale.
+
+    Two k3 convolutions look at the clues; what they see joins the maps. Then a k1 convolution to `width` maps, three k3, one k5, noise before
+    each but the first, LeakyReLU 0.2; at the end times a gain for each pixel, the exponential of a small k1 network of the same maps: how
+    strong grain is differs tenfold between places and between scans. The texture is 0 before the first step.
+    """
+
+    def __init__(self, inputs: int, clues: int, channels: int, width: int):
+        super().__init__()
+        layers = (layer for n in (clues, width) for layer in (nn.Conv2d(n, width, 3, padding=1), nn.LeakyReLU(0.2)))
+        self.look = nn.Sequential(*layers)
+        inputs += width
+        self.narrow = nn.Conv2d(inputs, width, 1)
+        self.noises = nn.ModuleList(Noise(width) for _ in range(NOISES))
+        self.body = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1) for _ in range(NOISES - 1))
+        self.tail = RowConv2d(width, channels, 5, padding=2)
+        narrow = max(width // 2, 1)
+        self.gain = nn.Sequential(nn.Conv2d(inputs, narrow, 1), nn.LeakyReLU(0.2), nn.Conv2d(narrow, 1, 1))
+        for layer in (self.tail, self.gain[-1]):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, maps: torch.Tensor, clues: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        seen = F.interpolate(self.look(clues).float(), size=maps.shape[-2:], mode="bilinear")
+        maps = torch.cat([maps, seen.to(maps.dtype)], 1)
+        x = self.narrow(maps)
+        for k, convolution in enumerate(self.body):
+            x = F.leaky_relu(convolution(self.noises[k](x, noise[:, k : k + 1])), 0.2)
+        x = self.noises[-1](x, noise[:, -1:])
+        with torch.autocast(x.device.type, enabled=False):
+            return self.gain(maps.float()).exp() * self.tail(x.float())
+
+
+def local_noise(lr: torch.Tensor) -> torch.Tensor:
+    """How rough LR is around each pixel, (N, 2 C, h, w): logarithm of the standard deviation of LR less its 3 x 3 mean, in windows of 5 and of
+    17 pixels. An averaged scan and a noisy one of the same eye differ in it."""
+    rough = (lr - _mean(lr, 3)) ** 2
+    return 0.5 * torch.log10(torch.cat([_mean(rough, side) for side in (5, 17)], 1) + 1e-6) + 2
+
+
+def _mean(image: torch.Tensor, side: int) -> torch.Tensor:
+    """The mean in windows of `side` pixels, fewer at the border."""
+    return F.avg_pool2d(image, side, stride=1, padding=side // 2, count_include_pad=False)
+
+
+class TextureGenerator(nn.Module):
+    """LR (N, C, h, w) in [0, 1] and noise (N, NOISES, scale * h, scale * w), normal, to SR (N, C, scale * h, scale * w), on the [0, 1] scale, not clamped.
+
+    `trunk`: a generator, kept as it is (frozen, in eval mode); `width`: maps of the head; `kind`, `amount`: the reduction of `degrade` that SR
+    agrees with, '' for none (speckle and given pairs, whose LR is not HR reduced: there SR is not projected). The head takes the trunk's
+    `with_maps` (of a trunk that has none, its SR image again), its SR image, and as clues LR and its `local_noise`.
+    """
+
+    def __init__(self, trunk: nn.Module, width: int = 32, kind: str = "bicubic", amount: float = 0.0):
+        super().__init__()
+        self.trunk = trunk.requires_grad_(False).eval()
+        self.scale, channels = trunk.settings["scale"], trunk.settings["channels"]
+        self.kind, self.amount = kind, amount
+        self.settings = trunk.settings | {"texture": width, "kind": kind, "amount": amount}
+        inputs = trunk.settings["width"] if hasattr(trunk, "with_maps") else channels
+        self.head = TextureHead(inputs + channels, 3 * channels, channels, width)
+
+    def train(self, mode: bool = True):
+        super().train(mode)
+        self.trunk.eval()
+        return self
+
+    @torch.no_grad()
+    def prepare(self, lr: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """(SR of the trunk; maps and clues for the head): all that does not depend on the noise, the same for every draw."""
+        smooth, maps = self.trunk.with_maps(lr) if hasattr(self.trunk, "with_maps") else 2 * (self.trunk(lr),)
+        with torch.autocast(lr.device.type, enabled=False):
+            clues = torch.cat([lr.float(), local_noise(lr.float())], 1)
+        return smooth, torch.cat([maps, smooth.to(maps.dtype)], 1), clues
+
+    def project(self, sr: torch.Tensor, lr: torch.Tensor, rounds: int = 1) -> torch.Tensor:
+        """`degrade.project` by this network's reduction; SR as it is where there is none."""
+        return project(sr, lr, self.scale, self.kind, self.amount, rounds) if self.kind else sr
+
+    def drawn(self, lr: torch.Tensor, noises: Iterable[torch.Tensor], strength: float = 1.0) -> list[torch.Tensor]:
+        """SR for each of the noises, before it is projected; the trunk is computed once. `strength` 0 is the trunk's SR."""
+        smooth, *known = self.prepare(lr)
+        return [smooth + strength * self.head(*known, noise) for noise in noises]
+
+    def forward(self, lr: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        return self.project(self.drawn(lr, [noise])[0], lr)
+
+
+def draw(generator: nn.Module, lr: torch.Tensor, seed: int = 0, strength: float = 1.0, rounds: int = ROUNDS) -> torch.Tensor:
+    """SR of a small LR tensor (1, C, h, w), by any generator: a draw with the noise of `seed`, clamped and projected in turn so that it agrees
+    with LR after rounding too; of a generator without noise, its one SR."""
+    if not isinstance(generator, TextureGenerator):
+        return generator(lr)
+    noise = normal_noise(seed, 1, *(generator.scale * n for n in lr.shape[-2:])).to(lr.device)
+    return generator.project(generator.drawn(lr, [noise], strength)[0], lr, rounds)
+
+
+class TextureDiscriminator(nn.Module):
+    """Is this what lies between the trunk's image and HR? Takes an image and the trunk's (`base`), (N, C, H, W) in [0, 1], of any size; returns logits (N, 1).
+
+    It sees `contrast * (image - base)`, what LR does not say, beside `2 base - 1`, where it lies. The paper's eight k3 convolutions, without BN,
+    with a 2 x 2 mean after every second in the place of its strides; one head after the second mean (a position sees 16 pixels: speckle), one
+    at the end (76 pixels); each a k1 convolution, LeakyReLU, k1 to one map, mean over positions; their sum. `contrast`, set from the first
+    batches, makes the detail of HR as strong as an image in [-1, 1].
+    """
+
+    def __init__(self, channels: int = 1, width: int = 32):
+        super().__init__()
+        self.register_buffer("contrast", torch.tensor(10.0))
+        self.blocks, before = nn.ModuleList(), 2 * channels
+        for out in (width * m for m in (1, 2, 4, 8)):
+            pair = nn.Conv2d(before, out, 3, padding=1), nn.LeakyReLU(0.2), nn.Conv2d(out, out, 3, padding=1), nn.LeakyReLU(0.2)
+            self.blocks.append(nn.Sequential(*pair))
+            before = out
+        self.heads = nn.ModuleList(nn.Sequential(nn.Conv2d(n, n, 1), nn.LeakyReLU(0.2), nn.Conv2d(n, 1, 1)) for n in (2 * width, 8 * width))
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, 0.2)
+                nn.init.zeros_(module.bias)
+        for head in self.heads:
+            head[-1].weight.data *= 0.1
+
+    def see(self, image: torch.Tensor, base: torch.Tensor) -> torch.Tensor:
+        """What stands between image and base, at the contrast that D sees."""
+        return self.contrast * (image.float() - base.float())
+
+    def forward(self, detail: torch.Tensor, base: torch.Tensor) -> torch.Tensor:
+        """`detail`: what `see` gives."""
+        x, logits = torch.cat([detail, 2 * base - 1], 1), 0
+        for k, block in enumerate(self.blocks):
+            x = F.avg_pool2d(block(x), 2)
+            if k in (1, 3):
+                logits = logits + self.heads[k // 2](x).mean((2, 3))
+        return logits.float()
+
+
+class RowConv2d(nn.Conv2d):
+    """A convolution with few output channels, as the generator's last, computed row by row of its kernel: the rows become output
+    channels of a 1 x k convolution and are added with their shifts. The same sums, four times as fast on a CPU, whose kernels
+    leave most of a vector idle at one output channel. Odd k, stride 1, zero padding of k // 2."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out, channels, k, _ = self.weight.shape
+        rows = self.weight.transpose(1, 2).reshape(out * k, channels, 1, k)
+        z = F.pad(F.conv2d(x, rows, padding=(0, k // 2)), (0, 0, k // 2, k // 2))
+        shifted = [z[:, d::k, d : d + x.shape[2]] for d in range(k)]
+        return torch.stack(shifted).sum(0) + self.bias.view(1, -1, 1, 1)

@@ -1,0 +1,131 @@
+"""The released weights: which there are, in data/weights/released.json, and their files, checked by SHA-256 before they are read.
+
+`python -m srlib release RUN` writes them. The list has an entry for each scale: the two networks' files, their SHA-256, the LR kind they
+expect, what they were trained on, and the domain of that (`domain.describe`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from pathlib import Path
+
+import torch
+
+from ..config import UserError
+from ..files import WEIGHTS, write
+from .networks import build
+
+NAMES = ("srresnet", "srgan")
+LIST = "released.json"
+
+
+def listed(folder: Path) -> dict[str, dict]:
+    """The entries of a folder's list, by scale ('4'); {} where there is none. Raises UserError for a list that cannot be read."""
+    try:
+        return json.loads((folder / LIST).read_text())
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder / LIST} cannot be read ({type(error).__name__}); get it from the repository again") from None
+
+
+def find(scale: int = 0, folder: Path | None = None) -> tuple[dict, Path]:
+    """(entry, folder) of the released pair of `scale` (0: 4, or the only one there is) in `folder` (None: data/weights). UserError without it."""
+    folder = folder or WEIGHTS
+    entries = listed(folder)
+    if not entries:
+        raise UserError(
+            f"no weights are released in {folder} yet; name those of a run, --weights runs/quick/srgan.pt (./run_all.sh makes it)"
+        )
+    if not scale and len(entries) > 1 and "4" not in entries:
+        raise UserError(f"{folder} holds weights for x{', x'.join(entries)}; choose with --scale")
+    key = str(scale) if scale else "4" if "4" in entries else next(iter(entries))
+    if key not in entries:
+        raise UserError(f"--scale {key}: {folder} holds weights for x{', x'.join(entries)} only; choose one of these, or --weights FILE")
+    return entries[key], folder
+
+
+def pair(folder: Path | None = None, scale: int = 0) -> tuple[dict[str, Path], dict | None]:
+    """({'srresnet': file, 'srgan': file}, entry) in a folder that `release` wrote (None: data/weights), checked; of a run's folder entry is None."""
+    if folder is None or (folder / LIST).exists():
+        entry, folder = find(scale, folder)
+        return {name: checked(entry, name, folder) for name in NAMES}, entry
+    return {name: folder / f"{name}.pt" for name in NAMES}, None
+
+
+def checked(entry: dict, name: str, folder: Path) -> Path:
+    """The file of 'srresnet' or 'srgan' of an entry. Raises UserError where it is missing or not the released one."""
+    path = folder / entry[name]["file"]
+    if not path.exists():
+        raise UserError(f"{path}: no such file; get it from the repository")
+    if hashlib.sha256(path.read_bytes()).hexdigest() != entry[name]["sha256"]:
+        raise UserError(f"{path} is not the released file (SHA-256 differs); get it from the repository again")
+    return path
+
+
+# ------------------------------------------------------------------------------------------------ any weights
+def save_weights(path: str | Path, model: torch.nn.Module, **facts) -> None:
+    """Write a network's weights with its `settings`, so that the file alone rebuilds it. Plain `torch.load` reads it."""
+    buffer = io.BytesIO()
+    state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
+    torch.save(dict(settings=model.settings, weights=state, **facts), buffer)
+    write(Path(path), buffer.getvalue())
+
+
+def load_weights(path: str | Path) -> dict:
+    """What `save_weights` wrote: a dict with `settings` and `weights`. Raises UserError for a file that is missing or not one."""
+    path = Path(path)
+    if not path.exists():
+        raise UserError(f"{path}: no such file; train first (./run_all.sh), or name the weights of a run")
+    try:
+        stored = torch.load(path, map_location="cpu", weights_only=True)
+        return {"settings": dict(stored["settings"]), "weights": dict(stored["weights"])}
+    except Exception as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(f"{path}: holds no weights of this project ({reason})") from None
+
+
+def load_generator(path: str | Path, device: str | torch.device = "cpu") -> torch.nn.Module:
+    """A generator in eval mode, float32, from `srresnet.pt` or `srgan.pt` of a run; the names 'srresnet' and 'srgan' mean the released ones.
+    Raises UserError for a file that is not one."""
+    if path in NAMES:
+        entry, folder = find()
+        path = checked(entry, str(path), folder)
+    stored = load_weights(path)
+    try:
+        generator = build(stored["settings"])
+        generator.load_state_dict(stored["weights"])
+    except KeyError as error:
+        raise UserError(f"{path} holds a generator {error}, which is not in models.GENERATORS; register it before loading") from None
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"{path}: its weights do not fit a generator of this version ({str(error).splitlines()[0]})") from None
+    return generator.to(device, memory_format=torch.channels_last).eval()  # 1.5 times faster on a CPU
+
+
+def choose(
+    weights: str | Path = "srgan", scale: int = 0, device: str | torch.device = "cpu"
+) -> tuple[torch.nn.Module, str, dict | None, tuple[str, float]]:
+    """(generator, what to call it, the domain that it was released for or None, the reduction that it learnt to undo).
+
+    `weights`: 'srresnet' or 'srgan' (the released ones, of `scale` where there are several), a file, or a folder (its SRGAN): a run or
+    what `release` wrote. The reduction is `degrade`'s (kind, amount), from the release, the run's folder or the network; bicubic where
+    none of them says it. Raises UserError for weights that are not there, damaged, or of another scale.
+    """
+    named, path, entry = str(weights) in NAMES, Path(weights), None
+    if named or path.is_dir():
+        files, entry = pair(None if named else path, scale)
+        path = files[str(weights) if named else "srgan"]
+    generator = load_generator(path, device)
+    if scale and generator.settings["scale"] != scale:
+        raise UserError(f"{weights} enlarges x{generator.settings['scale']}, not x{scale}; leave --scale out or name other weights")
+    if entry:
+        said = f"{path.name} (trained on phantoms)" if entry["phantom"] else path.name
+        return generator, said, entry["domain"], (entry["reduction"], entry["amount"])
+    try:
+        config = json.loads((path.parent / "config.json").read_text())
+        learnt = config["degradation"], config.get("degradation_amount", 0.0)
+    except (OSError, ValueError, KeyError):  # a file alone
+        learnt = generator.settings.get("kind", "bicubic") or "paired", generator.settings.get("amount", 0.0)  # '' for speckle, too
+    return generator, path.name, None, learnt

@@ -1,0 +1,207 @@
+"""The loop under both training stages: history, validation, checkpoints, stopping and continuing. It knows nothing of networks."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import random
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from tqdm import tqdm
+
+from ..config import Config, OutOfTime, UserError
+from ..files import write
+from . import checkpoint, parallel
+
+
+class Best:
+    """The best validated weights so far, as a part of the checkpoint."""
+
+    def __init__(self):
+        self.score, self.weights = float("-inf"), {}
+
+    def offer(self, score: float, model: torch.nn.Module) -> None:
+        if score > self.score:
+            self.score, self.weights = score, {k: v.detach().cpu().clone() for k, v in model.state_dict().items()}
+
+    def state_dict(self):
+        return dict(vars(self))
+
+    def load_state_dict(self, state):
+        vars(self).update(state)
+
+
+class RandomState:
+    """The state of Python's, NumPy's, torch's and CUDA's global generators, as a part of the checkpoint. The steps of the series draw
+    from generators of their own; whoever adds a loss with dropout or random crops of its own resumes exactly too (in one process: of
+    several, all continue with the first one's)."""
+
+    def state_dict(self):
+        kind, keys, *rest = np.random.get_state()
+        return {
+            "python": random.getstate(),
+            "numpy": [kind, keys.tolist(), *rest],
+            "torch": torch.get_rng_state(),
+            "cuda": torch.cuda.get_rng_state_all(),
+        }
+
+    def load_state_dict(self, state):
+        random.setstate(state["python"])
+        np.random.set_state(state["numpy"])
+        torch.set_rng_state(state["torch"])
+        if len(state["cuda"]) == torch.cuda.device_count():  # elsewhere there are other devices to seed
+            torch.cuda.set_rng_state_all(state["cuda"])
+
+
+class Stop:
+    """Within it, SIGINT and SIGTERM only set `asked`, which the loop reads between steps (in the main thread; elsewhere nothing)."""
+
+    def __enter__(self):
+        self.asked, self.old = False, {}
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self.old[number] = signal.signal(number, self._ask)
+        return self
+
+    def _ask(self, number, frame):
+        self.asked = True
+
+    def __exit__(self, *_):
+        for number, handler in self.old.items():
+            signal.signal(number, handler)
+
+
+class RunningMeans:
+    """Running means of the logged numbers, on the device: a step does not wait for them. Remembers the first step that was not finite."""
+
+    def __init__(self, sums: dict | None = None, count: int = 0):
+        self.sums, self.count, self.bad = dict(sums or {}), count, {}
+
+    def add(self, step: int, values: dict[str, torch.Tensor]) -> None:
+        self.count += 1
+        for key, value in values.items():
+            value = value.detach().float()
+            self.sums[key] = self.sums.get(key, 0) + value
+            when = torch.where(value.isfinite(), torch.inf, float(step))
+            self.bad[key] = torch.minimum(self.bad[key], when) if key in self.bad else when
+
+    def take(self) -> dict[str, float]:
+        """{name: mean}, over all processes too; raises FloatingPointError(name, step) for the first number that was not finite."""
+        first = {key: -parallel.largest(-float(step)) for key, step in self.bad.items()}
+        key = min(first, key=first.get, default="")
+        if key and first[key] < np.inf:
+            raise FloatingPointError(key, int(first[key]))
+        return {key: float(value) / self.count for key, value in self.joint().items()}
+
+    def joint(self) -> dict[str, torch.Tensor]:
+        """The sums, averaged over all processes."""
+        return {key: parallel.mean(value) for key, value in self.sums.items()}
+
+
+@dataclasses.dataclass
+class Stage:
+    """What a training stage gives to the loop. `step(k, *batch)` makes update k and returns numbers to log, 0-d tensors, which are averaged from
+    validation to validation."""
+
+    name: str  # of its folder
+    total: int  # steps
+    parts: dict  # name to object with state_dict and load_state_dict: all that a checkpoint needs
+    stream: Callable[[int], Iterator]  # the batches from a step on
+    step: Callable[..., dict[str, torch.Tensor]]
+    validate: Callable[[], dict[str, float]]
+    finish: Callable[[], None]  # writes what the stage releases
+    watch: Callable[[pd.DataFrame], None]  # gets the history after each validation
+
+
+def run_steps(stage: Stage, config: Config, folder: Path, fingerprint: str) -> pd.DataFrame:
+    """Run the steps from the checkpoint in `folder`/`stage.name` on to the last, and return the history, a row for each validation, the first before
+    any step; its `session` counts the starts of the stage: a row of session 2 was computed after the first continuation.
+
+    An interrupt, or the end of `max_hours`, lets the step end, saves, and raises KeyboardInterrupt or UserError; called again, the
+    steps go on. Raises UserError for a checkpoint with another fingerprint, and where a logged number is not finite (the
+    checkpoint before it is kept).
+    """
+    name, total, file = stage.name, stage.total, folder / stage.name / "checkpoint.pt"
+    parts = stage.parts | {"random": RandomState()}
+    state = parallel.from_first(checkpoint.load(file) if parallel.rank() == 0 else None) or {
+        "step": 0,
+        "history": [],
+        "sums": {},
+        "count": 0,
+        "seconds": 0.0,
+    }
+    first, rows, means, session = state["step"], state["history"], RunningMeans(state["sums"], state["count"]), state.get("session", 0) + 1
+    if first:
+        if state["fingerprint"] != fingerprint:
+            raise UserError(f"{file} belongs to other settings; choose another run_dir, or delete {file.parent} to train again")
+        if parts.keys() != state["parts"].keys():
+            raise UserError(f"{file} is of another version of srlib; choose another run_dir, or delete {file.parent} to train again")
+        for key, part in parts.items():
+            part.load_state_dict(state["parts"][key])
+        print(f"{name}: " + (f"continuing at step {first} of {total}" if first < total else f"finished earlier, {total} steps"))
+    started = time.monotonic() - state["seconds"]
+    begin = float(os.environ.get("SRLIB_STARTED", time.time()))  # a runner tells its notebooks when it began
+    deadline = begin + 3600 * config.max_hours if config.max_hours else np.inf
+
+    def write_history() -> None:
+        if rows and parallel.rank() == 0:
+            write(file.with_name("history.csv"), pd.DataFrame(rows).to_csv(index=False))
+
+    def checked() -> dict:
+        try:
+            return means.take()
+        except FloatingPointError as error:
+            key, when = error.args
+            raise UserError(
+                f"{name}: {key} is not a number at step {when}; {file} holds the last good state, a lower learning rate may help"
+            ) from None
+
+    with (
+        Stop() as stop,
+        tqdm(
+            total=total, initial=first, desc=name, unit="step", mininterval=1.0, ncols=100, file=sys.stdout, disable=parallel.rank() > 0
+        ) as bar,
+    ):
+        if not first:
+            rows.append({"step": 0, "session": session, "seconds": 0.0, **stage.validate()})
+        batches = stage.stream(first)
+        for k in range(first, total):
+            means.add(k + 1, stage.step(k, *next(batches)))
+            last = k + 1 == total
+            seconds = time.monotonic() - started
+            if (k + 1) % config.validate_every == 0 or last:
+                rows.append({"step": k + 1, "session": session, "seconds": round(seconds, 1), **checked(), **stage.validate()})
+                means = RunningMeans()
+                bar.set_postfix_str(" ".join(f"{key} {rows[-1][key]:.4g}" for key in ("loss", "gain_db")), refresh=False)
+                stage.watch(pd.DataFrame(rows))
+            bar.update()
+            late = time.time() > deadline
+            ends = parallel.largest(2.0 * late or 1.0 * stop.asked)  # all processes end at one step
+            if (k + 1) % config.checkpoint_every == 0 or last or ends:
+                checked()
+                state = {"fingerprint": fingerprint, "step": k + 1, "history": rows, "sums": means.joint(), "count": means.count}
+                state |= {"seconds": seconds, "session": session, "parts": {key: part.state_dict() for key, part in parts.items()}}
+                if parallel.rank() == 0:
+                    checkpoint.save(file, state)
+                write_history()
+            if ends and not last:
+                parallel.largest(0.0)  # all wait for the first one's files
+                bar.close()
+                if ends > 1:
+                    raise OutOfTime(
+                        f"{name}: max_hours={config.max_hours:g} are over, saved at step {k + 1}; run the same again to continue"
+                    )
+                print(f"{name}: stopped and saved at step {k + 1}; run the same again to continue")
+                raise KeyboardInterrupt
+    write_history()  # once more: an earlier session may have ended between the last checkpoint and its history
+    if parallel.rank() == 0:
+        stage.finish()
+    return pd.DataFrame(rows)

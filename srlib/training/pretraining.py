@@ -1,0 +1,88 @@
+"""The first stage: the generator alone, by MSE (Ledig et al. 2017, section 3.2) or another loss of `losses.PRETRAIN`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import torch
+import torch.nn.functional as F
+
+from ..config import Config
+from ..device import autocast_dtype, pick_device
+from ..models.weights import save_weights
+from . import diagnostics
+from .loop import Best, Stage, run_steps
+from .losses import PRETRAIN
+from .parallel import on_every_gpu
+from .stage import adam, first_generator, make_generator, placed, training_pairs, update
+from .validation import Validation, watcher
+
+
+class Pretraining:
+    """The `generator` alone (section 3.2; None: a new one of the settings). `step(k, lr, hr)` makes one update on a batch in [0, 1]
+    and returns what is logged: loss (MSE on [-1, 1], whatever is minimised) and g_norm (of the gradient, before it is cut).
+    `parts`: what a checkpoint needs."""
+
+    def __init__(self, config: Config, device: torch.device, generator: torch.nn.Module | None = None):
+        self.config, self.device = config, device
+        self.generator = placed(generator or make_generator(config), config, device)
+        self.optimizer = adam(self.generator, config.pretrain_lr, device)
+        self.scheduler = _schedule(self.optimizer, config.pretrain_schedule, config.pretrain_steps)
+        self.dtype = autocast_dtype(config.precision, device)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype is torch.float16)
+        self.parts = {name: getattr(self, name) for name in ("generator", "optimizer", "scheduler", "scaler")}
+
+    def step(self, k: int, lr: torch.Tensor, hr: torch.Tensor) -> dict[str, torch.Tensor]:
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
+            sr = self.generator(lr)
+        mse = F.mse_loss(2 * sr.detach() - 1, 2 * hr - 1)
+        loss = PRETRAIN[self.config.pretrain_loss](sr, hr)
+        norm = update(loss, self.generator, self.optimizer, self.scaler, self.config.pretrain_clip)
+        self.scaler.update()
+        self.scheduler.step()
+        return {"loss": mse, "g_norm": norm}
+
+
+def _schedule(optimizer, kind: str, total: int):
+    if kind == "one-cycle":
+        peak = optimizer.param_groups[0]["lr"]
+        return torch.optim.lr_scheduler.OneCycleLR(optimizer, peak, total_steps=total + 1, pct_start=0.1, cycle_momentum=False)
+    return torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
+
+
+@on_every_gpu("pretrain")
+def pretrain_generator(config: Config, train, val, folder, fingerprint: str = "", show=lambda history: None) -> pd.DataFrame:
+    """MSE pretraining (section 3.2), or another `pretrain_loss`: train on crops of the image files `train`, validate on `val`, write into `folder`.
+
+    `folder/pretrain/` gets checkpoint.pt, history.csv and frames/ (a validation crop over the steps), `folder/srresnet.pt` the weights with the best validation PSNR.
+    A checkpoint with the same `fingerprint` is continued. `show(history)` is called after each validation. On a machine with several
+    GPUs `parallel.launch` starts a process for each, and `show` is called after checkpoints. Returns the history:
+    step, session, seconds, loss (MSE on [-1, 1], whatever is minimised), g_norm (of the gradient, before it is cut), gain_db (over
+    bicubic, validation), consistency_db.
+    """
+    folder, device = Path(folder), pick_device(config.device)
+    torch.manual_seed(config.seed)
+    training, validation, best = Pretraining(config, device, first_generator(config, folder)), Validation(val, config, device), Best()
+
+    def validate():
+        found = validation(training.generator)
+        best.offer(found["gain_db"], training.generator)
+        return found
+
+    def finish():
+        model = make_generator(config)
+        model.load_state_dict(best.weights)
+        save_weights(folder / "srresnet.pt", model, name="srresnet", validation_gain_db=best.score)
+
+    stage = Stage(
+        name="pretrain",
+        total=config.pretrain_steps,
+        parts=training.parts | {"best": best},
+        stream=training_pairs(train, config, device, config.pretrain_steps, config.seed),
+        step=training.step,
+        validate=validate,
+        finish=finish,
+        watch=watcher("pretrain", folder, validation, diagnostics.pretraining_warnings, show),
+    )
+    return run_steps(stage, config, folder, fingerprint)

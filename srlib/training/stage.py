@@ -1,0 +1,84 @@
+"""What both training stages share: the generator of the settings, the stream of pairs, Adam and one update."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from .. import degrade
+from ..config import Config, UserError
+from ..data.crops import Crops, batches, held_batches
+from ..data.sources import data_home
+from ..device import FASTEST
+from ..models.networks import build
+from ..models.weights import load_weights
+from . import parallel
+
+
+def make_generator(config: Config) -> torch.nn.Module:
+    """The generator of the settings, one of `models.GENERATORS`; UserError for settings that it cannot have."""
+    names = ("generator", "scale", "channels", "width", "blocks", "global_skip", "batch_norm", "smooth")
+    try:
+        return build({name: getattr(config, name) for name in names})
+    except ValueError as error:
+        raise UserError(str(error)) from None
+
+
+def first_generator(config: Config, folder: Path) -> torch.nn.Module:
+    """The generator before its first step: random, or with the weights in `folder`/start.pt, which `Run` puts there for the setting `start`."""
+    generator = make_generator(config)
+    if config.start:
+        generator.load_state_dict(load_weights(folder / "start.pt")["weights"])
+    return generator
+
+
+def training_pairs(paths, config: Config, device: torch.device, steps: int, seed: int):
+    """A function from the first step to the stream of (lr, hr) batches from there on; LR is made on the device, or read.
+
+    On a GPU crops are cut there too, from scans that stay in up to a quarter of its memory."""
+    paired = config.scale if config.degradation == "paired" else 0
+    decoded = data_home() / "cache" if config.decoded_cache else ""
+    readers = parallel.size() * (max(1, config.workers) if device.type != "cuda" else 1)
+    crops = Crops(paths, config.crop, steps * config.batch, config.channels, seed, paired, decoded, (4 << 30) // readers)
+    part = parallel.share(config.batch)
+
+    def source(first: int):
+        if device.type != "cuda":
+            return batches(crops, config.batch, first, config.workers, part)
+        return held_batches(crops, config.batch, first, device, torch.cuda.get_device_properties(device).total_memory // 4, part)
+
+    def stream(first: int):
+        for item in source(first):
+            given, hr = item if paired else (None, item)
+            hr = hr.to(device, non_blocking=True, memory_format=FASTEST)
+            yield degrade.downsample(hr, *config.reduction) if given is None else given.to(device, memory_format=FASTEST), hr
+
+    return stream
+
+
+def placed(model: torch.nn.Module, config: Config, device: torch.device) -> torch.nn.Module:
+    """`model` on the device, in the fastest memory format, ready to train; BN over all processes where `sync_batch_norm` asks for it."""
+    if config.sync_batch_norm:
+        if device.type != "cuda":
+            raise UserError("sync_batch_norm=True needs GPUs; set it to False")
+        model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    return model.to(device, memory_format=FASTEST).train()
+
+
+def adam(model: torch.nn.Module, rate: float, device: torch.device) -> torch.optim.Adam:
+    weights = [p for p in model.parameters() if p.requires_grad]
+    return torch.optim.Adam(weights, rate, betas=(0.9, 0.999), fused=device.type != "mps")
+
+
+def update(loss: torch.Tensor, model: torch.nn.Module, optimizer, scaler, longest: float = 0.0) -> torch.Tensor:
+    """One step of `optimizer` down the gradient of `loss`, averaged over the processes; returns the gradient's norm, before it was cut to
+    `longest` (0: not cut)."""
+    optimizer.zero_grad(set_to_none=True)
+    scaler.scale(loss).backward()
+    parallel.average_gradients(model)
+    scaler.unscale_(optimizer)
+    parameters = [p for p in model.parameters() if p.grad is not None]
+    norm = torch.nn.utils.clip_grad_norm_(parameters, longest or torch.inf)
+    scaler.step(optimizer)
+    return norm.nan_to_num(0, 0, 0) if scaler.is_enabled() else norm  # the scaler leaves out steps that overflow, and halves its scale

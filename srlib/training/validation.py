@@ -1,0 +1,84 @@
+"""What is measured between steps, on centre crops of validation scans; and what is said and kept of it."""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from .. import metrics
+from ..config import Config, UserError
+from ..data.reading import read_pair
+from ..degrade import to_image, to_tensor, upsample
+from ..files import write
+from ..metrics.regions import valid_region
+from ..models.texture import draw
+from . import parallel
+
+
+class Validation:
+    """What is measured on centre crops of validation scans, in eval mode and float32; of a network that draws, with one draw, the same noise
+    each time."""
+
+    def __init__(self, paths, config: Config, device: torch.device, count: int = 12, side: int = 256):
+        self.device, self.reduction, self.pairs, self.held = device, config.reduction, [], config.holds_lr
+        paths = list(paths)
+        for path in paths[:: max(1, -(-len(paths) // count))]:
+            lr, hr = read_pair(path, config)
+            top, left = (max(0, (n - side) // 2) // config.scale for n in hr.shape[:2])
+            lr = to_tensor(lr[top : top + side // config.scale, left : left + side // config.scale])
+            top, left, height, width = (n * config.scale for n in (top, left, *lr.shape[-2:]))
+            hr = hr[top : top + height, left : left + width]
+            region = valid_region(hr)
+            start = metrics.psnr(to_image(upsample(lr, config.scale)), hr, region=region)
+            if np.isfinite(start):  # an empty valid region or a flat square says nothing
+                self.pairs.append((hr, lr, region, start, metrics.spectrum(hr, region)))
+        if not self.pairs:
+            raise UserError("no validation image has a valid region to measure; give other images or a larger val_share")
+
+    @torch.inference_mode()
+    def __call__(self, generator: torch.nn.Module) -> dict[str, float]:
+        """{gain_db (valid region), consistency_db (nan where not even HR `holds_lr`), stripe_db, band1_db, ...}, means over the crops."""
+        was_training, found, scale = generator.training, [], self.reduction[0]
+        generator.eval()
+        for k, (hr, lr, region, start, power) in enumerate(self.pairs):
+            sr = to_image(draw(generator, lr.to(self.device), seed=k))
+            same = metrics.consistency(sr, to_image(lr), *self.reduction) if self.held else np.nan
+            sr_power = metrics.spectrum(sr, region)
+            stripe, powers = metrics.stripe_index(sr_power, power, scale), metrics.band_power_db(sr_power, power, scale)
+            found.append((metrics.psnr(sr, hr, region=region) - start, same, stripe, *powers))
+            if k == 0:
+                self.picture = sr
+        generator.train(was_training)
+        names = ("gain_db", "consistency_db", "stripe_db", *(f"band{b}_db" for b in range(1, len(found[0]) - 2)))
+        return dict(zip(names, np.mean(found, 0).tolist(), strict=True))
+
+    def keep(self, history: pd.DataFrame, folder: Path) -> None:
+        """Write SR of the first crop, as it was validated last, to `folder`/frames/STEP.png, for the animation of a training."""
+        if parallel.rank() == 0:
+            buffer = io.BytesIO()
+            Image.fromarray(self.picture).save(buffer, "PNG")
+            write(folder / "frames" / f"{history.step.iloc[-1]:07d}.png", buffer.getvalue())
+
+
+def watcher(stage: str, folder: Path, validation: Validation, find: Callable, show: Callable) -> Callable[[pd.DataFrame], None]:
+    """What is done with the history after each validation: print what `find` (of `diagnostics`) warns of, each kind once, keep the picture in
+    `folder`/`stage`, and `show` the history."""
+    told = set()
+
+    def watch(history: pd.DataFrame) -> None:
+        for kind, sentence in find(history).items():
+            if kind not in told:
+                tqdm.write(f"{stage}: warning at step {history.step.iloc[-1]}: {sentence}", file=sys.stdout)
+                told.add(kind)
+        validation.keep(history, folder / stage)
+        show(history)
+
+    return watch

@@ -1,0 +1,97 @@
+"""How srlib is built: imports run one way, nothing private crosses a file, folders stay small."""
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from srlib.files import REPOSITORY
+
+SRLIB = REPOSITORY / "srlib"
+# each room imports what stands before it, and itself
+ORDER = ("config", "files", "device", "degrade", "data", "models", "metrics", "training", "inference", "evaluation", "figures", "series",
+         "kaggle", "tools", "__main__")  # fmt: skip
+FILES = sorted(SRLIB.rglob("*.py"))
+
+
+def imports(file: Path):
+    """(module below srlib, names) of each import of srlib in a file."""
+    package = file.relative_to(SRLIB).parts[:-1]
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            base = package[: len(package) - node.level + 1]
+            yield [*base, *(node.module or "").split(".")] if node.module else list(base), [a.name for a in node.names]
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda f: f.relative_to(SRLIB).as_posix())
+def test_imports_run_one_way_and_nothing_private_crosses(file):
+    parts = file.relative_to(SRLIB).with_suffix("").parts
+    for module, names in imports(file):
+        rooms = [module[0]] if module else names
+        for room in rooms:
+            assert parts[0] == "__init__" or ORDER.index(room) <= ORDER.index(parts[0]), f"{'/'.join(parts)} imports {room}"
+        assert not [n for n in names if n.startswith("_") and not n.startswith("__")], f"{'/'.join(parts)} imports {names}"
+
+
+def test_no_circle():
+    """Within a room, too, whatever is imported at the top of a file or in a function."""
+    names = {f.relative_to(SRLIB).with_suffix("").as_posix().removesuffix("/__init__"): f for f in FILES}
+    arrows = {name: set() for name in names}
+    for name, file in names.items():
+        for module, found in imports(file):
+            for target in ["/".join([*module, n]) for n in found] + ["/".join(module)]:
+                if target in names and target != name:
+                    arrows[name].add(target)
+                    break
+    while free := [name for name, targets in arrows.items() if not targets]:
+        for name in free:
+            del arrows[name]
+        for targets in arrows.values():
+            targets.difference_update(free)
+    assert not arrows, arrows
+
+
+def test_rooms_are_small():
+    for folder in {f.parent for f in FILES}:
+        files = [f for f in folder.iterdir() if f.suffix == ".py" and f.stem not in ("__init__", "__main__")]
+        assert len(files) <= 10, folder
+
+
+def test_pip_and_conda_name_the_same_packages():
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    named = {name for names in (project["dependencies"], *project["optional-dependencies"].values()) for name in names}
+    pins = set(re.findall(r"^ +- ([\w-]+)==", (REPOSITORY / "environment.yml").read_text(), re.M))
+    assert named == pins
+
+
+def test_every_room_is_installed():
+    tool = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["tool"]["setuptools"]
+    rooms = {".".join(f.parent.relative_to(REPOSITORY).parts) for f in FILES}
+    assert rooms == {p for p in tool["packages"] if p not in tool["package-dir"]}
+
+
+@pytest.mark.slow
+def test_an_installed_srlib_works_elsewhere(tmp_path):
+    """`pip install`ed, without a clone: the `srlib` command draws a phantom, super-resolves it by the released SRGAN, and finds the notebooks."""
+    site, pip = tmp_path / "site", [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--disable-pip-version-check"]
+    done = subprocess.run([*pip, "--target", str(site), str(REPOSITORY)], capture_output=True, text=True)
+    if done.returncode and ("No matching distribution" in done.stderr or "connection" in done.stderr.lower()):
+        pytest.skip("pip cannot get setuptools: no network")
+    assert done.returncode == 0, done.stderr
+    around = {"PYTHONPATH": str(site), "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
+
+    def srlib(*words):
+        return subprocess.run(
+            [sys.executable, str(site / "bin" / "srlib"), *words], cwd=tmp_path, env=around, capture_output=True, text=True
+        )
+
+    for words in (("phantom", "scan.png"), ("upscale", "scan.png", "sr.png")):
+        done = srlib(*words)
+        assert done.returncode == 0, done.stderr
+    assert (tmp_path / "sr.png").exists()
+    done = srlib("sweep", "losses", "--list", "--profile", "smoke")
+    assert done.returncode == 0 and str(tmp_path / "runs" / "sweeps") in done.stdout, done.stderr
