@@ -8,6 +8,7 @@ are missing.
 from __future__ import annotations
 
 import itertools
+from functools import lru_cache
 
 import numpy as np
 from scipy.ndimage import distance_transform_edt
@@ -38,12 +39,14 @@ def rounding_floor(shape: tuple, region: np.ndarray | None = None) -> float:
     return float((_window(shape[:2], region) ** 2).sum() / 12)
 
 
+@lru_cache(8)
 def _frequencies(shape) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """fy, fx and max(|fy|, |fx|), cycles a pixel."""
     fy, fx = np.fft.fftfreq(shape[0])[:, None], np.fft.fftfreq(shape[1])[None, :]
     return fy, fx, np.maximum(np.abs(fy), np.abs(fx))
 
 
+@lru_cache(64)
 def _part(shape, scale: int, direction: str) -> np.ndarray:
     """The frequencies of a direction: 'all'; along 'depth' those with |fx| <= f0 / 2, 'across' those with |fy| <= f0 / 2."""
     fy, fx, f = _frequencies(shape)
@@ -81,6 +84,20 @@ def bands(scale: int = 4) -> list[tuple[float, float]]:
     return list(itertools.pairwise(edges))
 
 
+@lru_cache(64)
+def _in_bands(shape, scale: int, direction: str = "all") -> list[np.ndarray]:
+    """For each of the `bands`, where its frequencies of a direction stand in a spectrum (np.nonzero)."""
+    f, part = _frequencies(shape)[2], _part(shape, scale, direction)
+    return [np.nonzero(part & (f > low) & (f <= high)) for low, high in bands(scale)]
+
+
+@lru_cache(8)
+def _sectors(shape) -> np.ndarray:
+    """Which of twelve sectors of 15 degrees each frequency lies in, 0 to 11; the axes in the middle of one."""
+    fy, fx, _ = _frequencies(shape)
+    return np.floor(np.rad2deg(np.arctan2(fy, fx)) / 15 + 0.5).astype(int) % 12
+
+
 def _db(sr: float, hr: float) -> float:
     return float(10 * np.log10(max(sr, 1e-12) / hr)) if hr else float("nan")
 
@@ -88,20 +105,15 @@ def _db(sr: float, hr: float) -> float:
 def band_power_db(sr_power: np.ndarray, hr_power: np.ndarray, scale: int = 4, direction: str = "all") -> list[float]:
     """Power of SR against HR in each of the `bands`, dB: 0 as much, below blurred, above too grainy; nan where HR has none. Powers are
     `spectrum`s. A frequency belongs to the band of max(|fx|, |fy|); `direction`: 'all', along 'depth' (|fx| <= f0 / 2), 'across' (|fy| <= f0 / 2)."""
-    f, part = _frequencies(hr_power.shape)[2], _part(hr_power.shape, scale, direction)
-    where = [part & (f > low) & (f <= high) for low, high in bands(scale)]
-    return [_db(sr_power[w].sum(), hr_power[w].sum()) for w in where]
+    return [_db(sr_power[w].sum(), hr_power[w].sum()) for w in _in_bands(hr_power.shape, scale, direction)]
 
 
 def stripe_index(sr_power: np.ndarray, hr_power: np.ndarray, scale: int = 4) -> float:
     """How much one direction stands out of SR's texture, dB: in each of the `bands` SR over HR in twelve sectors of 15 degrees (the axes in
     the middle of one), the largest less the median; mean over the bands. Stripes of any direction raise it; another draw of the same
     texture has about 1 (small images more: 2 at 96 x 128 pixels), as chance decides. nan where HR has no power in a sector."""
-    fy, fx, f = _frequencies(hr_power.shape)
-    sector = np.floor(np.rad2deg(np.arctan2(fy, fx)) / 15 + 0.5).astype(int) % 12
-    found = []
-    for low, high in bands(scale):
-        inside = (f > low) & (f <= high)
+    sector, found = _sectors(hr_power.shape), []
+    for inside in _in_bands(hr_power.shape, scale):
         sr, hr = (np.bincount(sector[inside], power[inside], 12) for power in (sr_power, hr_power))
         ratios = [_db(a, b) for a, b in zip(sr, hr, strict=True)]
         found.append(np.max(ratios) - np.median(ratios))
