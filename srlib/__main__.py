@@ -15,7 +15,7 @@ from .config import PROFILES, UserError
 def main(argv: list[str] | None = None) -> int:
     """Parse and run; returns the exit status: 0 done, 1 a failure that the user can mend (said in one line on stderr), 130 interrupted.
     Other errors pass, with their traceback."""
-    args = _parser().parse_args(argv)
+    args = make_parser().parse_args(argv)
     try:
         return args.command(args) or 0
     except KeyboardInterrupt:
@@ -31,7 +31,7 @@ def main(argv: list[str] | None = None) -> int:
     return 1
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m srlib", description="SRGAN for OCT: the notebook series from the command line.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
@@ -83,7 +83,7 @@ def _parser() -> argparse.ArgumentParser:
         help="change SR as little as it takes to reduce to LR, as a draw does anyway; KIND: how LR was made (default: as in training)",
     )
     up.add_argument("--scale", type=int, default=0, metavar="N", help="which of the released scales, where there are several (default: 4)")
-    up.add_argument("--ensemble", action="store_true", help="mean over the eight turns and flips: eight times as long, a little better")
+    up.add_argument("--ensemble", action="store_true", help="mean over the image and its mirror image: twice as long, a little better")
     up.set_defaults(command=_upscale)
 
     synthetic = commands.add_parser("phantom", help="write a synthetic scan to try upscale on")
@@ -130,6 +130,7 @@ def _parser() -> argparse.ArgumentParser:
     release.add_argument(
         "--source", default="", metavar="TEXT", help="whose scans these are, with licence and citation (Kermany's are known)"
     )
+    release.add_argument("--chosen", default="", metavar="FILE", help="Markdown for the card: how the settings were chosen")
     release.add_argument("--allow-phantom", action="store_true", help="package a run on phantoms, and say so wherever it is used")
     release.set_defaults(command=_release)
 
@@ -312,7 +313,7 @@ def _kaggle(args) -> int:
 def _release(args) -> None:
     from .tools.release import release
 
-    for path in release(_path(args.run_dir), _path(args.out), _path(args.data), args.source, args.allow_phantom):
+    for path in release(_path(args.run_dir), _path(args.out), _path(args.data), args.source, args.allow_phantom, _path(args.chosen)):
         print(path)
 
 

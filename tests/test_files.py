@@ -216,7 +216,7 @@ def run_all(tmp_path):
 
 
 def test_run_all_hands_every_word_on(run_all, tmp_path):
-    commands = next(action.choices for action in command_line._parser()._actions if action.metavar == "COMMAND")
+    commands = next(action.choices for action in command_line.make_parser()._actions if action.metavar == "COMMAND")
     assert {"run", "upscale", "pictures", "train-encoder"} <= set(commands)
     for words in (*[(name, "a b", "--list") for name in commands], ("nonsense",), ("upscale", "--help")):
         assert run_all(*words).stdout == f"{tmp_path}: -m srlib {' '.join(words)}\n"

@@ -97,9 +97,7 @@ def recorder(monkeypatch, tmp_path):
     }.items():  # fmt: skip
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(kernels, "OUT", tmp_path / "built")
-    monkeypatch.setattr(push_module, "REPOSITORY", tmp_path)
     monkeypatch.setattr(kernels, "_carried", lambda config: "# srlib is left out here, to save time")
-    (tmp_path / "README.md").write_text("[![Kaggle](https://kaggle.com/static/images/open-in-kaggle.svg)](#on-kaggle)\n")
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield server
     server.shutdown()
@@ -131,7 +129,7 @@ def test_what_kaggle_receives(recorder, tmp_path, monkeypatch, capsys):
     assert {k: got.get(k) for k in wanted} == wanted and not got.get("kernelDataSources") and not got.get("enableTpu")
     built = json.loads((tmp_path / "built/srgan-for-oct/srgan-for-oct.ipynb").read_text())
     assert ["".join(c["source"]) for c in built["cells"]] == [c["source"] for c in notebook["cells"]]
-    assert "](https://www.kaggle.com/code/someone/srgan-for-oct)" in (tmp_path / "README.md").read_text()
+    assert "open-in-kaggle.svg)](https://www.kaggle.com/code/someone/srgan-for-oct)" in said.out
     assert any(authorization for _, authorization in recorder.calls)  # the key went to the recorder, and nowhere else
     files = [p.read_text(errors="replace") for p in tmp_path.rglob("*") if p.is_file()]
     assert KEY not in said.out + said.err + "".join(files)

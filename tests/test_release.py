@@ -96,7 +96,7 @@ def scan(tmp_path):
 
 # --------------------------------------------------------------------------------------------- packaging
 def test_what_is_packed(run, packed):
-    names = {"srresnet-x4.pt", "srgan-x4.pt", "srresnet-x4.onnx", "srgan-x4.onnx", "card-x4.md", "released.json"}
+    names = {"srresnet-x4.pt", "srgan-x4.pt", "srresnet-x4.onnx", "srgan-x4.onnx", "card-x4.md", "card-x4.jpg", "released.json"}
     assert {p.name for p in packed.iterdir()} == names
     stored = torch.load(packed / "srgan-x4.pt", weights_only=True)
     assert {v.dtype for v in stored["weights"].values()} == {torch.float16}

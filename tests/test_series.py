@@ -1,5 +1,6 @@
 """The notebooks as files, and the series run end to end through papermill with smoke settings."""
 
+import json
 import re
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from running import said, srlib
 from srlib.files import REPOSITORY
 from srlib.series.run_folder import NOTEBOOKS
 
+HOME_PATH = re.compile(rf"/(?:home|root|tmp|Users)/\w|{re.escape(str(REPOSITORY))}")
 NOTEBOOK_FILES = sorted((REPOSITORY / "notebooks").glob("*.ipynb"))
 
 
@@ -36,12 +38,26 @@ def test_notebook_file(path):
     assert not any(c.outputs or c.execution_count for c in code)
     assert notebook.metadata.kernelspec.name == "python3"
     assert parameters(notebook) == {"profile": "quick", "run_dir": "", "data": "", "overrides": {}}
-    assert len(notebook.cells) <= 60 and all(c.source.count("\n") < 30 for c in code)
+    assert 20 <= len(notebook.cells) <= 45 and all(len(c.source.splitlines()) <= 25 for c in code)
     assert "papermill" not in notebook.metadata
     links = re.findall(r"\]\((\w+\.ipynb)\)", "".join(c.source for c in notebook.cells))
     assert links and all((path.parent / link).exists() for link in links)
     first = notebook.cells[0]
     assert "attachments" in first and path.stat().st_size < 1_000_000
+
+
+@pytest.mark.parametrize("path", NOTEBOOK_FILES, ids=lambda p: p.stem)
+def test_executed_copy_is_of_the_present_notebook(path):
+    """What a visitor reads without running anything; `pictures RUN` makes it."""
+    source, copy = (nbformat.read(p, as_version=4) for p in (path, path.parent / "executed" / path.name))
+    assert [c.source for c in copy.cells] == [c.source for c in source.cells], "run the series and `pictures` again"
+    outputs = [o for c in copy.cells if c.cell_type == "code" for o in c.outputs]
+    assert any("image/jpeg" in o.get("data", {}) for o in outputs) and not any("image/png" in o.get("data", {}) for o in outputs)
+    assert not any(o.output_type == "error" for o in outputs) and not HOME_PATH.search(json.dumps(copy))
+
+
+def test_executed_copies_are_small():
+    assert sum(p.stat().st_size for p in (REPOSITORY / "notebooks" / "executed").iterdir()) < 6_000_000
 
 
 def test_ruff():
@@ -87,6 +103,29 @@ def test_smoke_run_makes_everything(smoke_run):
     assert all(f"[{n}/06]" in said for n in NOTEBOOKS)
 
 
+def test_plain_steps_have_srlibs_numbers(smoke_run):
+    """What notebooks 03 and 04 write out in plain code, beside what the training functions give on the same batch."""
+    folder, _ = smoke_run
+
+    def printed(name):
+        notebook = nbformat.read(folder / "notebooks" / f"{name}.ipynb", as_version=4)
+        outputs = [o for c in notebook.cells if c.cell_type == "code" for o in c.outputs]
+        return "".join(o.text for o in outputs if o.output_type == "stream"), [
+            o.data["text/html"] for o in outputs if "text/html" in o.get("data", {})
+        ]
+
+    text, _ = printed("03_pretrain_generator")
+    first, second = map(float, re.findall(r"MSE ([\d.]+)", text))
+    assert [first, second] == pytest.approx([float(v) for v in re.search(r"srlib's: ([\d.]+), ([\d.]+)", text).groups()], rel=1e-3)
+    assert second < first
+    text, tables = printed("04_train_srgan")
+    pairs = re.findall(r"[DG]'s loss ([\d.]+), srlib's ([\d.]+)", text)
+    assert len(pairs) == 2 and all(float(mine) == pytest.approx(float(ours), rel=1e-2) for mine, ours in pairs)
+    (table,) = (t for t in tables if "Game.step" in t)
+    values = [float(v) for v in re.findall(r"<td>([\d.e-]+)</td>", table)]
+    assert len(values) == 10 and all(values) and values[:5] == pytest.approx(values[5:], rel=2e-2)
+
+
 def test_report_needs_no_network(smoke_run):
     folder, _ = smoke_run
     pages = [folder / "index.html", *(folder / "notebooks").glob("*.html")]
@@ -96,6 +135,7 @@ def test_report_needs_no_network(smoke_run):
         assert not re.search(r"""(?:src|href)=["']https?://[^"']+\.(?:js|css)|<script[^>]+src=["']http|@import\s+url\(["']?http""", text), (
             page
         )
+        assert not re.search(r"&lt;(IPython\.|Figure size|PIL\.|[\w.]+ object at )", text), f"{page} shows an object as text"
     index = pages[0].read_text()
     assert "phantom" in index and "SRResNet" in index and index.count("data:image/png;base64,") >= 6
 

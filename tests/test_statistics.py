@@ -111,8 +111,8 @@ def test_parts_by_region_class_and_size():
     found = pd.concat([one.assign(region="whole"), one])
     found.loc[found.patient == "3", ["label", "width"]] = "DME", 12
     by_class = statistics.parts(found, "label")
-    assert by_class.loc[("DME (1 of 1 patients)", "gain_db"), "srgan"] == "1.00"
-    assert by_class.loc[("NORMAL (3 of 2 patients)", "gain_db"), "srgan"] == "1.50 [1.00,\u00a02.00]"
+    assert by_class.loc[("DME (1 of 1 patients)", "PSNR gain over bicubic (dB)"), "SRGAN"] == "1.00"
+    assert by_class.loc[("NORMAL (3 of 2 patients)", "PSNR gain over bicubic (dB)"), "SRGAN"] == "1.50 [1.00,\u00a02.00]"
     assert set(statistics.parts(found, "size").index.get_level_values(0)) == {"12 x 8 (1 of 1 patients)", "9 x 8 (3 of 2 patients)"}
     assert list(statistics.parts(found, "region").index.get_level_values(0)) == ["whole (4 of 3 patients)", "valid (4 of 3 patients)"]
 

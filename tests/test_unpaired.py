@@ -123,7 +123,9 @@ class Exact:
 
 def test_a_runs_draws(tmp_path, monkeypatch):
     """Right draws: 2.5 dB won back, equal ranks, a spread that is the error; brighter ones are found out."""
-    monkeypatch.setattr("srlib.evaluation.drawn.self_ensemble", lambda lr, net: (np.full((96, 96), 125, np.uint8), np.ones((96, 96))))
+    monkeypatch.setattr(
+        "srlib.evaluation.drawn.self_ensemble", lambda lr, net, views: (np.full((96, 96), 125, np.uint8), np.ones((96, 96)))
+    )
     found = {}
     for wrong in (0.0, 8.0):
         drawn = Drawn(load_config("quick", retina=False))

@@ -40,7 +40,7 @@ class Drawn:
         border, valid = self.config.border, valid_region(hr)
         images = scene.draws(DRAWS)
         mean = np.mean([image.astype(np.float64) for image in images], 0)
-        x8, x8_spread = self_ensemble(scene.lr, scene.arms.srresnet)
+        x8, x8_spread = self_ensemble(scene.lr, scene.arms.srresnet, views=8)
         kinds = {"draw": images[0], "mean": mean, "srresnet": scene["srresnet"]}
         found = {f"psnr_{name}": metrics.psnr(image, hr, border, valid) for name, image in kinds.items()}
         start = metrics.psnr(scene["bicubic"], hr, border, valid)

@@ -12,7 +12,8 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from .methods import questions
+from ..metrics import bands
+from .methods import named, questions
 
 FACTS = ("image", "patient", "label", "method", "region", "height", "width", "size")  # columns of metrics.csv that are not measures
 POWERS = {  # how the columns of a direction begin: the direction
@@ -130,8 +131,16 @@ def with_intervals(summary: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame({method: [text(m, row) for m in shown] for method, row in summary.iterrows()}, index=shown)
 
 
+def titled(numbers: pd.DataFrame, scale: int = 0) -> pd.DataFrame:
+    """A table with a row for each measure and a column for each method, both named for readers; a power with the limits of its band where `scale`
+    is given."""
+    limits = {f"{k}_db": f", {low:.3f} to {high:.3f} cycles per pixel" for k, (low, high) in enumerate(bands(scale) if scale else (), 1)}
+    titles = [MEASURES[m][0] + (limits.get(m[-4:], "") if is_power(m) else "") for m in numbers.index]
+    return numbers.set_axis(titles).rename(columns=named)
+
+
 def parts(table: pd.DataFrame, by: str, shown=("gain_db", "ssim", "ms_ssim")) -> pd.DataFrame:
-    """`with_intervals` of some measures for each value of `by`: 'region', 'label' (class) or 'size' (acquisition), the last two in the
+    """`with_intervals` of some measures, `titled`, for each value of `by`: 'region', 'label' (class) or 'size' (acquisition), the last two in the
     valid region; rows are (value, images of patients, measure)."""
     table = table.assign(size=table.width.astype(str) + " x " + table.height.astype(str))
     values = table[by].unique() if by == "region" else sorted(table[by].unique())
@@ -139,7 +148,7 @@ def parts(table: pd.DataFrame, by: str, shown=("gain_db", "ssim", "ms_ssim")) ->
     for value in values:
         part = table.loc[table[by] == value, [c for c in table if c in (*FACTS, "psnr", *shown)]]  # intervals cost time
         key = f"{value} ({part.image.nunique()} of {part.patient.nunique()} patients)"
-        found[key] = with_intervals(summarise(part, value if by == "region" else "valid")).reindex(shown).dropna()
+        found[key] = titled(with_intervals(summarise(part, value if by == "region" else "valid")).reindex(shown).dropna())
     return pd.concat(found, names=[by, "measure"])
 
 
@@ -183,6 +192,25 @@ def caution(table: pd.DataFrame) -> str:
         if len(questions()) * 2 / 2**patients > 0.05:
             said += ", and no corrected Wilcoxon test can reach p = .05"
     return said + "; one training, so what another seed would change is not in them."
+
+
+def verdict(table: pd.DataFrame, unpaired: pd.DataFrame | None = None) -> str:
+    """What an evaluation found, in two or three sentences, from metrics.csv and unpaired.csv; valid region, means over patients."""
+    summary = summarise(table[table.columns.intersection([*FACTS, "psnr", "texture_error_db"])])
+
+    def said(method, measure):
+        mean, low, high = (summary.loc[method, f"{measure}{end}"] for end in ("", "_low", "_high"))
+        return f"{mean:.2f} dB" + (f" [{low:.2f},\u00a0{high:.2f}]" if low < high else "")
+
+    gain, error = summary.gain_db, summary.texture_error_db
+    text = f"SRResNet {'gains' if gain.srresnet > 0 else 'loses'} {said('srresnet', 'gain_db')} of PSNR over bicubic. "
+    text += f"SRGAN's texture is off by {said('srgan', 'texture_error_db')} (SRResNet's by {error.srresnet:.1f}, a Gaussian texture's by {error.noise:.1f}), "
+    text += f"and its PSNR lies {abs(gain.srgan):.2f} dB {'below' if gain.srgan < 0 else 'above'} bicubic's."
+    told = {} if unpaired is None else unpaired[unpaired.measure == "told_apart"].set_index("method").value
+    if len(told):
+        srgan, noise, srresnet = (f"{100 * told[method]:.0f} %" for method in ("srgan", "noise", "srresnet"))
+        text += f" A fresh classifier tells SRGAN's patches from HR's {srgan} of the time (Gaussian texture {noise}, SRResNet {srresnet}); 50 % is guessing."
+    return text
 
 
 def between(means: pd.DataFrame, measure: str, method: str, reference: str) -> pd.DataFrame:

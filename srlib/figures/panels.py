@@ -36,12 +36,25 @@ STYLE = {
     "font.family": "DejaVu Sans",
 }
 plt.rcParams.update(STYLE)
+PHANTOM = "phantom: not a result on OCT"
+LESIONS = {"cnv": "new vessels (CNV)", "foci": "bright foci"}
+# of what is no method: told apart in grey and by colour-blind readers, by their dashes too
+LINES = tuple(zip(("#222222", "#E69F00", "#6A3D9A", "#8C564B", "#7A7A7A", "#B8B000", "#4B0055"), ("-", "--", "-.", ":") * 2, strict=False))
 
 
-def finish(fig: plt.Figure, path: str | Path | None = None, phantom: bool = False) -> plt.Figure:
+def finish(fig: plt.Figure | Image.Image, path: str | Path | None = None, phantom: bool = False) -> plt.Figure | Image.Image:
     """Mark the figure where it shows phantoms, and write it as PNG where `path` is given. Returns it, for display."""
+    if isinstance(fig, Image.Image):
+        if phantom:
+            page = Image.new("RGB", (fig.width, fig.height + 18), "white")
+            page.paste(fig)
+            ImageDraw.Draw(page).text((2, fig.height + 2), PHANTOM, fill="#a04000", font_size=13)
+            fig = page
+        if path:
+            fig.save(path)
+        return fig
     if phantom:
-        fig.suptitle("phantom: not a result on OCT", fontsize=8, color="#a04000", x=0.995, ha="right")
+        fig.suptitle(PHANTOM, fontsize=10, color="#a04000", x=0.01, ha="left")
     if path:
         fig.savefig(path)
     plt.close(fig)  # the returned figure is shown once, by the notebook
@@ -49,7 +62,8 @@ def finish(fig: plt.Figure, path: str | Path | None = None, phantom: bool = Fals
 
 
 def _draw(ax, image: np.ndarray, title: str = "", **kwargs):
-    kwargs = {"cmap": "gray", "vmin": 0, "vmax": 255, "interpolation": "nearest"} | kwargs
+    # matplotlib's default is nearest at whole factors and smooth below: shrunk without that, grain looks too strong
+    kwargs = {"cmap": "gray", "vmin": 0, "vmax": 255, "interpolation": "antialiased"} | kwargs
     shown = ax.imshow(image, **kwargs)
     ax.set(xticks=[], yticks=[])
     ax.grid(False)
@@ -73,26 +87,35 @@ def grid(images, titles, columns: int = 4, width: float = 2.9) -> plt.Figure:
 
 
 def anatomy(phantom) -> plt.Figure:
-    """A drawn phantom (`phantom.draw`) with its truth: the surfaces, each named where it begins, and the lesions in colour."""
-    fig, ax = plt.subplots(figsize=(10, 5.2))
+    """A drawn phantom (`phantom.draw`) with its truth: the surfaces, each named where it begins, and the lesions in colour; beside it the thin outer
+    bands enlarged."""
+    fig, axes = plt.subplots(1, 2, figsize=(11, 4.6), width_ratios=[2.1, 1])
     height, width = phantom.image.shape
-    rows = np.stack(list(phantom.surfaces.values()))
-    top, bottom = max(0, int(rows.min()) - 40), min(height, int(rows.max()) + 70)
-    _draw(ax, phantom.image[top:bottom], extent=(0, width, bottom, top), aspect="auto")
-    shown = [name for name, row in phantom.surfaces.items() if name not in ("fluid", "below RPE")]
+    shown = {name: row for name, row in phantom.surfaces.items() if name not in ("fluid", "below RPE")}
+    rows = np.stack(list(shown.values()))
+    outer = np.stack([shown[name] for name in ("ELM", "CC")])[:, width - 80 :]
+    boxes = [(0, max(0, int(rows.min()) - 40), width, min(height, int(rows.max()) + 70))]
+    boxes.append((width - 80, int(outer.min()) - 4, width, int(outer.max()) + 6))
     colours = plt.get_cmap("turbo")(np.linspace(0.05, 0.95, len(shown)))
-    places = np.linspace(top + 14, bottom - 10, len(shown))
-    for name, colour, place in zip(shown, colours, places, strict=True):
-        row = phantom.surfaces[name]
-        ax.plot(np.arange(width), row, color=colour, lw=1.1)
-        ax.annotate(name, (width - 1, row[-1]), (width + 22, place), fontsize=9, va="center", annotation_clip=False)
-        ax.plot([width - 1, width + 20], [row[-1], place], color=colour, lw=1.1, clip_on=False)
+    for ax, (left, top, right, bottom) in zip(axes, boxes, strict=True):
+        _draw(ax, phantom.image[top:bottom, left:right], extent=(left, right, bottom, top), aspect="auto")
+        ax.set(xlim=(left, right), ylim=(bottom, top))
+        inside = [name for name, row in shown.items() if top < row[-1] < bottom]
+        places = np.linspace(top, bottom, len(inside) + 2)[1:-1]
+        for (name, row), colour in zip(shown.items(), colours, strict=True):
+            ax.plot(np.arange(width), row, color=colour, lw=1.1 if left == 0 else 1.8)
+            if name in inside:
+                at, reach = places[inside.index(name)], (right - left) / 25
+                ax.plot([right - 1, right + reach], [row[-1], at], color=colour, lw=1.1, clip_on=False)
+                ax.text(right + 1.2 * reach, at, name, fontsize=9, va="center")
+    left, top, right, bottom = boxes[1]
+    axes[0].add_patch(Rectangle((left, top), right - left - 1, bottom - top, fill=False, ec="#FFB000", lw=1.4))
+    axes[1].set_title("the framed part")
     for kind, colour in zip(phantom.lesions, ("#56B4E9", "#E69F00", "#CC79A7", "#F0E442"), strict=False):
-        ax.contourf(np.arange(width), np.arange(height), phantom.lesions[kind], levels=[0.5, 1], colors=[colour], alpha=0.45)
-        ax.plot([], [], color=colour, lw=6, label=kind)
-    ax.set(xlim=(0, width), ylim=(bottom, top))
+        axes[0].contourf(np.arange(width), np.arange(height), phantom.lesions[kind], levels=[0.5, 1], colors=[colour], alpha=0.45)
+        axes[0].plot([], [], color=colour, lw=6, label=LESIONS.get(kind, kind))
     if phantom.lesions:
-        ax.legend(loc="lower left", frameon=True)
+        axes[0].legend(loc="lower left", frameon=True)
     return fig
 
 
@@ -131,7 +154,8 @@ def reductions(lr: dict[str, np.ndarray], notes: dict[str, str], scale: int, sid
             10 * np.log10((power + 1e-6) / (reference + 1e-6)),
             label=kind,
             lw=2.2 if kind == "bicubic" else 1.5,
-            color="#000000" if kind == "bicubic" else f"C{k}",
+            color=LINES[k % len(LINES)][0],
+            ls=LINES[k % len(LINES)][1],
         )
     ax.set(
         xlabel="spatial frequency (cycles per LR pixel)",
@@ -157,26 +181,45 @@ def zoom_box(hr: np.ndarray, side: int) -> tuple[int, int]:
     return where
 
 
-def comparison(images: dict[str, np.ndarray], measures: dict[str, str], title: str = "", side: int = 112) -> plt.Figure:
-    """The HR image with a frame, then the framed square of each image side by side, its measures underneath.
+def tiles(squares: list[tuple[np.ndarray, str, str]], columns: int = 3, factor: int = 4) -> Image.Image:
+    """Squares of one size in rows of `columns`, each (uint8 image, title, note under it), every pixel drawn as `factor` x `factor`. Show it
+    unscaled: texture is judged at whole factors only."""
+    height, width = (factor * n for n in squares[0][0].shape[:2])
+    gap, head, foot = 8, 20, 20 if any(note for _, _, note in squares) else 0
+    step = height + head + foot + gap
+    page = Image.new("RGB", (min(columns, len(squares)) * (width + gap) - gap, -(-len(squares) // columns) * step - gap), "white")
+    pen = ImageDraw.Draw(page)
+    for k, (square, title, note) in enumerate(squares):
+        left, top = k % columns * (width + gap), k // columns * step
+        pen.text((left + 2, top + 2), title, fill="#222222", font_size=13)
+        page.paste(Image.fromarray(square).resize((width, height), Image.Resampling.NEAREST).convert("RGB"), (left, top + head))
+        pen.text((left + 2, top + head + height + 2), note, fill="#555555", font_size=12)
+    return page
+
+
+def comparison(images: dict[str, np.ndarray], measures: dict[str, str], title: str = "", side: int = 64) -> Image.Image:
+    """The HR image with a frame, then the framed square of each image at four times its size, three in a row, its measures underneath.
 
     `images`: name to uint8 array of HR's size, 'hr' among them; `measures`: name to the text under it.
     """
     hr = images["hr"]
     side = min(side, *hr.shape[:2])
     top, left = zoom_box(hr, side)
-    columns = len(images)
-    ratio = hr.shape[0] / hr.shape[1]
-    fig, axes = plt.subplots(1, columns + 1, figsize=(2.35 * columns + 2.35 / ratio, 3.1), width_ratios=[1 / ratio, *[1] * columns])
-    _draw(axes[0], hr, title)
-    axes[0].add_patch(Rectangle((left, top), side, side, fill=False, ec="#FFB000", lw=1.6))
-    for ax, (name, image) in zip(axes[1:], images.items(), strict=True):
-        _draw(ax, image[top : top + side, left : left + side], named(name))
-        ax.set_xlabel(measures.get(name, ""), fontsize=8.5)
-    return fig
+    squares = [(image[top : top + side, left : left + side], named(name), measures.get(name, "")) for name, image in images.items()]
+    page = tiles([squares[0], *squares], 2 if len(squares) == 3 else 3)  # the first place is for the overview
+    size = 4 * side
+    overview = Image.fromarray(hr).convert("RGB")
+    scale = size / max(overview.size)
+    overview = overview.resize((round(overview.width * scale), round(overview.height * scale)), Image.Resampling.LANCZOS)
+    frame = [round(v * scale) for v in (left, top, left + side, top + side)]
+    ImageDraw.Draw(overview).rectangle(frame, outline="#FFB000", width=2)
+    page.paste("white", (0, 0, size, size + 40))
+    page.paste(overview, (0, 20 + (size - overview.height) // 2))
+    ImageDraw.Draw(page).text((2, 2), f"HR, {title}" if title else "HR", fill="#222222", font_size=13)
+    return page
 
 
-def corners(hr: np.ndarray, side: int = 48) -> dict[str, tuple[int, int]]:
+def corners(hr: np.ndarray, side: int = 64) -> dict[str, tuple[int, int]]:
     """Top and left of three squares of an HR image, apart from fill: 'layer' (the most edges), 'tissue' (bright, the fewest edges) and
     'vitreous' (the darkest)."""
     y, valid = luma(hr), valid_region(hr)
@@ -195,25 +238,15 @@ def corners(hr: np.ndarray, side: int = 48) -> dict[str, tuple[int, int]]:
     }
 
 
-def closeups(images: dict[str, np.ndarray], side: int = 48, factor: int = 4, phantom: bool = False) -> Image.Image:
-    """Texture as it is to be judged: the `corners` of HR, a row each, `side` pixels of every image (a column each, 'hr' among them), each pixel
-    drawn as `factor` x `factor`. Show it unscaled. 'vitreous' is drawn brighter, three times its grey levels, which the title says."""
-    gap, head, step = 6, 20, side * factor
-    page = Image.new("RGB", (len(images) * (step + gap) + 22 - gap, 3 * (step + gap) + head + (18 if phantom else 0)), "white")
-    pen = ImageDraw.Draw(page)
-    for column, name in enumerate(images):
-        pen.text((22 + column * (step + gap), 3), named(name), fill="#222222", font_size=13)
-    for row, (place, (top, left)) in enumerate(corners(images["hr"], side).items()):
-        label = Image.new("RGB", (step, 20), "white")
-        ImageDraw.Draw(label).text((2, 2), place + (", x3 brighter" if place == "vitreous" else ""), fill="#222222", font_size=13)
-        page.paste(label.rotate(90, expand=True), (0, head + row * (step + gap)))
-        for column, image in enumerate(images.values()):
+def closeups(images: dict[str, np.ndarray], side: int = 64) -> Image.Image:
+    """Texture as it is to be judged: the three `corners` of HR in a row, `side` pixels each, a row for each image ('hr' among them), each pixel drawn
+    as 4 x 4. 'vitreous' is drawn brighter, three times its grey levels, which the title says."""
+    places, squares = corners(images["hr"], min(side, *images["hr"].shape[:2])), []
+    for name, image in images.items():
+        for place, (top, left) in places.items():
             square = image[top : top + side, left : left + side].astype(float) * (3 if place == "vitreous" else 1)
-            square = Image.fromarray(square.clip(0, 255).astype(np.uint8)).resize((step, step), Image.Resampling.NEAREST)
-            page.paste(square.convert("RGB"), (22 + column * (step + gap), head + row * (step + gap)))
-    if phantom:
-        pen.text((22, page.height - 18), "phantom: not a result on OCT", fill="#a04000", font_size=12)
-    return page
+            squares.append((square.clip(0, 255).astype(np.uint8), f"{named(name)}, {place}" + " x3" * (place == "vitreous"), ""))
+    return tiles(squares)
 
 
 def maps(values: dict[str, np.ndarray], label: str, limit: float = 40) -> plt.Figure:

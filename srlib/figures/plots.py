@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import textwrap
 
@@ -13,33 +14,30 @@ import pandas as pd
 from ..evaluation.methods import METHODS, colour_of, named
 from ..metrics import bands, rank_distance
 from ..training import diagnostics
-from .panels import finish
+from .panels import LINES, finish
 
-TERMS = ("#56B4E9", "#CC79A7", "#0072B2", "#8C564B")  # adversarial, content, pixel, D's penalty
+SPLITS = {"train": "#444444", "val": "#888888", "test": "#cccccc"}
 
 
 def histograms(values: dict[str, np.ndarray]) -> plt.Figure:
     """Grey-level histograms (counts of 256 levels), one line each, as shares on a logarithmic axis."""
     fig, ax = plt.subplots(figsize=(7, 3.2))
-    for name, counts in values.items():
-        ax.plot(np.arange(256), np.maximum(counts / counts.sum(), 1e-7), label=name, lw=1.4)
+    for (name, counts), (colour, dashes) in zip(values.items(), itertools.cycle(LINES)):
+        ax.plot(np.arange(256), np.maximum(counts / counts.sum(), 1e-7), label=name, lw=1.4, color=colour, ls=dashes)
     ax.set(xlabel="grey level", ylabel="share of pixels", yscale="log", xlim=(0, 255), title="Grey levels by class")
     ax.legend()
     return fig
 
 
 def split_bars(table: pd.DataFrame) -> plt.Figure:
-    """Images and patients of each class in each split."""
-    fig, axes = plt.subplots(1, 2, figsize=(9, 3.0))
-    for ax, what in zip(axes, ("images", "patients"), strict=True):
-        groups = table.groupby(["label", "split"])
-        counts = (groups.size() if what == "images" else groups.patient.nunique()).unstack(fill_value=0)
-        counts = counts.reindex(columns=["train", "val", "test"], fill_value=0)
-        counts.plot.barh(stacked=True, ax=ax, color=["#0072B2", "#E69F00", "#D55E00"], legend=what == "patients", width=0.7)
-        ax.set(xlabel=what, ylabel="")
-        ax.grid(axis="y", visible=False)
-        ax.xaxis.get_major_locator().set_params(integer=True)
-    axes[1].legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    """Patients of each class in each split."""
+    fig, ax = plt.subplots(figsize=(7.5, 2.8))
+    counts = table.groupby(["label", "split"]).patient.nunique().unstack(fill_value=0)
+    counts.reindex(columns=list(SPLITS), fill_value=0).plot.barh(stacked=True, ax=ax, color=list(SPLITS.values()), width=0.7)
+    ax.set(xlabel="patients", ylabel="")
+    ax.grid(axis="y", visible=False)
+    ax.xaxis.get_major_locator().set_params(integer=True)
+    ax.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return fig
 
 
@@ -153,10 +151,10 @@ def live(curves):
 
 
 def pretrain_curves(history: pd.DataFrame) -> plt.Figure:
-    """MSE and validation gain over the steps."""
+    """The error on training crops as a PSNR, and the validation gain, over the steps."""
     fig, axes = plt.subplots(1, 2, figsize=(9, 3.0))
-    axes[0].plot(history.step, history.loss, color=colour_of("srresnet"))
-    axes[0].set(xlabel="step", ylabel="MSE, image in [-1, 1]", yscale="log", title="Training loss")
+    axes[0].plot(history.step, -10 * np.log10(history.loss / 4), color=colour_of("srresnet"))  # MSE on [-1, 1]: a range of 2
+    axes[0].set(xlabel="step", ylabel="PSNR of the mean error (dB)", xlim=(0, None), title="Training crops, since the last validation")
     _gain(axes[1], history, colour_of("srresnet"))
     return fig
 
@@ -173,13 +171,15 @@ def srgan_curves(history: pd.DataFrame) -> plt.Figure:
     """The adversarial training and its health: D's logits, loss terms, gain, power by band, stripes, and warnings in words. From step 0 on."""
     fig, axes = plt.subplots(2, 3, figsize=(12, 6.0))
     axes, last, steps = axes.ravel(), axes[1, 2], history.step
+    for ax in axes[:5]:
+        ax.set_xlim(0, steps.iloc[-1])
     axes[0].plot(steps, history.d_hr, label="D(HR)", color=colour_of("hr"))
     axes[0].plot(steps, history.d_sr, label="D(SR)", color=colour_of("srgan"))
     axes[0].set(xlabel="step", ylabel="mean logit", title="Discriminator: the gap is what it knows")
     axes[0].legend()
-    for k, term in enumerate(("adversarial", "content", "pixel", "penalty")):
+    for term, (colour, dashes) in zip(("adversarial", "content", "pixel", "penalty"), LINES, strict=False):
         if term in history and history[term].abs().max() > 0:
-            axes[1].plot(steps, history[term], label=term if term != "penalty" else "D's penalty", color=TERMS[k])
+            axes[1].plot(steps, history[term], label=term if term != "penalty" else "D's penalty", color=colour, ls=dashes)
     axes[1].set(xlabel="step", ylabel="weighted term", title="Loss terms")
     axes[1].legend()
     _gain(axes[2], history, colour_of("srgan"))

@@ -10,18 +10,19 @@ from matplotlib.lines import Line2D
 from ..evaluation.methods import METHODS, colour_of, named
 from ..evaluation.statistics import MEASURES, interval
 
+# no colour of a method: there it means the method
 PALETTE = (
-    "#0072B2",
-    "#D55E00",
-    "#009E73",
-    "#CC79A7",
+    "#222222",
     "#E69F00",
-    "#56B4E9",
+    "#6A3D9A",
     "#8C564B",
-    "#7F3C8D",
+    "#7A7A7A",
     "#B8B000",
-    "#17202A",
-    "#80BA5A",
+    "#4B0055",
+    "#C2A5CF",
+    "#1B7837",
+    "#A6761D",
+    "#5E4FA2",
     "#A5AA99",
 )
 NETWORKS = ("srresnet", "srgan")
@@ -94,7 +95,7 @@ def group_bars(means: pd.DataFrame, measures=("gain_db", "texture_error_db", "st
 
 
 def learning_curves(histories: dict[str, tuple[str, pd.DataFrame, pd.DataFrame]]) -> plt.Figure:
-    """Validation gain over the steps of both trainings; run to (group, history of pretraining, of the game). One colour a group."""
+    """Validation gain over the steps of both trainings; run to (group, history of pretraining, of the adversarial training). One colour a group."""
     fig, axes = plt.subplots(1, 2, figsize=(10.5, 3.6), sharey=True)
     colours, named = _colours(group for group, *_ in histories.values()), set()
     for group, *both in histories.values():
@@ -102,7 +103,7 @@ def learning_curves(histories: dict[str, tuple[str, pd.DataFrame, pd.DataFrame]]
             label = group if ax is axes[1] and group not in named else None
             ax.plot(history.step, history.gain_db, color=colours[group], lw=1.3, alpha=0.85, label=label)
         named.add(group)
-    for ax, title in zip(axes, ("SRResNet: pretraining", "SRGAN: the game"), strict=True):
+    for ax, title in zip(axes, ("SRResNet: pretraining", "SRGAN: adversarial training"), strict=True):
         ax.axhline(0, color="#888888", ls="--", lw=1)
         ax.set(xlabel="step", title=title)
     axes[0].set(ylabel="PSNR gain over bicubic (dB), validation")
@@ -121,7 +122,7 @@ def differences(table: pd.DataFrame, measure: str, reference: str) -> plt.Figure
         ax.plot([row.low, row.high], [k, k], color="#D55E00" if clear else "#555555", lw=1.6, zorder=2)
         ax.plot(row.difference, k, "o", color="#D55E00" if clear else "#555555", ms=5, zorder=3)
     ax.axvline(0, color="#444444", lw=0.8)
-    ax.set(yticks=range(len(table)), yticklabels=list(table.index[::-1]), xlabel=f"{MEASURES[measure][0]}: less {reference}")
+    ax.set(yticks=range(len(table)), yticklabels=list(table.index[::-1]), xlabel=f"{MEASURES[measure][0]}: minus {reference}")
     ax.set_title("Grey: seeds alone. Orange: beyond seeds and patients.", loc="left")
     ax.grid(axis="y", visible=False)
     return fig

@@ -35,7 +35,7 @@ def upscale_files(
 ) -> tuple[list[Path], list[Path], list[str], list[str]]:
     """Super-resolve an image or a folder of images into `out`: a folder gets `<folders>/<stem>.png` for each, the tree below `source` kept,
     `<stem>#<k>.png` for slice k of a volume; for one image, a name that ends in .png is taken as the file. 16-bit grey stays 16 bit.
-    `ensemble`: x8 self-ensemble.
+    `ensemble`: the mean over the image and its mirror image.
 
     `seed`, `strength` and `consistent` as in `upscaling.draws`. With `draws` above 1 there are `<stem>_draw1.png`, `<stem>_draw2.png`, ...
     in the place of `<stem>.png`, draw k with the seed `seed` + k - 1, and with `spread` `<stem>_spread.png`: their standard deviation at
@@ -61,7 +61,7 @@ def upscale_files(
         how = [chance, f"strength {strength:g}"] * noisy + [upscaling.in_words(generator, consistent)]
         return ", ".join(filter(None, [by, *how]))
 
-    by = f"{name} {_fingerprint(generator)}" + " x8" * ensemble
+    by = f"{name} {_fingerprint(generator)}" + " mirrored" * ensemble
     # of each file that a source becomes: the end of its name, what it shows, what it was made by
     files = [(f"_draw{k - seed + 1}" if draws > 1 else "", f"x{scale} super-resolution", made_by(f"seed {k}")) for k in seeds]
     if spread:

@@ -31,7 +31,7 @@ KEYS = {  # of kernel-metadata.json: every key that the kaggle CLI reads; the ty
     "competition_sources": list, "model_sources": list, "id_no": None, "keywords": None, "docker_image": None, "docker_image_pinning_type": None,
 }  # fmt: skip
 KERNELSPEC = {"name": "python3", "display_name": "Python 3", "language": "python"}
-SEARCH = re.compile(r"for folder in \(Path\.cwd\(\).*?\n        break\n\n", re.S)  # the set-up's look for a clone
+BESIDE = re.compile(r"^import sys\n\nsys\.path\.append\(.*\n", re.M)  # the set-up's way to srlib in a clone
 TRAINING = re.compile(r"^ *with run\.stage\(\"(pretrain|srgan)\"\)", re.M)  # the cells that need a GPU and may run out of time
 IMAGENET = ("vgg19", "vgg16", "resnet50", "oct-vgg")  # extractors that begin with its weights
 CARRIED = """# srlib {hash}: the code of this series. It is inside this cell, so nothing is installed and nothing downloaded.
@@ -160,7 +160,7 @@ def _cells(number: str, user: str, chain: bool) -> list:
         if "parameters" in cell.metadata.get("tags", []) or (not chain and re.fullmatch(rf"(?:{links.pattern}[\s|]*)+", cell.source)):
             continue
         if cell.cell_type == "code":
-            cell.source = SEARCH.sub("", cell.source)
+            cell.source = BESIDE.sub("", cell.source)
             cell.outputs, cell.execution_count = [], None
             if TRAINING.search(cell.source):
                 inner = "\n".join(f"    {line}" if line else "" for line in cell.source.splitlines())

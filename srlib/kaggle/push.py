@@ -148,14 +148,9 @@ def _sent(folder: Path) -> str:
 
 
 def _badge(name: str) -> str:
-    """Let the README's badge open the kernel; says so where that changes it."""
-    page, link = REPOSITORY / "README.md", f"https://www.kaggle.com/code/{name}"
-    old = page.read_text()
-    new = re.sub(r"(open-in-kaggle\.svg\)\]\()[^)]*", rf"\g<1>{link}", old)
-    if new == old:
-        return ""
-    page.write_text(new)
-    return f" The README's badge now opens {link}."
+    """The line of Markdown that opens the kernel from a README."""
+    link = f"https://www.kaggle.com/code/{name}"
+    return f" A badge for your README: [![Open in Kaggle](https://kaggle.com/static/images/open-in-kaggle.svg)]({link})"
 
 
 def _call(*args: str) -> tuple[int, str]:

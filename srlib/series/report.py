@@ -19,56 +19,72 @@ from ..evaluation.methods import named
 from .run_folder import NOTEBOOKS, read_config
 
 CSS = """
-:root { --ink: #1c2024; --soft: #5b6570; --line: #dfe3e8; --paper: #ffffff; --accent: #b34700; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e8eaed; --soft: #a2abb5; --line: #3a4149; --paper: #17191c; --accent: #ff9d5c; } }
-body { font: 16px/1.55 system-ui, sans-serif; color: var(--ink); background: var(--paper); max-width: 68rem; margin: 0 auto; padding: 1.5rem; }
+:root { --ink: #1c2024; --soft: #5b6570; --line: #dfe3e8; --paper: #ffffff; --plate: #ffffff; --accent: #b34700; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e8eaed; --soft: #a2abb5; --line: #3a4149; --paper: #17191c; --plate: #f4f4f4; --accent: #ff9d5c; } }
+body { font: 16px/1.55 system-ui, sans-serif; color: var(--ink); background: var(--paper); max-width: 60rem; margin: 0 auto; padding: 1.5rem; overflow-wrap: anywhere; }
 h1 { font-size: 1.7rem; margin: 0.2em 0; } h2 { font-size: 1.2rem; margin: 2em 0 0.5em; } h3 { font-size: 1rem; margin: 1.5em 0 0.5em; }
-p.note { color: var(--soft); overflow-wrap: anywhere; } p.phantom { color: var(--accent); font-weight: 600; }
+p.lead { font-size: 1.1rem; } p.note { color: var(--soft); } p.phantom { color: var(--accent); font-weight: 600; }
+nav a { margin-right: 1em; display: inline-block; }
 div.wide { overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 0.92rem; }
-td small { white-space: nowrap; color: var(--soft); } th, td { padding: 0.3rem 0.6rem; border-bottom: 1px solid var(--line); text-align: right; } th:first-child, td:first-child { text-align: left; }
-figure { margin: 1.2rem 0; } figure img { max-width: 100%; height: auto; background: #fff; border-radius: 4px; }
-figcaption { color: var(--soft); font-size: 0.9rem; } a { color: var(--accent); }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 0.9rem; overflow-wrap: normal; }
+td small { white-space: nowrap; color: var(--soft); } th, td { padding: 0.3rem 0.5rem; border-bottom: 1px solid var(--line); text-align: right; vertical-align: top; }
+th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: var(--paper); }
+figure { margin: 1.5rem 0; } figure img { max-width: 100%; height: auto; background: var(--plate); border-radius: 4px; }
+figcaption { color: var(--soft); font-size: 0.9rem; } a { color: var(--accent); } summary { cursor: pointer; color: var(--accent); }
 """
+LEADING = ("gain_db", "ssim", "texture_error_db", "stripe_db", "consistency", "judge")
 
 CAPTIONS = {  # figure file stem (without a trailing number): caption, in the order of the report
-    "comparison": "A test scan, and the framed square: LR, the methods and HR, with PSNR, SSIM and texture error in the valid region.",
+    "comparison": "{label}: the framed square of a test scan at four times its size. SRGAN should have HR's grain, at other places than HR.",
     "measures": "PSNR gain against texture error, with 95 % intervals over patients: up and to the left is better.",
-    "profile": "Grey levels through the layers, along the line.",
-    "spectra": "SR's power over HR's by spatial frequency, mean over test scans: 0 is HR's. Right of the first dotted line LR knows nothing: what stands there is made up.",
+    "texture_closeups": "Texture at four times its size, at a layer, in plain tissue and in the vitreous: SRResNet, the Gaussian texture, SRGAN and HR.",
+    "draws": "The mean of eight draws of SRGAN, two of them, and HR: the draws differ where LR says nothing, and their mean is smooth.",
+    "spectra": "SR's power over HR's by spatial frequency, mean over test scans: 0 is as much as HR has. Right of the first dotted line LR knows nothing.",
     "texture": "Texture and speckle in the retina, as distances to HR: zero is as HR.",
-    "texture_closeups": "Texture at four times its size: SRResNet, the Gaussian texture, SRGAN and HR, at a layer, in plain tissue and in the vitreous.",
-    "errors": "Where each method errs.",
-    "added": "What the networks added to bicubic.",
-    "draws": "Texture at four times its size: the mean of eight draws of SRGAN, two of them, and HR, at a layer, in plain tissue and in the vitreous.",
-    "uncertainty": "The spread of eight draws: large where SRGAN makes up what LR does not say; beside it the error of their mean.",
     "ranks": "HR's rank among eight draws of SRGAN: right draws have equal shares (dashed).",
-    "calibration": "The error of the mean against the error that the spread predicts: on the dashed line where the prediction is right.",
-    "worst": "The scan of each class on which SRGAN has the largest texture error.",
-    "training": "The same crop of a validation scan over the steps of both trainings.",
+    "calibration": "The error of the mean against the error that the spread predicts: on the dashed line the prediction is right, above it too sure.",
+    "uncertainty": "The spread of eight draws, large where SRGAN makes up what LR does not say, beside the error of their mean: the same places should be bright.",
+    "profile": "Grey levels through the layers, along the line: SRResNet and SRGAN should be as steep as HR.",
+    "errors": "Where each method differs from HR. Most of SRGAN's error is speckle that LR does not determine.",
+    "added": "What the networks added to bicubic: SRResNet along the layers, SRGAN grain everywhere.",
+    "worst": "{label}: the scan on which SRGAN has the largest texture error.",
+    "training": "The same crop of a validation scan over the steps of both stages.",
+    "pretrain_curves": "MSE pretraining: PSNR on training crops, and the gain over bicubic on validation scans.",
     "srgan_curves": "The adversarial training from step 0 on, and its health on the validation scans.",
-    "pretrain_curves": "MSE pretraining: loss, and PSNR against bicubic on the validation scans.",
-    "split": "Images and patients of each class in each split.",
-    "classes": "Scans of each class.",
+    "split": "Patients of each class in each split.",
+    "classes": "Two scans of each class.",
 }
 
 
 def pictures(folder: Path) -> list[tuple[Path, str]]:
     """The figures of a run that the report shows, in its order, each with its caption."""
-    found = []
+    found, file = [], folder / "evaluation" / "metrics.csv"
+    labels = sorted(pd.read_csv(file, usecols=["label"], dtype=str, keep_default_na=False).label.unique()) if file.exists() else []
     for stem, caption in CAPTIONS.items():
         numbered = [(re.fullmatch(rf"{stem}_?(\d*)", picture.stem), picture) for picture in sorted((folder / "figures").glob(f"{stem}*"))]
-        found += [(picture, caption) for match, picture in sorted((int(m[1] or 0), p) for m, p in numbered if m)]
+        for number, picture in sorted((int(m[1] or 0), p) for m, p in numbered if m):
+            label = labels[number - 1] if 0 < number <= len(labels) else "a scan"
+            found.append((picture, caption.format(label=label)))
     return found
 
 
-def result_table(summary: pd.DataFrame) -> str:
+def leading_table(summary: pd.DataFrame) -> str:
+    """`statistics.summarise`'s table as HTML: a row for each method, a column for each of the LEADING measures with what is better."""
+    shown = statistics.with_intervals(summary).reindex(LEADING).dropna()
+    heads = [f"{statistics.MEASURES[m][0]}<br><small>{statistics.MEASURES[m][1]}</small>" for m in shown.index]
+    return _html(shown.set_axis(heads).rename(columns=named).T, "method")
+
+
+def all_measures(summary: pd.DataFrame) -> str:
     """`statistics.summarise`'s table as HTML: a row for each measure with its unit, a column for each method, intervals in brackets."""
     shown = statistics.with_intervals(summary)
-    titles, better = zip(*(statistics.MEASURES[name] for name in shown.index), strict=True)
-    shown = shown.replace(r" (\[.*)$", r"<br><small>\1</small>", regex=True)
-    shown = shown.rename(columns=named).set_axis(titles).assign(better=better)
-    return shown.to_html(border=0, escape=False).replace("<th></th>", "<th>measure</th>")
+    better = [statistics.MEASURES[name][1] for name in shown.index]
+    return _html(statistics.titled(shown).assign(better=better), "measure")
+
+
+def _html(table: pd.DataFrame, corner: str) -> str:
+    table = table.replace(r" (\[.*)$", r"<br><small>\1</small>", regex=True)
+    return f"<div class=wide>{table.to_html(border=0, escape=False).replace('<th></th>', f'<th>{corner}</th>', 1)}</div>"
 
 
 def readable_tests(table: pd.DataFrame, measure: str) -> pd.DataFrame:
@@ -122,34 +138,41 @@ def build_report(folder: Path) -> Path:
     config = read_config(folder / "config.json")
     provenance = json.loads((folder / "provenance.json").read_text())
     parts = [f"<h1>SRGAN for OCT: {html.escape(folder.name)}</h1>"]
-    trained = f"{config.pretrain_steps:,} MSE steps, {config.gan_steps:,} adversarial steps, seed {config.seed}. Content loss: {config.content_features}"
-    made = f"networks from {config.networks}, not trained here" if config.networks else trained
-    parts.append(f"<p class=note>{html.escape(f'profile {config.profile}, x{config.scale}, {made}')}.</p>")
+    metrics_file = folder / "evaluation" / "metrics.csv"
+    table = pd.read_csv(metrics_file, dtype={"patient": str}) if metrics_file.exists() else None
+    tables = {name: metrics_file.with_name(f"{name}.csv") for name in ("draws", "unpaired")}
+    tables = {name: pd.read_csv(file, dtype={"patient": str}) for name, file in tables.items() if file.exists()}
+    if table is not None:
+        parts.append(f"<p class=lead>{html.escape(statistics.verdict(table, tables.get('unpaired')))}</p>")
     if config.data == "phantom":
         parts.append("<p class=phantom>Made from phantoms (synthetic B-scans): not a result on OCT.</p>")
-    parts.append("<p class=note>Research only: super-resolved detail is synthetic.</p>")
+    trained = f"{config.pretrain_steps:,} MSE steps, {config.gan_steps:,} adversarial steps, seed {config.seed}, content loss {config.content_features}"
+    made = f"networks from {config.networks}, not trained here" if config.networks else trained
+    said = f"Profile {config.profile}, x{config.scale}, {made}. Research only: super-resolved detail is synthetic."
+    parts.append(f"<p class=note>{html.escape(said)}</p>")
+    heads = ("Result", "Tests", "Draws", "Patches") if table is not None else ()
+    parts.append("<nav>" + "".join(f'<a href="#{h.lower()}">{h}</a>' for h in (*heads, "Pictures", "Notebooks", "Settings")) + "</nav>")
     shown = [_figure(*picture) for picture in pictures(folder)]
     parts += shown[:1]
-    metrics_file = folder / "evaluation" / "metrics.csv"
-    if metrics_file.exists():
-        table = pd.read_csv(metrics_file, dtype={"patient": str})
+    if table is not None:
+        summary = statistics.summarise(table)
         note = f"Valid region, mean by patient. {statistics.caution(table)}"
-        parts += [f"<h2>Result</h2><p class=note>{html.escape(note)}</p>"]
-        parts += [f"<div class=wide>{result_table(statistics.summarise(table))}</div>"]
+        parts += ["<h2 id=result>Result</h2>", leading_table(summary), f"<p class=note>{html.escape(note)}</p>"]
+        parts.append(f"<details><summary>all measures</summary>{all_measures(summary)}</details>")
+        parts.append(
+            "<h2 id=tests>Tests</h2><p class=note>Paired Wilcoxon signed-rank tests; p (Holm) is corrected for all rows of its table.</p>"
+        )
         for measure in ("psnr", "texture_error_db"):
-            parts.append(
-                f"<h3>{statistics.MEASURES[measure][0]}, patient by patient</h3><div class=wide>{readable_tests(table, measure).to_html(border=0, index=False)}</div>"
-            )
-        parts.append("<p class=note>Paired Wilcoxon signed-rank tests; p (Holm) is corrected for all rows of its table.</p>")
-        for name, title, readable in (
-            ("draws", f"{DRAWS} draws of SRGAN: is HR one more of them?", readable_draws),
-            ("unpaired", "Patches of SR against patches of HR", readable_unpaired),
+            text = readable_tests(table, measure).to_html(border=0, index=False)
+            parts.append(f"<h3>{statistics.MEASURES[measure][0]}, patient by patient</h3><div class=wide>{text}</div>")
+        for head, name, title, readable in (
+            ("draws", "draws", f"{DRAWS} draws of SRGAN: is HR one more of them?", readable_draws),
+            ("patches", "unpaired", "Patches of SR against patches of HR", readable_unpaired),
         ):
-            if (file := metrics_file.with_name(f"{name}.csv")).exists():
-                text = readable(pd.read_csv(file, dtype={"patient": str})).to_html(border=0)
-                parts.append(f"<h3>{title}</h3><div class=wide>{text}</div>")
-    parts += ["<h2>Pictures</h2>", *shown[1:]]
-    parts.append("<h2>Notebooks</h2><ul>")
+            if name in tables:
+                parts.append(f"<h2 id={head}>{title}</h2>{_html(readable(tables[name]), '')}")
+    parts += ["<h2 id=pictures>Pictures</h2>", *shown[1:]]
+    parts.append("<h2 id=notebooks>Notebooks</h2><ul>")
     for number, (name, _, _) in NOTEBOOKS.items():
         source = folder / "notebooks" / f"{name}.ipynb"
         if source.exists():
@@ -157,7 +180,7 @@ def build_report(folder: Path) -> Path:
             seconds = provenance.get("notebooks", {}).get(number, {}).get("seconds")
             took = f" ({seconds:.0f} s)" if seconds else ""
             parts.append(f'<li><a href="notebooks/{name}.html">{name}</a>{took}</li>')
-    parts.append("</ul><h2>Settings and provenance</h2>")
+    parts.append("</ul><h2 id=settings>Settings and provenance</h2>")
     made, seconds = provenance.get("made_by", {}), [n.get("seconds", 0) for n in provenance.get("notebooks", {}).values()]
     manifest = folder / "manifest.csv"
     lines = {key: made.get(key, "") for key in ("created", "git", "python", "system", "cores")} | made.get("versions", {})

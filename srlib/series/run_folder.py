@@ -65,7 +65,8 @@ class Run:
         self.folder, self.config = folder, config
 
     def __repr__(self):
-        return f"Run({str(self.folder)!r}, profile={self.config.profile!r})"
+        folder = self.folder.relative_to(HOME) if self.folder.is_relative_to(HOME) else self.folder
+        return f"run folder {folder}, profile {self.config.profile}, data {self.config.data}"
 
     def write_config(self) -> None:
         write(self.folder / "config.json", json.dumps(dataclasses.asdict(self.config), indent=1) + "\n")
@@ -243,6 +244,16 @@ class Run:
         if not len(table):
             raise UserError(f"no image of the {split} split is {min_side} pixels or more a side; set a smaller crop or give larger images")
         return [self.root / p for p in table.path]
+
+    def show(self, figure, name: str = "", phantom: bool | None = None) -> None:
+        """Display a figure (matplotlib's or a Pillow image) in a notebook, marked where it shows phantoms (None: where the run does), and keep it
+        as figures/`name`.png where it has a name."""
+        from IPython.display import display
+
+        from ..figures.panels import finish
+
+        path = self.figures / f"{name}.png" if name else None
+        display(finish(figure, path, self.is_phantom if phantom is None else phantom))
 
     @property
     def figures(self) -> Path:

@@ -21,8 +21,8 @@ from .run_folder import read_config
 SRLIB = REPOSITORY / "srlib"
 SHARES = ["adversarial_share", "content_share", "pixel_share"]
 NO_RESULT = {  # files or folders whose change changes no number of a run
-    "__main__", "calibration", "cross", "diagnostics", "domain", "downstream", "export", "figures", "files", "folders", "kaggle", "provenance",
-    "report", "runner", "runs", "sweep", "tools",
+    "__main__", "calibration", "cross", "diagnostics", "domain", "downstream", "export", "figures", "files", "folders", "kaggle", "notebook",
+    "provenance", "report", "runner", "runs", "sweep", "tools",
 }  # fmt: skip
 
 

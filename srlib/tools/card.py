@@ -3,30 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
+from PIL import Image
 
-from ..config import FIELDS, STAGES, Config
+from ..config import FIELDS, STAGES, Config, load_config
+from ..data.phantom import bscan
+from ..degrade import crop_to_multiple, downsample, to_image, to_tensor
 from ..evaluation import statistics
-from ..evaluation.methods import named
+from ..figures import panels
 from ..files import file_hash
+from ..inference.upscaling import upscale
 from ..models import weights
 from ..models.texture import NOISES
 from ..series.report import markdown, readable_tests
 from ..series.run_folder import Run
 from ..training import diagnostics
 
-LARGEST = 4_000_000  # bytes of a weights file
-CURVE = 9  # points of a training's curve in the card
-ROUNDING = 2  # grey levels by which half precision may change SR
-SAMPLE = 400  # training images that the domain is measured on
-KERMANY = (
-    "D. Kermany, K. Zhang, M. Goldbaum: Labeled Optical Coherence Tomography (OCT) and Chest X-Ray Images for Classification, Mendeley Data, 2018, "
-    "[doi:10.17632/rscbjbr9sj.2](https://data.mendeley.com/datasets/rscbjbr9sj/2), CC BY 4.0"
-)
-PHANTOM = "**Trained on phantoms (synthetic B-scans): not a result on OCT.**"
 CURVE = 9  # points of a training's curve
 KERMANY = (
     "D. Kermany, K. Zhang, M. Goldbaum: Labeled Optical Coherence Tomography (OCT) and Chest X-Ray Images for Classification, Mendeley Data, 2018, "
@@ -35,8 +32,9 @@ KERMANY = (
 PHANTOM = "**Trained on phantoms (synthetic B-scans): not a result on OCT.**"
 
 
-def model_card(run: Run, table: pd.DataFrame, source: str, entry: dict, facts: dict) -> str:
-    """The card of the pair as Markdown, from the run's records: what a user must know before trusting an output."""
+def model_card(run: Run, table: pd.DataFrame, source: str, entry: dict, facts: dict, chosen: str = "") -> str:
+    """The card of the pair as Markdown, from the run's records: what a user must know before trusting an output. `chosen`: how the settings were
+    chosen, as Markdown."""
     config, manifest, known = run.config, run.manifest, entry["domain"]
     counts = ", ".join(
         f"{len(rows)} of {rows.patient.nunique()} patients ({split})" for split, rows in manifest.groupby("split", sort=False)
@@ -66,18 +64,24 @@ def model_card(run: Run, table: pd.DataFrame, source: str, entry: dict, facts: d
         *_training(run),
         f"Made by git {commits}, " + ", ".join(f"{k} {v}" for k, v in made.get("versions", {}).items()) + ".",
         "<details><summary>all settings</summary>\n\n" + markdown(_settings(config)) + "\n\n</details>",
+        "To make the pair again (`SCANS`: the images above):",
+        f"```\n{_command(config)}\n./run_all.sh release RUN\n```",
+        "## How the settings were chosen",
+        chosen or "Not recorded.",
         "## Measures on unseen patients",
         f"Valid region, mean over patients [95 % interval]. {statistics.caution(table)}",
-        markdown(_readable(statistics.with_intervals(statistics.summarise(table)).rename_axis("measure").reset_index())),
+        markdown(statistics.titled(statistics.with_intervals(statistics.summarise(table))).rename_axis("measure").reset_index()),
         "By class:",
-        markdown(_readable(statistics.parts(table, "label").rename_axis(["class", "measure"]).reset_index())),
+        markdown(statistics.parts(table, "label").rename_axis(["class", "measure"]).reset_index()),
         "By size of the scan:",
-        markdown(_readable(statistics.parts(table, "size").rename_axis(["size", "measure"]).reset_index())),
+        markdown(statistics.parts(table, "size").rename_axis(["size", "measure"]).reset_index()),
         "Differences patient by patient, with paired Wilcoxon tests (p by Holm, for all rows of its table), first PSNR, then the texture error:",
         markdown(readable_tests(table, "psnr")),
         markdown(readable_tests(table, "texture_error_db")),
         "## Where it fails",
         "\n".join(f"- {line}" for line in failures(table, config)),
+        f"![A phantom by both networks]({entry['picture']})",
+        "*A phantom, at four times its size: what the networks make of an image that they were not trained on.*",
         "## Files",
         f"Half precision changes SR by at most {facts['rounding']} grey levels (first test scan). The ONNX files hold the same weights (made by `srlib.export.export_onnx`, torch's "
         f"exporter; any batch, height and width; input `lr`, output `sr`, float32 in [0, 1]); onnxruntime and torch differ by at most {facts['onnx']:.0e}. {_left(config)}",
@@ -101,6 +105,21 @@ def _srgan(config: Config, entry: dict, facts: dict) -> str:
         "`--seed` gives another draw, `--draws` several, whose spread shows what LR does not say; `--strength` is the texture's factor, 0 is SRResNet's image. "
         "The texture is like that of HR, it is not that of HR: one draw has a lower PSNR than SRResNet, by about 3 dB where the draws are right."
     )
+
+
+def _command(config: Config) -> str:
+    """The command that trained the pair: the settings in which the run differs from its profile."""
+    usual = load_config(config.profile)
+    changed = {k: v for k, v in vars(config).items() if v != getattr(usual, k) and k not in ("data", "profile")}
+    parts = [f"--profile {config.profile}", *(["--data SCANS"] if config.data != "phantom" else []), "--run-dir RUN"]
+    return " ".join(["./run_all.sh", *parts, *(f"-p {k} {shlex.quote(str(v))}" for k, v in changed.items())])
+
+
+def phantom_picture(generators: dict[str, torch.nn.Module], scale: int) -> Image.Image:
+    """A phantom reduced, super-resolved by each generator, and its HR: `panels.closeups`."""
+    hr = crop_to_multiple(bscan(3, pathology="drusen"), scale)
+    lr = to_image(downsample(to_tensor(hr), scale))
+    return panels.finish(panels.closeups({name: upscale(lr, network) for name, network in generators.items()} | {"hr": hr}), phantom=True)
 
 
 def _commands(config: Config) -> str:
@@ -163,11 +182,6 @@ def _settings(config: Config) -> pd.DataFrame:
     hidden = ("data", "feature_weights", "start", *(k for k in FIELDS if k.startswith("phantom") and config.data != "phantom"))
     shown = {k: v for k, v in dataclasses.asdict(config).items() if k not in hidden and FIELDS[k].metadata.get("stage") != "machine"}
     return pd.DataFrame({"setting": shown.keys(), "value": [str(v).replace("|", r"\|") for v in shown.values()]})
-
-
-def _readable(table: pd.DataFrame) -> pd.DataFrame:
-    titles = {name: title for name, (title, _) in statistics.MEASURES.items()}
-    return table.assign(measure=table.measure.replace(titles)).rename(columns=named)
 
 
 def failures(table: pd.DataFrame, config: Config) -> list[str]:

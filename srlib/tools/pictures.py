@@ -1,8 +1,10 @@
-"""`pictures`: put a phantom run's figures into the notebooks (as attachments) and the README, and publish its report as Markdown."""
+"""`pictures`: put a phantom run's figures into the notebooks (as attachments) and the README, and publish its report as Markdown and its executed
+notebooks."""
 
 from __future__ import annotations
 
 import base64
+import io
 import re
 from pathlib import Path
 
@@ -12,13 +14,15 @@ from PIL import Image
 
 from ..config import UserError
 from ..evaluation import statistics
-from ..evaluation.methods import named
-from ..files import REPOSITORY
+from ..files import HOME, REPOSITORY
 from ..series import report
 from ..series.opening import open_run
-from ..series.run_folder import Run
+from ..series.run_folder import NOTEBOOKS, Run
 
 WIDTH = 1000  # pixels, wide enough for a reader's column
+EXECUTED = REPOSITORY / "notebooks" / "executed"
+MARK = "<!-- below: written by `pictures` -->"  # in RESULTS.md; what stands above it stays
+PNG = re.compile(r"data:image/png;base64,([A-Za-z0-9+/=]+)")
 
 
 def update_pictures(run_dir: str, profile: str = "quick") -> list[Path]:
@@ -41,7 +45,7 @@ def update_pictures(run_dir: str, profile: str = "quick") -> list[Path]:
             first["attachments"] = {target.name: {"image/jpeg": base64.b64encode(target.read_bytes()).decode()}}
             written.append(target)
         nbformat.write(notebook, path)
-    return [*written, *_publish(run)]
+    return [*written, *_publish(run), *_executed(run)]
 
 
 def _small(figure: Path, stem: str) -> Path:
@@ -51,36 +55,83 @@ def _small(figure: Path, stem: str) -> Path:
     if figure.suffix == ".gif":
         target.write_bytes(figure.read_bytes())
         return target
-    image = Image.open(figure).convert("RGB")
-    if image.width > WIDTH:
-        image = image.resize((WIDTH, round(image.height * WIDTH / image.width)), Image.Resampling.LANCZOS)
-    image.save(target, quality=82, optimize=True)
+    target.write_bytes(_jpeg(figure.read_bytes(), WIDTH))
     return target
 
 
+def _jpeg(png: bytes, width: int = 10_000) -> bytes:
+    """A picture as JPEG, at most `width` pixels wide."""
+    image, buffer = Image.open(io.BytesIO(png)).convert("RGB"), io.BytesIO()
+    if image.width > width:
+        image = image.resize((width, round(image.height * width / image.width)), Image.Resampling.LANCZOS)
+    image.save(buffer, "JPEG", quality=82, optimize=True)
+    return buffer.getvalue()
+
+
+def _executed(run: Run) -> list[Path]:
+    """The run's executed notebooks in notebooks/executed/: their pictures as JPEG, without papermill's cell of parameters and this machine's paths.
+    Raises UserError where one was not made from the present notebook."""
+    written = []
+    for name, _, _ in NOTEBOOKS.values():
+        source = nbformat.read(REPOSITORY / "notebooks" / f"{name}.ipynb", as_version=4)
+        notebook = nbformat.read(run.folder / "notebooks" / f"{name}.ipynb", as_version=4)
+        notebook.cells = [cell for cell in notebook.cells if "injected-parameters" not in cell.metadata.get("tags", [])]
+        if [cell.source for cell in notebook.cells] != [cell.source for cell in source.cells]:
+            raise UserError(f"{run.folder}/notebooks/{name}.ipynb is not of the present notebook; --from 01 makes it anew")
+        notebook.metadata, notebook.cells[0] = source.metadata, source.cells[0]
+        for cell in notebook.cells:
+            cell.metadata = {"tags": cell.metadata["tags"]} if cell.metadata.get("tags") else {}
+            for output in cell.get("outputs", []):
+                _for_the_page(output)
+        written.append(EXECUTED / f"{name}.ipynb")
+        EXECUTED.mkdir(exist_ok=True)
+        nbformat.write(notebook, written[-1])
+    return written
+
+
+def _for_the_page(output) -> None:
+    """Turn an output's pictures into JPEG and its absolute paths into relative ones, in place."""
+    if "text" in output:
+        output.text = re.sub(r"^.*\r", "", output.text, flags=re.M).replace(f"{HOME}/", "")  # of a progress bar its last state
+    data = output.get("data", {})
+    if "image/png" in data:
+        data["image/jpeg"] = base64.b64encode(_jpeg(base64.b64decode(data.pop("image/png")))).decode()
+        data["text/plain"] = "a figure"
+    for kind in ("text/html", "text/markdown", "text/plain"):
+        if kind in data:
+            data[kind] = PNG.sub(_embedded_jpeg, data[kind]).replace(f"{HOME}/", "")
+
+
+def _embedded_jpeg(match: re.Match) -> str:
+    return "data:image/jpeg;base64," + base64.b64encode(_jpeg(base64.b64decode(match[1]))).decode()
+
+
 def _publish(run: Run) -> list[Path]:
-    """The run's report as notebooks/RESULTS.md, which GitHub shows: the table, the tests, the pictures."""
-    table = pd.read_csv(run.folder / "evaluation" / "metrics.csv", dtype={"patient": str})
-    numbers = statistics.with_intervals(statistics.summarise(table)).rename(columns=named)
-    numbers.index = [statistics.MEASURES[name][0] for name in numbers.index]
+    """The run's report as the last part of notebooks/RESULTS.md, which GitHub shows: what was found, the tables, the pictures."""
+    out = run.folder / "evaluation"
+    table, unpaired, drawn = (pd.read_csv(out / f"{name}.csv", dtype={"patient": str}) for name in ("metrics", "unpaired", "draws"))
+    summary = statistics.summarise(table)
+    numbers = statistics.titled(statistics.with_intervals(summary))
+    leading = statistics.titled(statistics.with_intervals(summary).reindex(report.LEADING).dropna()).T
     config, made = run.config, run.provenance["made_by"]
     text = [
-        f"# Executed results: the phantom run `{run.folder.name}`",
-        "Made by `python -m srlib pictures RUN` from the report of a run. **Phantoms are synthetic scans: not a result on OCT.**",
+        "## Phantoms, one run",
         f"Profile {config.profile}, x{config.scale}, {config.pretrain_steps:,} MSE steps, {config.gan_steps:,} adversarial steps, seed {config.seed}; "
-        f"torch {made.get('versions', {}).get('torch', '')}, {made.get('cores', '')} CPU cores.",
-        f"Valid region, mean by patient. {statistics.caution(table)}",
+        f"torch {made.get('versions', {}).get('torch', '')}, {made.get('cores', '')} CPU cores. **Not a result on OCT.**",
+        f"{statistics.verdict(table, unpaired)} {statistics.caution(table)}",
+        report.markdown(leading.rename_axis("method").reset_index()),
+        "<details><summary>all measures, tests, draws, patches</summary>",
         report.markdown(numbers.rename_axis("measure").reset_index()),
         "Texture error, patient by patient (paired Wilcoxon signed-rank tests, Holm's correction over the table's rows):",
         report.markdown(report.readable_tests(table, "texture_error_db")),
+        report.markdown(report.readable_draws(drawn).reset_index()),
+        report.markdown(report.readable_unpaired(unpaired).rename_axis("patches of SR against patches of HR").reset_index()),
+        "</details>",
     ]
-    for name, readable in (("draws", report.readable_draws), ("unpaired", report.readable_unpaired)):
-        found = readable(pd.read_csv(run.folder / "evaluation" / f"{name}.csv", dtype={"patient": str}))
-        text.append(report.markdown(found.rename_axis(found.index.name or "patches of SR against patches of HR").reset_index()))
     written = []
     for picture, caption in report.pictures(run.folder):
         written.append(_small(picture, picture.stem))
-        text.append(f"![{caption}](pictures/{written[-1].name})\n\n*{caption}*")
+        text.append(f"![phantom](pictures/{written[-1].name})\n\n*Phantom. {caption}*")
     page = REPOSITORY / "notebooks" / "RESULTS.md"
-    page.write_text("\n\n".join(text) + "\n")
+    page.write_text(page.read_text().partition(MARK)[0] + MARK + "\n\n" + "\n\n".join(text) + "\n")
     return [*written, page]

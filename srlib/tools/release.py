@@ -18,18 +18,18 @@ from ..inference.upscaling import upscale
 from ..models import weights
 from ..models.weights import load_generator
 from ..series.run_folder import MAKES, Run, read_config
-from .card import KERMANY, PHANTOM, model_card
+from .card import KERMANY, PHANTOM, model_card, phantom_picture
 
 LARGEST = 4_000_000  # bytes of a weights file
 ROUNDING = 2  # grey levels by which half precision may change SR
 SAMPLE = 400  # training images that the domain is measured on
 
 
-def release(run_dir: str, out: str = "", data: str = "", source: str = "", allow_phantom: bool = False) -> list[Path]:
+def release(run_dir: str, out: str = "", data: str = "", source: str = "", allow_phantom: bool = False, chosen: str = "") -> list[Path]:
     """Package the run in `run_dir` into `out` ('': data/weights), in the place of an earlier release of its scale; returns the files.
 
     `data`: where the run's images are now ('': where they were); `source`: whose they are, with licence and citation (known for phantoms and
-    for a folder OCT2017, Kermany's). Raises UserError for a run that is not finished, whose files are not those that were evaluated, of
+    for a folder OCT2017, Kermany's); `chosen`: a file of Markdown that says how the settings were chosen, for the card. Raises UserError for a run that is not finished, whose files are not those that were evaluated, of
     phantoms without `allow_phantom`, of unknown source, and for weights that are too large or need more than half precision.
     """
     folder, out = Path(run_dir), Path(out or WEIGHTS)
@@ -50,8 +50,11 @@ def release(run_dir: str, out: str = "", data: str = "", source: str = "", allow
     with tempfile.TemporaryDirectory(dir=out, prefix=".release-") as part:
         facts = _networks(folder, Path(part), entry, test[0])
         facts |= {"warned": sum(bool(domain.warning(lr, known)) for lr in test), "tested": len(test)}
-        entry |= {"card": f"card-x{config.scale}.md", "domain": known}
-        write(Path(part) / entry["card"], model_card(run, table, source, entry, facts))
+        entry |= {"card": f"card-x{config.scale}.md", "picture": f"card-x{config.scale}.jpg", "domain": known}
+        said = Path(chosen).read_text(encoding="utf-8").strip() if chosen else ""
+        write(Path(part) / entry["card"], model_card(run, table, source, entry, facts, said))
+        networks = {name: load_generator(folder / f"{name}.pt") for name in weights.NAMES}
+        phantom_picture(networks, config.scale).save(Path(part) / entry["picture"], quality=85)
         written = [file.replace(out / file.name) for file in sorted(Path(part).iterdir())]
     entries = weights.listed(out) | {str(config.scale): entry}
     write(out / weights.LIST, json.dumps(dict(sorted(entries.items())), indent=1) + "\n")

@@ -238,5 +238,5 @@ def train_srgan(config: Config, train, val, folder, fingerprint: str = "", show=
         finish=finish,
         watch=watcher("srgan", folder, validation, diagnostics.warnings, show),
     )
-    often = dataclasses.replace(config, validate_every=min(config.validate_every, -(-config.gan_steps // 4)))  # four times at least
+    often = dataclasses.replace(config, validate_every=min(config.validate_every, -(-config.gan_steps // 9)))  # nine times at least
     return run_steps(stage, often, folder, fingerprint)

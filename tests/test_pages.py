@@ -1,0 +1,79 @@
+"""The pages that a visitor reads: links and anchors lead somewhere, commands exist, the README is short."""
+
+import re
+import shlex
+
+import pytest
+
+from srlib.__main__ import make_parser
+from srlib.config import load_config
+from srlib.files import REPOSITORY
+
+PAGES = sorted(
+    p for folder in (".", "notebooks", "notebooks/experiments", "data", "data/weights", "srlib") for p in (REPOSITORY / folder).glob("*.md")
+)
+TOPICS = (
+    "notebooks/README.md",
+    "notebooks/KAGGLE.md",
+    "notebooks/RESULTS.md",
+    "notebooks/experiments/README.md",
+    "data/README.md",
+    "srlib/README.md",
+)
+LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
+
+
+def anchors(page) -> set[str]:
+    """GitHub's anchors of a page's headings."""
+    heads = re.findall(r"^#+ (.+)$", re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.S), re.M)
+    return {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads}
+
+
+def commands(page) -> list[str]:
+    blocks = re.findall(r"```(?:\w*)\n(.*?)```", page.read_text(encoding="utf-8"), re.S)
+    inline = re.findall(r"`((?:\./run_all\.sh|python -m srlib)[^`]*)`", page.read_text(encoding="utf-8"))
+    lines = [line for block in blocks for line in block.splitlines() if line.startswith(("./run_all.sh", "python -m srlib"))]
+    return [line for line in lines + inline if "COMMAND" not in line and "..." not in line]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(REPOSITORY)))
+def test_links(page):
+    for target in LINK.findall(page.read_text(encoding="utf-8")):
+        if re.match(r"https?:|attachment:", target):
+            continue
+        path, _, anchor = target.partition("#")
+        file = (page.parent / path).resolve() if path else page
+        assert file.exists(), f"{page}: {target} leads nowhere"
+        assert not anchor or anchor in anchors(file), f"{page}: {target} names no heading"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(REPOSITORY)))
+def test_commands(page):
+    for line in commands(page):
+        words = shlex.split(line, comments=True)
+        words = words[1:] if words[0] == "./run_all.sh" else words[3:]
+        words = [w for w in words if w != "--conda"]
+        if words[:1] in (["test"], ["lab"]) or words == ["--help"]:
+            continue
+        args = make_parser().parse_args(words if words and not words[0].startswith("-") else ["run", *words])
+        for name, value in getattr(args, "p", ()):
+            kind = type(getattr(load_config("quick"), name))
+            load_config("quick", **{name: value if kind is str else kind(float(value)) if kind is not bool else value == "true"})
+
+
+def test_topic_pages_are_linked_both_ways():
+    front = REPOSITORY / "README.md"
+    leads_to = {(front.parent / target.partition("#")[0]).resolve() for target in LINK.findall(front.read_text(encoding="utf-8"))}
+    for topic in TOPICS:
+        page = REPOSITORY / topic
+        assert page in leads_to, f"the README does not link {topic}"
+        back = {(page.parent / target.partition("#")[0]).resolve() for target in LINK.findall(page.read_text(encoding="utf-8"))}
+        assert front in back, f"{topic} does not link the README"
+
+
+def test_readme_is_short():
+    text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    assert len(text.split()) <= 1000 and len(re.findall(r"!\[", text)) == 1
+    assert len(re.findall(r"^\|[-| :]+\|$", text, re.M)) == 2  # the notebooks, the results
+    at = [text.index(word) for word in ("git clone", "./run_all.sh  ", "./run_all.sh test", "upscale")]
+    assert at == sorted(at)
