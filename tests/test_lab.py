@@ -1,8 +1,10 @@
-"""A notebook in the real JupyterLab, in a headless Chromium driven by its remote-debugging protocol: Run All, outputs, pictures, links."""
+"""In a headless Chromium driven by its remote-debugging protocol: a notebook in the real JupyterLab (Run All, outputs, pictures, links), and the
+report at three widths, light and dark."""
 
 import contextlib
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -14,6 +16,7 @@ from pathlib import Path
 import nbformat
 import numpy as np
 import pytest
+from running import srlib
 
 from srlib.figures import widgets
 from srlib.files import REPOSITORY
@@ -77,6 +80,18 @@ def answered(what, seconds: float = 90):
             time.sleep(0.3)
 
 
+@contextlib.contextmanager
+def browsing(folder: Path):
+    """A tab of a new browser, whose files lie in `folder`."""
+    if not BROWSER:
+        pytest.skip("needs chromium on the PATH, which this machine lacks")
+    browser = [BROWSER, *(f"--{flag}" for flag in FLAGS), f"--user-data-dir={folder / 'browser'}", "about:blank"]
+    with started(browser, folder / "browser.log"):
+        tools = answered(lambda: (folder / "browser/DevToolsActivePort").read_text().splitlines()[0])
+        tabs = answered(lambda: json.load(urllib.request.urlopen(f"http://127.0.0.1:{tools}/json", timeout=5)))
+        yield Page(next(t["webSocketDebuggerUrl"] for t in tabs if t["type"] == "page"))
+
+
 @pytest.fixture
 def lab(tmp_path):
     """A tab on JupyterLab, which serves copies of the notebooks with the smoke profile; (page, address)."""
@@ -95,16 +110,10 @@ def lab(tmp_path):
     server = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--ServerApp.port={port}", "--IdentityProvider.token=",
               "--expose-app-in-browser", f"--ServerApp.root_dir={tmp_path / 'notebooks'}"]  # fmt: skip
     own = {f"JUPYTER_{name}_DIR": str(tmp_path / name.lower()) for name in ("CONFIG", "RUNTIME")}
-    browser = [BROWSER, *(f"--{flag}" for flag in FLAGS), f"--user-data-dir={tmp_path / 'browser'}", "about:blank"]
-    with (
-        started(server, tmp_path / "lab.log", env=os.environ | own, cwd=tmp_path),
-        started(browser, tmp_path / "browser.log"),
-    ):
+    with started(server, tmp_path / "lab.log", env=os.environ | own, cwd=tmp_path), browsing(tmp_path) as page:
         address = f"http://127.0.0.1:{port}"
         answered(lambda: urllib.request.urlopen(f"{address}/api", timeout=5).read())
-        tools = answered(lambda: (tmp_path / "browser/DevToolsActivePort").read_text().splitlines()[0])
-        tabs = answered(lambda: json.load(urllib.request.urlopen(f"http://127.0.0.1:{tools}/json", timeout=5)))
-        yield Page(next(t["webSocketDebuggerUrl"] for t in tabs if t["type"] == "page")), address
+        yield page, address
 
 
 @pytest.mark.slow
@@ -130,6 +139,35 @@ def test_run_all_in_jupyterlab(lab):
     page.wait(f"!!{link}", 30)
     page.js(f"{link}.click()")
     page.wait("[...jupyterapp.shell.widgets('main')].some(w => w.context?.path === '02_synthesize_lr.ipynb')", 60)
+
+
+WIDER = """[...document.body.querySelectorAll('*')].filter(e => {
+  for (let box = e.parentElement; box; box = box.parentElement) if (getComputedStyle(box).overflowX === 'auto') return false;
+  return e.getBoundingClientRect().right > document.documentElement.clientWidth + 1 }).map(e => e.outerHTML.slice(0, 80))"""
+
+
+@pytest.mark.slow
+def test_the_report_fits_every_screen(tmp_path):
+    done = srlib("run", "--profile", "smoke", "--run-dir", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    with browsing(tmp_path) as page:
+        page.call("Page.enable")
+        page.call(
+            "Page.addScriptToEvaluateOnNewDocument", source="window.wrong = []; addEventListener('error', e => wrong.push(e.message), true)"
+        )
+        for width in (1280, 1024, 390):
+            page.call("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=width < 500)
+            for scheme in ("light", "dark"):
+                page.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+                page.call("Page.navigate", url=f"file://{tmp_path / 'run/index.html'}?{width}{scheme}")
+                page.wait(f"location.search === '?{width}{scheme}' && document.readyState === 'complete' && document.images.length > 5", 60)
+                page.js("document.querySelectorAll('details').forEach(d => d.open = true)")
+                assert not page.js(WIDER), (width, scheme)
+                assert page.js("[...document.images].every(i => i.complete && i.naturalWidth > 10)") and not page.js("wrong")
+                ink, paper = (page.js(f"getComputedStyle(document.body).{what}") for what in ("color", "backgroundColor"))
+                assert (sum(map(int, re.findall(r"\d+", ink))) < sum(map(int, re.findall(r"\d+", paper)))) == (scheme == "light")
+        anchors = page.js("[...document.querySelectorAll('nav a')].map(a => !!document.querySelector(a.getAttribute('href')))")
+        assert len(anchors) == 7 and all(anchors)
 
 
 @pytest.mark.slow
