@@ -15,6 +15,9 @@ from .config import PROFILES, UserError
 def main(argv: list[str] | None = None) -> int:
     """Parse and run; returns the exit status: 0 done, 1 a failure that the user can mend (said in one line on stderr), 130 interrupted.
     Other errors pass, with their traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # one that cannot show a character loses the character, not the run
+            stream.reconfigure(errors="replace")
     args = make_parser().parse_args(argv)
     try:
         return args.command(args) or 0

@@ -339,8 +339,8 @@ def nearest(name: str, known) -> str:
 
 def _check(setting, value):
     meta, kind = setting.metadata, type(setting.default)
-    if kind is float and type(value) is int:
-        value = float(value)
+    if kind is float and (type(value) is int or (type(value) is str and re.fullmatch(r"[+-]?\d+(\.\d*)?e[+-]?\d+", value, re.I))):
+        value = float(value)  # YAML takes 1e-4 for text
     if type(value) is not kind:
         raise UserError(f"{setting.name} takes a {kind.__name__}, not {value!r}; its default is {setting.default!r}")
     choices, chosen = meta["choices"], value.partition(":")[0] if meta["registry"] else value

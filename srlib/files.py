@@ -6,6 +6,8 @@ import hashlib
 import os
 from pathlib import Path
 
+import pandas as pd
+
 from .config import UserError
 
 REPOSITORY = Path(__file__).resolve().parent.parent  # inside a zip: the zip file
@@ -47,6 +49,34 @@ def write(path: str | Path, content: bytes | str, keep: Path | None = None) -> N
     except OSError as error:
         part.unlink(missing_ok=True)
         raise UserError(f"{path} cannot be written ({error.strerror}); free the disk, or choose another folder (--run-dir)") from None
+
+
+NAMES = frozenset(  # columns of a run's tables that hold names
+    (
+        "path",
+        "sha256",
+        "label",
+        "patient",
+        "split",
+        "image",
+        "method",
+        "region",
+        "measure",
+        "network",
+        "trained",
+        "tested",
+        "reason",
+        "group",
+    )
+)
+
+
+def read_table(path: str | Path) -> pd.DataFrame:
+    """A table that this project wrote (CSV, UTF-8): names stay text whatever they look like (a patient 'NA', a class 'None' or '0'), the other columns
+    are numbers. Raises OSError where it is not there."""
+    columns = pd.read_csv(path, nrows=0, encoding="utf-8").columns
+    numbers = {name: ["", "nan"] for name in columns if name not in NAMES}
+    return pd.read_csv(path, dtype=dict.fromkeys(NAMES, str), keep_default_na=False, na_values=numbers, encoding="utf-8")
 
 
 def file_hash(path: str | Path) -> str:

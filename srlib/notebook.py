@@ -23,6 +23,7 @@ from .data.reading import read_image, read_pair
 from .degrade import downsample, project, to_image, to_tensor, upsample
 from .device import pick_device
 from .figures import panels, plots, widgets
+from .files import read_table
 from .inference.upscaling import draws, upscale
 from .metrics.regions import valid_region
 from .models.weights import load_generator
@@ -30,7 +31,7 @@ from .series.opening import open_run
 
 __all__ = [
     "HTML", "Markdown", "answer", "departures_table", "display", "downsample", "draws", "fold", "load_generator", "metrics", "np", "open_run",
-    "panels", "pd", "pick_device", "plots", "project", "read_image", "read_pair", "source", "to_image", "to_tensor", "torch", "upsample",
+    "panels", "pd", "pick_device", "plots", "project", "read_image", "read_pair", "read_table", "source", "to_image", "to_tensor", "torch", "upsample",
     "upscale", "valid_region", "widgets",
 ]  # fmt: skip
 

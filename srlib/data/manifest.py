@@ -103,7 +103,7 @@ def inspect_files(root: Path, relatives: list[str]) -> Iterator[list[list]]:
     memory = data_home() / "cache" / f"files-{hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:12]}.json"
     known, fresh = {}, 0
     with contextlib.suppress(OSError, ValueError):  # none yet, or torn
-        known = json.loads(memory.read_text()) if many else {}
+        known = json.loads(memory.read_text(encoding="utf-8")) if many else {}
 
     def inspect(relative: str):
         try:
@@ -118,7 +118,7 @@ def inspect_files(root: Path, relatives: list[str]) -> Iterator[list[list]]:
         with contextlib.suppress(OSError):  # a read-only place: then the next run looks again
             memory.parent.mkdir(parents=True, exist_ok=True)
             part = memory.with_suffix(f".{os.getpid()}.part")
-            part.write_text(json.dumps(known))
+            part.write_text(json.dumps(known), encoding="utf-8")
             part.replace(memory)
 
     pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))

@@ -75,7 +75,7 @@ def make_phantoms(config) -> Path:
     try:
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
             list(pool.map(draw, range(config.phantoms)))
-        (folder / "complete").write_text(text + "\n")
+        (folder / "complete").write_text(text + "\n", encoding="utf-8")
     except OSError as error:
         raise UserError(f"{folder}: phantoms cannot be written ({error.strerror}); free the disk or make the folder writable") from None
     return folder

@@ -20,6 +20,7 @@ from ..data.reading import jpeg_tables, png_names, read_image, read_pair
 from ..data.sources import phantom_tables, phantom_truth
 from ..degrade import crop_to_multiple
 from ..device import pick_device
+from ..files import read_table
 from ..inference.upscaling import upscale
 from ..metrics.regions import valid_region
 from ..models import features
@@ -105,13 +106,13 @@ def evaluate_run(config: Config, root: Path, manifest: pd.DataFrame, folder: Pat
     patches.write(out, config, device)
     facts = {"images": len(chosen), "patients": int(chosen.patient.nunique())}
     text = json.dumps(facts | {"means_by_patient": json.loads(summarise(table).reset_index().to_json(orient="records"))}, indent=1)
-    (out / "summary.json").write_text(text + "\n")
+    (out / "summary.json").write_text(text + "\n", encoding="utf-8")
     return table
 
 
 def evaluated_images(folder: Path, root: Path, path: str, config: Config, methods=tuple(METHODS)) -> dict[str, np.ndarray]:
     """The SR images that `evaluate_run` wrote for one test image, and 'hr'; uint8, all of HR's size."""
-    measured = pd.read_csv(folder / "evaluation" / "metrics.csv", usecols=["image"], dtype=str).image
+    measured = read_table(folder / "evaluation" / "metrics.csv").image
     name = png_names({path, *measured})[path]
     files = {m: folder / "evaluation" / "sr" / m / name for m in methods}
     if missing := next((file for file in files.values() if not file.exists()), None):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import io
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -34,6 +34,7 @@ STYLE = {
     "legend.frameon": False,
     "lines.linewidth": 1.8,
     "font.family": "DejaVu Sans",
+    "text.usetex": False,  # whatever the user's matplotlibrc says
 }
 plt.rcParams.update(STYLE)
 PHANTOM = "phantom: not a result on OCT"
@@ -42,23 +43,27 @@ LESIONS = {"cnv": "new vessels (CNV)", "foci": "bright foci"}
 LINES = tuple(zip(("#222222", "#E69F00", "#6A3D9A", "#8C564B", "#7A7A7A", "#B8B000", "#4B0055"), ("-", "--", "-.", ":") * 2, strict=False))
 
 
-def finish(fig: plt.Figure | Image.Image, path: str | Path | None = None, phantom: bool = False) -> plt.Figure | Image.Image:
-    """Mark the figure where it shows phantoms, and write it as PNG where `path` is given. Returns it, for display."""
-    if isinstance(fig, Image.Image):
-        if phantom:
-            page = Image.new("RGB", (fig.width, fig.height + 18), "white")
-            page.paste(fig)
-            ImageDraw.Draw(page).text((2, fig.height + 2), PHANTOM, fill="#a04000", font_size=13)
-            fig = page
-        if path:
-            fig.save(path)
-        return fig
+def finish(fig: plt.Figure, phantom: bool = False) -> plt.Figure:
+    """Mark the figure where it shows phantoms, and take it from pyplot, which would show it too. Returns it, for display."""
     if phantom:
         fig.suptitle(PHANTOM, fontsize=10, color="#a04000", x=0.01, ha="left")
-    if path:
-        fig.savefig(path)
-    plt.close(fig)  # the returned figure is shown once, by the notebook
+    plt.close(fig)
     return fig
+
+
+def png(picture: plt.Figure | Image.Image, phantom: bool = False) -> bytes:
+    """A figure, or a Pillow image, as a PNG, marked where it shows phantoms."""
+    buffer = io.BytesIO()
+    if isinstance(picture, Image.Image):
+        if phantom:
+            page = Image.new("RGB", (picture.width, picture.height + 18), "white")
+            page.paste(picture)
+            ImageDraw.Draw(page).text((2, picture.height + 2), PHANTOM, fill="#a04000", font_size=13)
+            picture = page
+        picture.save(buffer, "PNG")
+    else:
+        finish(picture, phantom).savefig(buffer, format="png")
+    return buffer.getvalue()
 
 
 def _draw(ax, image: np.ndarray, title: str = "", **kwargs):
@@ -69,7 +74,7 @@ def _draw(ax, image: np.ndarray, title: str = "", **kwargs):
     ax.grid(False)
     for side in ax.spines.values():
         side.set_visible(False)
-    ax.set_title(title)
+    ax.set_title(title.replace("$", r"\$"))  # a file's name is no formula
     return shown
 
 

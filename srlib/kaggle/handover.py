@@ -53,7 +53,7 @@ def take_over(kernels: list[str], profile: str, run_dir: str = "", needed: bool 
     source = mount / folder.relative_to(HOME)
     if not (source / LIST).exists():
         raise UserError(f"{source / LIST} is missing; run that kernel to its end, with the same profile and run_dir, and attach it again")
-    files = json.loads((source / LIST).read_text())["files"]
+    files = json.loads((source / LIST).read_text(encoding="utf-8"))["files"]
     for name, sha256 in files.items():
         if not (source / name).is_file() or file_hash(source / name) != sha256:
             reason = "was changed" if (source / name).is_file() else "is missing"

@@ -98,7 +98,7 @@ def build(
         folder = Path(out or OUT) / slug(title)
         folder.mkdir(parents=True, exist_ok=True)
         nbformat.write(notebook, folder / metadata["code_file"])
-        (folder / "kernel-metadata.json").write_text(json.dumps(metadata, indent=1) + "\n")
+        (folder / "kernel-metadata.json").write_text(json.dumps(metadata, indent=1) + "\n", encoding="utf-8")
         folders.append(folder)
         before = [own]
     return folders
@@ -177,7 +177,7 @@ def check(folder: Path) -> list[str]:
     """What Kaggle would refuse or misread in a built folder: a sentence each; nothing for one that can be sent."""
     folder = Path(folder)
     try:
-        metadata = json.loads((folder / "kernel-metadata.json").read_text())
+        metadata = json.loads((folder / "kernel-metadata.json").read_text(encoding="utf-8"))
         notebook = nbformat.read(folder / metadata["code_file"], as_version=4)
     except (OSError, ValueError, KeyError, AttributeError) as error:
         return [f"{folder}: no kernel can be read there ({type(error).__name__}: {error}); build it again"]

@@ -59,7 +59,7 @@ def push(user: str, chain: bool = False, wait: bool = False, every: float = 60.0
             if state == "COMPLETE" and not unfinished:
                 break
             said = _send(folder, name, resume=unfinished)
-            (folder / "sent.txt").write_text(built + "\n")
+            (folder / "sent.txt").write_text(built + "\n", encoding="utf-8")
             if not chain:
                 said += _badge(name)
             if not wait:
@@ -85,7 +85,7 @@ def log(name: str) -> str:
     said = re.search(r'Failure message: "(.*)"', _call("status", name)[1])
     with tempfile.TemporaryDirectory() as place:
         _call("output", name, "-p", place, "--file-pattern", "^$")
-        text = "".join(file.read_text() for file in Path(place).glob("*.log"))
+        text = "".join(file.read_text(encoding="utf-8") for file in Path(place).glob("*.log"))
     try:  # a list of pieces of the two streams
         text = "".join(piece["data"] for piece in json.loads(text))
     except (ValueError, TypeError, KeyError):
@@ -107,7 +107,7 @@ def pull(user: str, chain: bool = False, out: Path = REPOSITORY / "runs" / "kagg
     lists = list(target.rglob(LIST))
     if code or len(lists) != 1:
         raise UserError(f"the output of {name} cannot be had: {_reason(code, text)}")
-    for file, sha256 in json.loads(lists[0].read_text())["files"].items():
+    for file, sha256 in json.loads(lists[0].read_text(encoding="utf-8"))["files"].items():
         path = lists[0].parent / file
         if not path.exists() or file_hash(path) != sha256:
             raise UserError(f"{path} did not arrive whole; call the same again")
@@ -121,15 +121,15 @@ def _handed_over(name: str) -> bool:
         found = sorted(Path(place).rglob(LIST))
         if not found:
             raise UserError(f"{name} is complete but its {LIST} cannot be had: {_reason(code, text)}")
-        return json.loads(found[0].read_text())["finished"]
+        return json.loads(found[0].read_text(encoding="utf-8"))["finished"]
 
 
 def _send(folder: Path, name: str, resume: bool) -> str:
     file = folder / "kernel-metadata.json"
     if resume:
-        metadata = json.loads(file.read_text())
+        metadata = json.loads(file.read_text(encoding="utf-8"))
         metadata["kernel_sources"] = [name, *metadata["kernel_sources"]]
-        file.write_text(json.dumps(metadata, indent=1) + "\n")
+        file.write_text(json.dumps(metadata, indent=1) + "\n", encoding="utf-8")
     code, text = _call("push", "-p", str(folder))
     refused = re.search(r"not valid (?:\w+ )?(?:sources|tags)[^\n]*", text)
     if code or "successfully pushed" not in text or refused:
@@ -144,7 +144,7 @@ def _send(folder: Path, name: str, resume: bool) -> str:
 def _sent(folder: Path) -> str:
     """The build of this kernel that was sent last from here; '' for none."""
     file = folder / "sent.txt"
-    return file.read_text().strip() if file.exists() else ""
+    return file.read_text(encoding="utf-8").strip() if file.exists() else ""
 
 
 def _badge(name: str) -> str:

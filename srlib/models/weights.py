@@ -24,7 +24,7 @@ LIST = "released.json"
 def listed(folder: Path) -> dict[str, dict]:
     """The entries of a folder's list, by scale ('4'); {} where there is none. Raises UserError for a list that cannot be read."""
     try:
-        return json.loads((folder / LIST).read_text())
+        return json.loads((folder / LIST).read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
@@ -124,7 +124,7 @@ def choose(
         said = f"{path.name} (trained on phantoms)" if entry["phantom"] else path.name
         return generator, said, entry["domain"], (entry["reduction"], entry["amount"])
     try:
-        config = json.loads((path.parent / "config.json").read_text())
+        config = json.loads((path.parent / "config.json").read_text(encoding="utf-8"))
         learnt = config["degradation"], config.get("degradation_amount", 0.0)
     except (OSError, ValueError, KeyError):  # a file alone
         learnt = generator.settings.get("kind", "bicubic") or "paired", generator.settings.get("amount", 0.0)  # '' for speckle, too

@@ -16,6 +16,7 @@ from ..config import FIELDS
 from ..evaluation import statistics
 from ..evaluation.drawn import DRAWS
 from ..evaluation.methods import named
+from ..files import read_table
 from .run_folder import NOTEBOOKS, read_config
 
 CSS = """
@@ -59,7 +60,7 @@ CAPTIONS = {  # figure file stem (without a trailing number): caption, in the or
 def pictures(folder: Path) -> list[tuple[Path, str]]:
     """The figures of a run that the report shows, in its order, each with its caption."""
     found, file = [], folder / "evaluation" / "metrics.csv"
-    labels = sorted(pd.read_csv(file, usecols=["label"], dtype=str, keep_default_na=False).label.unique()) if file.exists() else []
+    labels = sorted(read_table(file).label.unique()) if file.exists() else []
     for stem, caption in CAPTIONS.items():
         numbered = [(re.fullmatch(rf"{stem}_?(\d*)", picture.stem), picture) for picture in sorted((folder / "figures").glob(f"{stem}*"))]
         for number, picture in sorted((int(m[1] or 0), p) for m, p in numbered if m):
@@ -136,12 +137,12 @@ def build_report(folder: Path) -> Path:
     """Write `folder`/index.html from what the run folder holds, and notebooks/*.html; returns its path."""
     folder = Path(folder)
     config = read_config(folder / "config.json")
-    provenance = json.loads((folder / "provenance.json").read_text())
+    provenance = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
     parts = [f"<h1>SRGAN for OCT: {html.escape(folder.name)}</h1>"]
     metrics_file = folder / "evaluation" / "metrics.csv"
-    table = pd.read_csv(metrics_file, dtype={"patient": str}) if metrics_file.exists() else None
+    table = read_table(metrics_file) if metrics_file.exists() else None
     tables = {name: metrics_file.with_name(f"{name}.csv") for name in ("draws", "unpaired")}
-    tables = {name: pd.read_csv(file, dtype={"patient": str}) for name, file in tables.items() if file.exists()}
+    tables = {name: read_table(file) for name, file in tables.items() if file.exists()}
     if table is not None:
         parts.append(f"<p class=lead>{html.escape(statistics.verdict(table, tables.get('unpaired')))}</p>")
     if config.data == "phantom":
@@ -201,7 +202,7 @@ def build_report(folder: Path) -> Path:
     )
     page = f'<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content="width=device-width, initial-scale=1"><title>{html.escape(folder.name)}</title><style>{CSS}</style><body>{"".join(parts)}</body></html>\n'
     out = folder / "index.html"
-    out.write_text(page)
+    out.write_text(page, encoding="utf-8")
     return out
 
 
@@ -213,7 +214,7 @@ def notebook_html(source: Path) -> Path:
     body = re.sub(r'<script[^>]*\bsrc="https?://[^"]*"[^>]*>\s*</script>', "", body)
     body = re.sub(r"<script[^>]*>[^<]*(?:MathJax|mermaid)[\s\S]*?</script>", "", body)
     out = source.with_suffix(".html")
-    out.write_text(body)
+    out.write_text(body, encoding="utf-8")
     return out
 
 

@@ -14,7 +14,7 @@ import pandas as pd
 from filelock import FileLock, Timeout
 
 from ..config import FIELDS, STAGES, Config, UserError, load_config
-from ..files import HOME, file_hash, write
+from ..files import HOME, file_hash, read_table, write
 from .provenance import device_used, made_by, timestamp
 
 NOTEBOOKS = {  # number: (file, stage whose settings it accepts, stages it needs)
@@ -47,7 +47,7 @@ def read_config(file: Path) -> Config:
     """The settings in a run's config.json; one that it lacks, as it is newer than the run, has its default and not what the profile
     says today. UserError where they cannot be read."""
     try:
-        stored = {name: value for name, value in json.loads(file.read_text()).items() if name not in RETIRED}
+        stored = {name: value for name, value in json.loads(file.read_text(encoding="utf-8")).items() if name not in RETIRED}
         return load_config(**dataclasses.asdict(Config()) | stored)
     except (ValueError, TypeError, AttributeError) as error:
         raise UserError(f"{file} cannot be used ({error}); choose another run_dir") from None
@@ -75,7 +75,7 @@ class Run:
     @property
     def provenance(self) -> dict:
         file = self.folder / "provenance.json"
-        return json.loads(file.read_text()) if file.exists() else {"stages": {}, "notebooks": {}}
+        return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {"stages": {}, "notebooks": {}}
 
     def record(self, part: str, name: str, **facts) -> None:
         """Merge `facts` into provenance[part][name]."""
@@ -213,7 +213,7 @@ class Run:
         manifest.check_split(table)
         text = table.to_csv(index=False)
         file = self.folder / "manifest.csv"
-        if file.exists() and file.read_text() != text and self.is_trained("pretrain"):
+        if file.exists() and file.read_text(encoding="utf-8") != text and self.is_trained("pretrain"):
             raise UserError(f"the images in {root} changed since {self.folder} was trained; choose another folder with run_dir (--run-dir)")
         write(file, text)
         skipped = pd.DataFrame(table.attrs["skipped"], columns=["path", "reason"])
@@ -223,7 +223,7 @@ class Run:
 
     @property
     def manifest(self) -> pd.DataFrame:
-        return pd.read_csv(self.folder / "manifest.csv", dtype={"patient": str, "label": str, "path": str}, keep_default_na=False)
+        return read_table(self.folder / "manifest.csv")
 
     @property
     def root(self) -> Path:
@@ -247,13 +247,15 @@ class Run:
 
     def show(self, figure, name: str = "", phantom: bool | None = None) -> None:
         """Display a figure (matplotlib's or a Pillow image) in a notebook, marked where it shows phantoms (None: where the run does), and keep it
-        as figures/`name`.png where it has a name."""
-        from IPython.display import display
+        as figures/`name`.png where it has a name. Shown as a PNG, whatever matplotlib's backend."""
+        from IPython.display import Image, display
 
-        from ..figures.panels import finish
+        from ..figures.panels import png
 
-        path = self.figures / f"{name}.png" if name else None
-        display(finish(figure, path, self.is_phantom if phantom is None else phantom))
+        content = png(figure, self.is_phantom if phantom is None else phantom)
+        if name:
+            write(self.figures / f"{name}.png", content)
+        display(Image(data=content))
 
     @property
     def figures(self) -> Path:

@@ -106,6 +106,8 @@ def _execute(notebook: Path, out: Path, parameters: dict) -> None:
 
     class Client(PapermillNotebookClient):
         def start_new_kernel(self, **kwargs):
+            # this Python, not that of a kernelspec "python3" of the user's
+            self.km.kernel_spec.argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
             super().start_new_kernel(**kwargs)
             kernels.append(self.km)
 
@@ -121,8 +123,9 @@ def _execute(notebook: Path, out: Path, parameters: dict) -> None:
 
     def work():
         try:
+            paths = (str(path).replace("{", "{{").replace("}", "}}") for path in (notebook, out))  # papermill would fill them in
             papermill.execute_notebook(
-                notebook, out, parameters, engine_name="srlib", kernel_name="python3", cwd=str(NOTEBOOK_FOLDER),
+                *paths, parameters, engine_name="srlib", kernel_name="python3", cwd=str(NOTEBOOK_FOLDER),
                 progress_bar=False, coalesce_streams=True, stdout_file=_Progress(False), stderr_file=_Progress(True),
             )  # fmt: skip
         except BaseException as error:  # handed to the main thread

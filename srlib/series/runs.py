@@ -15,7 +15,7 @@ from ..config import FIELDS, Config, UserError, stage_of
 from ..data import sources
 from ..data.reading import find_images
 from ..evaluation.statistics import by_patient
-from ..files import REPOSITORY
+from ..files import REPOSITORY, read_table
 from .run_folder import read_config
 
 SRLIB = REPOSITORY / "srlib"
@@ -49,7 +49,7 @@ def _version(path: Path) -> tuple[int, int]:
 
 @functools.cache
 def _code(path: Path, *version: int) -> str:
-    tree = ast.parse(path.read_text())
+    tree = ast.parse(path.read_text(encoding="utf-8"))
     for node in ast.walk(tree):
         if isinstance(getattr(node, "body", None), list):
             node.body = [line for line in node.body if not (isinstance(line, ast.Expr) and isinstance(line.value, ast.Constant))]
@@ -72,7 +72,7 @@ def stale(folder: Path) -> str:
     file = folder / "sweep.json"
     if not file.exists():
         return ""
-    then, now = json.loads(file.read_text())["made_from"], made_from(read_config(folder / "config.json"))
+    then, now = json.loads(file.read_text(encoding="utf-8"))["made_from"], made_from(read_config(folder / "config.json"))
     return " and ".join(key for key in ("code", "data") if then[key] != now[key])
 
 
@@ -112,16 +112,16 @@ def read_runs(folders, reference: Path, with_stale: bool = False) -> tuple[pd.Da
         seed = settings.pop("seed")
         group = groups.setdefault(json.dumps(settings), re.sub(r"-seed\d+$", "", name))
         changed = {k: v for k, v in settings.items() if v != getattr(own, k)}
-        table = by_patient(pd.read_csv(folder / "evaluation" / "metrics.csv", dtype={"patient": str})).reset_index()
+        table = by_patient(read_table(folder / "evaluation" / "metrics.csv")).reset_index()
         means.append(pd.concat([pd.DataFrame({"run": name, "group": group, "seed": seed}, index=table.index), table], axis=1))
-        history = pd.read_csv(folder / "srgan" / "history.csv")
+        history = read_table(folder / "srgan" / "history.csv")
         shares = history[history.step > 0].reindex(columns=SHARES).iloc[0].fillna(0)
         facts.append({"run": name, "group": group, "seed": seed, "changed": changed, "folder": folder, "config": config, **shares})
     return pd.concat(means, ignore_index=True), pd.DataFrame(facts).set_index("run"), out
 
 
 def _test_images(folder: Path) -> set[str]:
-    table = pd.read_csv(folder / "manifest.csv", usecols=["sha256", "split"])
+    table = read_table(folder / "manifest.csv")
     return set(table.sha256[table.split == "test"])
 
 

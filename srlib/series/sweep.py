@@ -41,7 +41,7 @@ class Point:
     @property
     def record(self) -> dict:
         file = self.folder / "sweep.json"
-        return json.loads(file.read_text()) if file.exists() else {}
+        return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
 
     def note(self, **facts) -> None:
         write(self.folder / "sweep.json", json.dumps(self.record | facts, indent=1) + "\n")
@@ -67,7 +67,7 @@ def read_sweep(which: str) -> tuple[str, dict]:
             f"there is no sweep {which!r}; give a YAML file, or one of {', '.join(sorted(p.stem for p in EXPERIMENTS.glob('*.yaml')))}"
         )
     try:
-        content = yaml.safe_load(file.read_text())
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         raise UserError(f"{file} is not YAML ({str(error).splitlines()[0]})") from None
     if not isinstance(content, dict) or not KEYS >= content.keys() >= {"points"}:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import shlex
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from ..data.phantom import bscan
 from ..degrade import crop_to_multiple, downsample, to_image, to_tensor
 from ..evaluation import statistics
 from ..figures import panels
-from ..files import file_hash
+from ..files import file_hash, read_table
 from ..inference.upscaling import upscale
 from ..models import weights
 from ..models.texture import NOISES
@@ -119,7 +120,8 @@ def phantom_picture(generators: dict[str, torch.nn.Module], scale: int) -> Image
     """A phantom reduced, super-resolved by each generator, and its HR: `panels.closeups`."""
     hr = crop_to_multiple(bscan(3, pathology="drusen"), scale)
     lr = to_image(downsample(to_tensor(hr), scale))
-    return panels.finish(panels.closeups({name: upscale(lr, network) for name, network in generators.items()} | {"hr": hr}), phantom=True)
+    squares = panels.closeups({name: upscale(lr, network) for name, network in generators.items()} | {"hr": hr})
+    return Image.open(io.BytesIO(panels.png(squares, phantom=True))).convert("RGB")
 
 
 def _commands(config: Config) -> str:
@@ -147,7 +149,7 @@ def _training(run: Run) -> list[str]:
     said, curves = [], []
     begun = run.provenance.get("networks", {}).get("start") if run.config.start else None
     for stage, words in (("pretrain", "SRResNet"), ("srgan", "SRGAN")):
-        history = pd.read_csv(run.folder / stage / "history.csv")
+        history = read_table(run.folder / stage / "history.csv")
         device = run.provenance["stages"][stage].get("device", "hardware not recorded")
         last = history.iloc[-1]
         few = history.iloc[np.linspace(0, len(history) - 1, min(CURVE, len(history))).round().astype(int)]

@@ -9,12 +9,11 @@ import re
 from pathlib import Path
 
 import nbformat
-import pandas as pd
 from PIL import Image
 
 from ..config import UserError
 from ..evaluation import statistics
-from ..files import HOME, REPOSITORY
+from ..files import HOME, REPOSITORY, read_table
 from ..series import report
 from ..series.opening import open_run
 from ..series.run_folder import NOTEBOOKS, Run
@@ -109,7 +108,7 @@ def _embedded_jpeg(match: re.Match) -> str:
 def _publish(run: Run) -> list[Path]:
     """The run's report as the last part of notebooks/RESULTS.md, which GitHub shows: what was found, the tables, the pictures."""
     out = run.folder / "evaluation"
-    table, unpaired, drawn = (pd.read_csv(out / f"{name}.csv", dtype={"patient": str}) for name in ("metrics", "unpaired", "draws"))
+    table, unpaired, drawn = (read_table(out / f"{name}.csv") for name in ("metrics", "unpaired", "draws"))
     summary = statistics.summarise(table)
     numbers = statistics.titled(statistics.with_intervals(summary))
     leading = statistics.titled(statistics.with_intervals(summary).reindex(report.LEADING).dropna()).T
@@ -133,5 +132,5 @@ def _publish(run: Run) -> list[Path]:
         written.append(_small(picture, picture.stem))
         text.append(f"![phantom](pictures/{written[-1].name})\n\n*Phantom. {caption}*")
     page = REPOSITORY / "notebooks" / "RESULTS.md"
-    page.write_text(page.read_text().partition(MARK)[0] + MARK + "\n\n" + "\n\n".join(text) + "\n")
+    page.write_text(page.read_text(encoding="utf-8").partition(MARK)[0] + MARK + "\n\n" + "\n\n".join(text) + "\n")
     return [*written, page]

@@ -7,11 +7,10 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
 from ..config import STAGES, UserError
 from ..data.reading import read_pair
-from ..files import WEIGHTS, file_hash, write
+from ..files import WEIGHTS, file_hash, read_table, write
 from ..inference import domain
 from ..inference.export import export_onnx
 from ..inference.upscaling import upscale
@@ -40,7 +39,7 @@ def release(run_dir: str, out: str = "", data: str = "", source: str = "", allow
     source = source or (PHANTOM if run.is_phantom else KERMANY if "OCT2017" in (root.name.strip(), *root.parts) else "")
     if not source:
         raise UserError(f"{root}: whose scans are these? Say it for the model card: --source 'NAME, LICENCE, CITATION'")
-    config, table = run.config, pd.read_csv(folder / "evaluation" / "metrics.csv", dtype={"patient": str})
+    config, table = run.config, read_table(folder / "evaluation" / "metrics.csv")
     splits = {split: [root / p for p in rows.path] for split, rows in run.manifest.groupby("split")}
     test = [read_pair(root / p, config)[0] for p in table.image.unique()]
     train = splits["train"][:: -(-len(splits["train"]) // SAMPLE)]

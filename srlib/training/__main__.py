@@ -20,7 +20,7 @@ STAGES = {"pretrain": pretrain_generator, "srgan": train_srgan}
 
 def main(job: str) -> int:
     """What each process of `parallel.launch` does: join the group, run the stage. Its mistakes go to `job.error`, which `launch` reads."""
-    facts = json.loads(Path(job).read_text())
+    facts = json.loads(Path(job).read_text(encoding="utf-8"))
     config = Config(**facts["config"])
     device = pick_device(config.device)
     dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
@@ -31,7 +31,7 @@ def main(job: str) -> int:
         STAGES[facts["stage"]](config, *paths, facts["folder"], facts["fingerprint"])
     except UserError as error:
         part = Path(job).with_name(f"job.error.{parallel.rank()}")
-        part.write_text(json.dumps([isinstance(error, OutOfTime), str(error)]))
+        part.write_text(json.dumps([isinstance(error, OutOfTime), str(error)]), encoding="utf-8")
         part.replace(Path(job).with_name("job.error"))
         return 1  # torchrun then ends the others, which may wait for this one
     except KeyboardInterrupt:

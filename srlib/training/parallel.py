@@ -25,7 +25,7 @@ from torch import nn
 
 from ..config import Config, OutOfTime, UserError
 from ..device import pick_device
-from ..files import REPOSITORY
+from ..files import REPOSITORY, read_table
 
 GRACE_SECONDS = 90  # that the processes get to save when they are asked to stop
 
@@ -124,7 +124,7 @@ def launch(stage: str, count: int, config: Config, train, val, folder, fingerpri
     job, failed, log, history = (home / name for name in ("job.json", "job.error", "job.log", "history.csv"))
     failed.unlink(missing_ok=True)
     facts = {"stage": stage, "config": dataclasses.asdict(config), "folder": str(folder), "fingerprint": fingerprint}
-    job.write_text(json.dumps(facts | {"train": [str(p) for p in train], "val": [str(p) for p in val]}))
+    job.write_text(json.dumps(facts | {"train": [str(p) for p in train], "val": [str(p) for p in val]}), encoding="utf-8")
     command = [sys.executable, "-m", "torch.distributed.run", *config.torchrun.split(), f"--nproc-per-node={count}"]
     command += ["-m", "srlib.training", str(job)]
     paths = [str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])]
@@ -139,7 +139,7 @@ def launch(stage: str, count: int, config: Config, train, val, folder, fingerpri
             sys.stdout.flush()
             if history.exists() and (when := history.stat().st_mtime_ns) != seen:
                 seen = when
-                show(pd.read_csv(history))
+                show(read_table(history))
         status = process.wait()
     except BaseException:  # an interrupt, or a mistake in `show`: torchrun ends its processes, which save
         process.send_signal(signal.SIGTERM)
@@ -151,8 +151,8 @@ def launch(stage: str, count: int, config: Config, train, val, folder, fingerpri
             os.killpg(process.pid, signal.SIGKILL)
         process.stdout.close()
     if failed.exists():
-        late, text = json.loads(failed.read_text())
+        late, text = json.loads(failed.read_text(encoding="utf-8"))
         raise (OutOfTime if late else UserError)(text)
     if status:
         raise RuntimeError(f"{home.name}: one of {count} training processes died ({log} says more); run the same again to continue")
-    return pd.read_csv(history)
+    return read_table(history)
