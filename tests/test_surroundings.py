@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from srlib.evaluation import statistics
 from srlib.config import load_config
+from srlib.evaluation import statistics
 from srlib.files import REPOSITORY, read_table
 
 HOUSE = "\u03c3 \u4e2d"  # what CP1252 cannot show
