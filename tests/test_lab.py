@@ -20,6 +20,7 @@ from running import srlib
 
 from srlib.figures import widgets
 from srlib.files import REPOSITORY
+from srlib.series.run_folder import NOTEBOOKS
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 FLAGS = ("headless", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-background-networking", "disable-component-update",
@@ -118,27 +119,31 @@ def lab(tmp_path):
 
 @pytest.mark.slow
 def test_run_all_in_jupyterlab(lab):
+    """All six notebooks, one after the other, by Run All; each link at the end opens the next."""
     page, address = lab
     page.call("Emulation.setFocusEmulationEnabled", enabled=True)  # a headless page has no focus, so that no tab would be the current one
-    page.call("Page.navigate", url=f"{address}/lab/tree/01_explore_data.ipynb")
-    opened = "[...(window.jupyterapp?.shell?.widgets('main') ?? [])].find(w => w.context?.path === '01_explore_data.ipynb')"
-    page.wait(f"{opened}?.sessionContext.session?.kernel?.status === 'idle'", 120)
-    page.js(f"jupyterapp.shell.activateById({opened}.id)")
-    page.js("jupyterapp.commands.execute('notebook:run-all-cells').then(() => true)")
-    cells = f"{opened}.content.model.toJSON().cells.filter(c => c.cell_type === 'code')"
-    page.wait(f"{cells}.every(c => c.execution_count)", 280)
-    outputs = json.loads(page.js(f"JSON.stringify({cells}.flatMap(c => c.outputs))"))
-    kinds = [o["output_type"] for o in outputs]
-    assert "error" not in kinds and sum("image/png" in o.get("data", {}) for o in outputs) >= 3
-    warned = ["".join(o["text"]) for o in outputs if o["output_type"] == "stream" and o["name"] == "stderr"]
-    assert not [text for text in warned if "%|" not in text], warned  # progress bars aside
-    page.js(f"{opened}.content.scrollToItem(0).then(() => true)")
-    page.wait("[...document.querySelectorAll('.jp-Notebook img')].some(i => i.complete && i.naturalWidth > 100)", 30)
-    page.js(f"{opened}.content.scrollToItem({opened}.content.widgets.length - 1).then(() => true)")
-    link = "document.querySelector('.jp-RenderedMarkdown a[href*=\"02_synthesize_lr\"]')"
-    page.wait(f"!!{link}", 30)
-    page.js(f"{link}.click()")
-    page.wait("[...jupyterapp.shell.widgets('main')].some(w => w.context?.path === '02_synthesize_lr.ipynb')", 60)
+    names = [name for name, _, _ in NOTEBOOKS.values()]
+    page.call("Page.navigate", url=f"{address}/lab/tree/{names[0]}.ipynb")
+    for name, following in zip(names, [*names[1:], names[0]], strict=True):
+        opened = f"[...(window.jupyterapp?.shell?.widgets('main') ?? [])].find(w => w.context?.path === '{name}.ipynb')"
+        page.wait(f"{opened}?.sessionContext.session?.kernel?.status === 'idle'", 120)
+        page.js(f"jupyterapp.shell.activateById({opened}.id)")
+        page.js("jupyterapp.commands.execute('notebook:run-all-cells').then(() => true)")
+        cells = f"{opened}.content.model.toJSON().cells.filter(c => c.cell_type === 'code')"
+        page.wait(f"{cells}.every(c => c.execution_count)", 280)
+        outputs = json.loads(page.js(f"JSON.stringify({cells}.flatMap(c => c.outputs))"))
+        assert "error" not in [o["output_type"] for o in outputs], name
+        assert sum("image/png" in o.get("data", {}) for o in outputs) >= 2, name
+        warned = ["".join(o["text"]) for o in outputs if o["output_type"] == "stream" and o["name"] == "stderr"]
+        assert not [text for text in warned if "%|" not in text], warned  # progress bars aside
+        page.js(f"{opened}.content.scrollToItem(0).then(() => true)")
+        page.wait("[...document.querySelectorAll('.jp-Notebook img')].some(i => i.complete && i.naturalWidth > 100)", 30)
+        page.js(f"{opened}.content.scrollToItem({opened}.content.widgets.length - 1).then(() => true)")
+        link = f"[...document.querySelectorAll('.jp-RenderedMarkdown a[href*=\"{following}\"]')].find(a => a.offsetParent)"
+        page.wait(f"!!{link}", 30)
+        page.js(f"{link}.click()")
+        page.wait(f"[...jupyterapp.shell.widgets('main')].some(w => w.context?.path === '{following}.ipynb')", 60)
+        page.js(f"{opened}.sessionContext.shutdown().then(() => true)")
 
 
 WIDER = """[...document.body.querySelectorAll('*')].filter(e => {
