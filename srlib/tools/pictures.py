@@ -68,19 +68,19 @@ def _jpeg(png: bytes, width: int = 10_000) -> bytes:
 
 
 def _executed(run: Run) -> list[Path]:
-    """The run's executed notebooks in notebooks/executed/: their pictures as JPEG, without papermill's cell of parameters and this machine's paths.
-    Raises UserError where one was not made from the present notebook."""
+    """The present notebooks with the outputs of the run in notebooks/executed/: pictures as JPEG, without this machine's paths. Raises UserError where
+    the run's code cells are not the present ones (its text may be older)."""
     written = []
     for name, _, _ in NOTEBOOKS.values():
-        source = nbformat.read(REPOSITORY / "notebooks" / f"{name}.ipynb", as_version=4)
-        notebook = nbformat.read(run.folder / "notebooks" / f"{name}.ipynb", as_version=4)
-        notebook.cells = [cell for cell in notebook.cells if "injected-parameters" not in cell.metadata.get("tags", [])]
-        if [cell.source for cell in notebook.cells] != [cell.source for cell in source.cells]:
+        notebook = nbformat.read(REPOSITORY / "notebooks" / f"{name}.ipynb", as_version=4)
+        executed = nbformat.read(run.folder / "notebooks" / f"{name}.ipynb", as_version=4)
+        code = [c for c in executed.cells if c.cell_type == "code" and "injected-parameters" not in c.metadata.get("tags", [])]
+        own = [c for c in notebook.cells if c.cell_type == "code"]
+        if [c.source for c in code] != [c.source for c in own]:
             raise UserError(f"{run.folder}/notebooks/{name}.ipynb is not of the present notebook; --from 01 makes it anew")
-        notebook.metadata, notebook.cells[0] = source.metadata, source.cells[0]
-        for cell in notebook.cells:
-            cell.metadata = {"tags": cell.metadata["tags"]} if cell.metadata.get("tags") else {}
-            for output in cell.get("outputs", []):
+        for cell, ran in zip(own, code, strict=True):
+            cell.outputs, cell.execution_count = ran.outputs, ran.execution_count
+            for output in cell.outputs:
                 _for_the_page(output)
         written.append(EXECUTED / f"{name}.ipynb")
         EXECUTED.mkdir(exist_ok=True)
