@@ -395,7 +395,7 @@ def test_warnings_are_said_once_while_training(images, tmp_path, monkeypatch, ca
     pretraining.pretrain_generator(config, *images, tmp_path)
     assert capsys.readouterr().out.count("pretrain: warning at step 2: the training has left its way") == 1
     history = adversarial.train_srgan(config, *images, tmp_path)
-    assert capsys.readouterr().out.count("srgan: warning at step 2: SR brought down again") == 1
+    assert capsys.readouterr().out.count("srgan: warning at step 2: SR reduced again") == 1
     assert list(history.step) == [0, 2, 4, 6]
 
 

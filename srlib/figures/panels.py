@@ -40,7 +40,15 @@ plt.rcParams.update(STYLE)
 PHANTOM = "phantom: not a result on OCT"
 LESIONS = {"cnv": "new vessels (CNV)", "foci": "bright foci"}
 # of what is no method: told apart in grey and by colour-blind readers, by their dashes too
-LINES = tuple(zip(("#222222", "#E69F00", "#6A3D9A", "#8C564B", "#7A7A7A", "#B8B000", "#4B0055"), ("-", "--", "-.", ":") * 2, strict=False))
+LINES = (
+    ("#222222", "-"),
+    ("#E69F00", "--"),
+    ("#6A3D9A", "-."),
+    ("#8C564B", ":"),
+    ("#7A7A7A", "-"),
+    ("#B8B000", (0, (1, 1))),
+    ("#4B0055", (0, (5, 1))),
+)
 
 
 def finish(fig: plt.Figure, phantom: bool = False) -> plt.Figure:

@@ -114,7 +114,8 @@ def kid(
     sr: np.ndarray, hr: np.ndarray, sr_patients: np.ndarray, hr_patients: np.ndarray, resamples: int = 1000
 ) -> tuple[float, float, float]:
     """Kernel inception distance (Binkowski et al. 2018) of features (N, D): the squared maximum mean discrepancy under the kernel
-    (x y / D + 1)^3, unbiased; 0 for one distribution, so that it may fall below. (value, low, high): the 95 % bootstrap interval over patients.
+    (x y / D + 1)^3, unbiased; 0 for one distribution, so that it may fall below. (value, low, high): the 95 % bootstrap interval over patients,
+    moved so that its mean is the value (a patient drawn twice makes a resample less various than the patients are).
 
     Features are standardised by HR's mean and deviation, and vectors longer than a usual one (the root of D) are cut to that length: a few
     bright patches among dark ones, thirty times as long, cubed, would decide alone. Kernel sums are kept by pairs of patients, so that a resample is a weighted sum."""
@@ -143,5 +144,6 @@ def kid(
     drawn = np.random.default_rng(0).multinomial(len(names), np.full(len(names), 1 / len(names)), resamples).astype(float)
     with np.errstate(divide="ignore", invalid="ignore"):
         value, found = distance(np.ones((1, len(names))))[0], distance(drawn)
-    low, high = np.quantile(found[np.isfinite(found)], [0.025, 0.975]) if len(names) > 1 else (np.nan, np.nan)
+    found = found[np.isfinite(found)]
+    low, high = np.quantile(found - found.mean() + value, [0.025, 0.975]) if len(found) > 1 else (np.nan, np.nan)
     return float(value), float(low), float(high)

@@ -6,16 +6,16 @@ import pandas as pd
 
 WON = 0.95  # D's mean probability for the truth, twice in a row; chance has 0.5
 BLIND = 0.51  # the same, never above, in at least four rows
-LEFT_LR = 38.0  # dB of LR consistency; bicubic and a sound SRGAN have 40 and more on OCT
+LEFT_LR = 38.0  # dB of LR consistency; a sound network has more on OCT (bicubic has 40, on single scans 34)
 COLLAPSE = -4.0  # dB of PSNR against bicubic
 DIVERGED = 3.0  # dB below the best validation
 
 
 def warnings(history: pd.DataFrame) -> dict[str, str]:
-    """{kind: sentence} of what is wrong at the end of `train_srgan`'s history; empty while the game is sound.
+    """{kind: sentence} of what is wrong at the end of `train_srgan`'s history; empty while it is sound.
 
-    Kinds: `won` (D tells all SR from HR, so that its gradient vanishes), `blind` (D cannot tell at all), `inconsistent` (SR brought
-    down again is not LR), `collapse` (SR is far from HR, or all of the generator's loss is adversarial).
+    Kinds: `won` (D tells all SR from HR, so that its gradient vanishes), `blind` (D cannot tell at all), `inconsistent` (SR reduced
+    again is not LR), `collapse` (SR is far from HR, or all of the generator's loss is adversarial).
     """
     history, found = history[history.step > 0], {}
     if history.empty:
@@ -24,7 +24,7 @@ def warnings(history: pd.DataFrame) -> dict[str, str]:
     if len(right) > 1 and right.iloc[-2:].min() > WON:
         found["won"] = (
             f"the discriminator has won (it is right with probability {last.d_right:.2f}) and teaches nothing; "
-            "a larger penalty, or a smaller adversarial_share, keeps the game open"
+            "a larger penalty, or a smaller adversarial_share, keeps both learning"
         )
     if len(right) > 3 and right.max() < BLIND:
         found["blind"] = "the discriminator cannot tell SR from HR; a smaller penalty or a larger gan_lr lets it learn"
@@ -35,8 +35,8 @@ def warnings(history: pd.DataFrame) -> dict[str, str]:
         )
     elif last.consistency_db < LEFT_LR:
         found["inconsistent"] = (
-            f"SR brought down again is {last.consistency_db:.1f} dB from LR (sound: over {LEFT_LR:.0f}): it invents structure; "
-            "texture=32 cannot leave LR; without it a smaller adversarial_share holds it"
+            f"SR reduced again is {last.consistency_db:.1f} dB from LR (sound: over {LEFT_LR:.0f}): it invents structure; "
+            "texture with a linear degradation cannot leave LR; otherwise a smaller adversarial_share holds it"
         )
     return found
 
