@@ -1,0 +1,56 @@
+"""The tools that every notebook begins with."""
+
+import matplotlib.pyplot as plt
+import pandas as pd
+from PIL import Image
+
+from srlib import notebook
+from srlib.config import load_config
+from srlib.models.networks import ResidualBlock
+from srlib.series.run_folder import Run
+
+
+def test_source_has_the_code_and_no_docstring():
+    html = notebook.source(ResidualBlock).data
+    assert "srlib.models.networks" in html and "ResidualBlock" in html and "departure" not in html
+    code = notebook._code(ResidualBlock)
+    scope = {"nn": __import__("torch").nn, "torch": __import__("torch")}
+    exec(code, scope)
+    block, own = ResidualBlock(4, False), scope["ResidualBlock"](4, False)
+    own.load_state_dict(block.state_dict())
+    x = scope["torch"].rand(1, 4, 5, 5)
+    assert scope["torch"].equal(block(x), own(x))
+
+
+def test_fold_shows_six_rows():
+    html = notebook.fold(pd.DataFrame({"a": range(17)})).data
+    first, _, rest = html.partition("<details>")
+    assert first.count("<tr>") == 6 and "11 more rows" in rest and rest.count("<tr>") == 11  # the heads have a style
+    assert "details" not in notebook.fold(pd.DataFrame({"a": range(4)})).data
+
+
+def test_answer(capsys):
+    notebook.answer(None, 2.5)
+    notebook.answer(2.5004, 2.5)
+    notebook.answer(3, 2.5)
+    said = capsys.readouterr().out.splitlines()
+    assert said == ["right answer: 2.5, yours: not given yet", "right answer: 2.5, yours: 2.5004; well done", "right answer: 2.5, yours: 3"]
+
+
+def test_departures_are_left_aligned_and_whole():
+    html = notebook.departures_table(load_config("quick"), "srgan").data
+    assert "texture" in html and "text-align:left" in html and "..." not in html.replace("...;", "")
+
+
+def test_a_figure_is_shown_marked_and_kept(tmp_path, monkeypatch):
+    shown = []
+    monkeypatch.setattr("IPython.display.display", shown.append)
+    run = Run(tmp_path, load_config("smoke"))
+    fig, ax = plt.subplots()
+    ax.plot([1, 2])
+    run.show(fig, "plot")
+    run.show(Image.new("L", (40, 30), 90), "image")
+    run.show(Image.new("L", (40, 30), 90), phantom=False)
+    assert [s.data[:4] for s in shown] == [b"\x89PNG"] * 3 and not plt.get_fignums()
+    assert sorted(p.name for p in (tmp_path / "figures").iterdir()) == ["image.png", "plot.png"]
+    assert Image.open(tmp_path / "figures/image.png").size == (40, 48)  # a strip says that it is a phantom's
