@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
+import uuid
 from pathlib import Path
 
 import pandas as pd
@@ -36,7 +38,7 @@ def write(path: str | Path, content: bytes | str, keep: Path | None = None) -> N
     """`content` (text as UTF-8) into `path`, whole or not at all, with the folders above; an older file there is renamed to `keep` where that is
     given. Raises UserError where the disk refuses."""
     path = Path(path)
-    part = path.with_name(path.name + ".part")
+    part = path.with_name(f"{path.name[:40]}.{uuid.uuid4().hex}.part")  # its own: the same command may run twice at once
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(part, "wb") as file:
@@ -47,8 +49,10 @@ def write(path: str | Path, content: bytes | str, keep: Path | None = None) -> N
             path.replace(keep)
         part.replace(path)
     except OSError as error:
-        part.unlink(missing_ok=True)
         raise UserError(f"{path} cannot be written ({error.strerror}); free the disk, or choose another folder (--run-dir)") from None
+    finally:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
 
 
 NAMES = frozenset(  # columns of a run's tables that hold names

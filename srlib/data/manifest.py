@@ -19,7 +19,7 @@ from scipy.ndimage import gaussian_filter
 from tqdm import tqdm
 
 from ..config import Config, UserError
-from .reading import find_images, read_given_pair, read_image, slices
+from .reading import find_images, read_given_pair, read_image, slices, subfolder
 from .sources import data_home
 
 MIN_SIDE = 32
@@ -45,8 +45,8 @@ def build_manifest(
     one in `root`/lr. Raises UserError where fewer than three groups are left.
     """
     root = Path(root)
-    patients, named = {}, 0
-    for path in find_images(root / "hr" if paired else root):
+    patients, named, left_out = {}, 0, []
+    for path in find_images((subfolder(root, "hr") or root) if paired else root, left_out):
         relative = path.relative_to(root).as_posix()
         match = re.search(patient_pattern, relative)
         named += match is not None
@@ -57,7 +57,7 @@ def build_manifest(
         order = np.random.default_rng(seed).permutation(sorted(sizes.index))
         kept = set(order[np.cumsum(sizes[order]) <= max(max_images, sizes[order[0]])])
         patients = {relative: patient for relative, patient in patients.items() if patient in kept}
-    rows, skipped = [], []
+    rows, skipped = [], [(path.relative_to(root).as_posix(), reason) for path, reason in left_out]
     for relative, facts in zip(patients, inspect_files(root, list(patients)), strict=True):
         for slice_path, sha256, height, width, reason in facts:
             if paired and not reason:

@@ -20,17 +20,33 @@ FORMATS = ("PNG", "JPEG", "TIFF", "BMP")  # by content; no format that starts an
 MAX_PIXELS = 100_000_000  # refuse a larger image before it is decoded
 
 
-def find_images(root: str | Path) -> list[Path]:
-    """The image files under `root` (by extension), sorted by path; hidden files and linked folders are left out.
+def find_images(root: str | Path, left_out: list[tuple[Path, str]] | None = None) -> list[Path]:
+    """The image files under `root` (by extension), sorted by path, without hidden ones. A folder that cannot be opened, a link to a folder (it may
+    lead back) and a run folder of this project are left out, and added to `left_out` as (path, reason).
 
-    Raises UserError where `root` is no folder or holds no image.
+    Raises UserError where `root` is no folder, cannot be opened or holds no image.
     """
-    root = Path(root)
+    root, left_out = Path(root), [] if left_out is None else left_out
     if not root.is_dir():
         raise UserError(f"{root} is not a folder; give a folder of images (PNG, JPEG, TIFF)")
     found = []
-    for folder, subfolders, files in os.walk(root):
-        subfolders[:] = sorted(s for s in subfolders if not s.startswith((".", "__MACOSX")))
+
+    def refused(error: OSError) -> None:
+        if Path(error.filename) == root:
+            raise UserError(f"{root} cannot be opened ({error.strerror}); make it readable, or give another folder") from None
+        left_out.append((Path(error.filename), f"cannot be opened ({error.strerror})"))
+
+    def taken(folder: Path) -> bool:
+        if folder.is_symlink():
+            left_out.append((folder, "is a link to a folder; give that folder itself, or copy it"))
+        elif all((folder / name).is_file() for name in ("config.json", "provenance.json")):
+            left_out.append((folder, "is a run folder of this project"))
+        else:
+            return True
+        return False
+
+    for folder, subfolders, files in os.walk(root, onerror=refused):
+        subfolders[:] = sorted(s for s in subfolders if not s.startswith((".", "__MACOSX")) and taken(Path(folder, s)))
         found += [Path(folder, f) for f in files if f.lower().endswith(EXTENSIONS) and not f.startswith(".")]
     if not found:
         raise UserError(f"{root} holds no image ({', '.join(EXTENSIONS)}); give another folder")
@@ -113,11 +129,21 @@ def read_pair(path: Path, config: Config) -> tuple[np.ndarray, np.ndarray]:
     return to_image(downsample(to_tensor(hr), *config.reduction)), hr
 
 
+def subfolder(folder: Path, name: str) -> Path | None:
+    """The folder `name` in `folder`, in capitals or not; None where there is none."""
+    if (folder / name).is_dir():
+        return folder / name
+    return next((f for f in sorted(folder.iterdir()) if f.name.lower() == name and f.is_dir()), None) if folder.is_dir() else None
+
+
 def lr_partner(path: Path) -> Path:
-    """The LR image of HR image `.../hr/REST`: `.../lr/REST`, with any extension. Raises UserError where there is none."""
+    """The LR image of HR image `.../hr/REST`: `.../lr/REST`, with any extension, the folders in capitals or not. Raises UserError where there is none."""
     file, page = page_of(path)
-    for k in (k for k, part in enumerate(path.parts[:-1]) if part == "hr" and Path(*path.parts[:k], "lr").is_dir()):
-        folder = Path(*path.parts[:k], "lr", *path.parts[k + 1 : -1])
+    for k in (k for k, part in enumerate(path.parts[:-1]) if part.lower() == "hr"):
+        beside = subfolder(Path(*path.parts[:k]), "lr")
+        if beside is None:
+            continue
+        folder = Path(beside, *path.parts[k + 1 : -1])
         for choice in (file.name, *(file.stem + extension for extension in EXTENSIONS)):
             if (folder / choice).exists():
                 return folder / (choice if page is None else f"{choice}#{page}")

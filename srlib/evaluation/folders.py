@@ -77,7 +77,8 @@ def _match(sr_dir: Path, hr_dir: Path) -> tuple[dict[str, tuple[Path, list[Path]
     """({name: (HR image or slice, its SR file or draws)}, a line for each SR file that has no one HR image). A name is SR's relative path
     without the extension and the number of the draw."""
     by_path, by_stem, files, matched, failed = {}, {}, {}, {}, []
-    for path in find_images(hr_dir):
+    left_out: list = []
+    for path in find_images(hr_dir, left_out):
         relative = path.relative_to(hr_dir)
         by_stem.setdefault(path.stem, []).append(path)
         for name in (relative.with_suffix(""), relative):  # with it, as in evaluation/sr, where two would have one name
@@ -86,13 +87,14 @@ def _match(sr_dir: Path, hr_dir: Path) -> tuple[dict[str, tuple[Path, list[Path]
     def find(name: str) -> list[Path]:
         return _named(by_path, name) or _named(by_stem, Path(name).name)
 
-    for path in sorted(find_images(sr_dir), key=lambda p: (len(p.stem), p.stem)):  # draw10 after draw9
+    for path in sorted(find_images(sr_dir, left_out), key=lambda p: (len(p.stem), p.stem)):  # draw10 after draw9
         name = path.relative_to(sr_dir).with_suffix("").as_posix()
         of = re.sub(r"_(draw\d+|spread)$", "", name)
         if find(name) or not find(of):
             files.setdefault(name, []).append(path)
         elif not name.endswith("_spread"):
             files.setdefault(of, []).append(path)
+    failed += [f"{path}: {reason}" for path, reason in left_out]
     meant = Counter(path for name in files for path in find(name))
     for name, paths in sorted(files.items()):
         found = find(name)

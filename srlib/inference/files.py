@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import uuid
 from pathlib import Path
 
 import numpy as np
@@ -112,7 +113,12 @@ def _plan(source: Path, out: Path, endings: list[str]) -> tuple[dict[Path, list[
     if not source.exists():
         raise UserError(f"{source}: no such file or folder")
     inside = source.is_dir() and out.resolve() != source.resolve()  # what an earlier call wrote is no source
-    paths = [p for p in find_images(source) if not (inside and out.resolve() in p.resolve().parents)] if source.is_dir() else [source]
+    left_out: list = []
+    paths = (
+        [p for p in find_images(source, left_out) if not (inside and out.resolve() in p.resolve().parents)] if source.is_dir() else [source]
+    )
+    for path, reason in left_out:
+        print(f"left out: {path} {reason}")
     suffix = out.suffix.lower()
     single = not source.is_dir() and suffix == ".png"
     if not (single or out.is_dir()) and (suffix in EXTENSIONS if source.is_dir() else suffix):
@@ -163,6 +169,9 @@ def _save(target: Path, sr: np.ndarray, facts: dict[str, str], size, scale: int)
         text.add_text("Pixel size (um)", " x ".join(f"{s / scale:.4g}" for s in size))
         options["dpi"] = tuple(25_400 / s * scale for s in size)
     target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(target.name + ".part")
-    Image.fromarray(sr).save(part, "PNG", pnginfo=text, **options)
-    part.replace(target)
+    part = target.with_name(f"{target.stem[:40]}.{uuid.uuid4().hex}.part")  # its own: the same command may run twice at once
+    try:
+        Image.fromarray(sr).save(part, "PNG", pnginfo=text, **options)
+        part.replace(target)
+    finally:
+        part.unlink(missing_ok=True)

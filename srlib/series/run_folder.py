@@ -196,13 +196,15 @@ class Run:
         Raises UserError where a training in the folder was made from other images.
         """
         from ..data import manifest
+        from ..data.reading import subfolder
 
         c = self.config
         root = self.find_images()
-        both, paired = (root / "lr").is_dir() and (root / "hr").is_dir(), c.degradation == "paired"
+        hr, lr, paired = subfolder(root, "hr"), subfolder(root, "lr"), c.degradation == "paired"
+        both = bool(hr and lr)
         if both != paired:
             raise UserError(
-                f"{root} holds lr/ and hr/; take -p degradation paired for these pairs, or --data {root / 'hr'} to make LR from HR"
+                f"{root} holds {lr.name}/ and {hr.name}/; take -p degradation paired for these pairs, or --data {hr} to make LR from HR"
                 if both
                 else f"degradation='paired' needs the folders lr/ and hr/ in {root}"
             )

@@ -1,0 +1,76 @@
+"""What lies in a data folder is taken, or listed with the reason; and files are written whole by several processes at once."""
+
+import os
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from srlib.config import UserError, load_config
+from srlib.data.manifest import build_manifest
+from srlib.data.phantom import bscan
+from srlib.data.reading import find_images, lr_partner, read_pair
+from srlib.degrade import downsample, to_image, to_tensor
+from srlib.files import write
+from srlib.series.run_folder import Run
+
+
+def scans(folder, count=4, start=0):
+    folder.mkdir(parents=True, exist_ok=True)
+    for k in range(count):
+        Image.fromarray(bscan(start + k, 64, 80)).save(folder / f"NORMAL-{start + k}-1.png")
+
+
+def test_what_is_left_out_is_said(tmp_path, monkeypatch):
+    root, elsewhere = tmp_path / "data", tmp_path / "elsewhere"
+    scans(root / "a")
+    scans(elsewhere, 2, 20)
+    (root / "linked").symlink_to(elsewhere, target_is_directory=True)
+    scans(root / "run1/evaluation/sr", 3, 30)
+    for name in ("config.json", "provenance.json"):
+        (root / "run1" / name).write_text("{}")
+    scans(root / "closed", 1, 40)
+    scandir = os.scandir
+
+    def refusing(path="."):  # who runs the tests may be root, to whom nothing is closed
+        if os.fspath(path).endswith("closed"):
+            raise PermissionError(13, "Permission denied", os.fspath(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    left_out: list = []
+    assert {p.parent.name for p in find_images(root, left_out)} == {"a"}
+    reasons = {path.name: reason for path, reason in left_out}
+    assert reasons.keys() == {"linked", "run1", "closed"}
+    assert "link" in reasons["linked"] and "run folder" in reasons["run1"] and "Permission denied" in reasons["closed"]
+    table = build_manifest(root)
+    assert len(table) == 4 and {path for path, _ in table.attrs["skipped"]} == {"linked", "run1", "closed"}
+    with pytest.raises(UserError, match="closed cannot be opened"):
+        find_images(root / "closed")
+
+
+def test_folders_of_pairs_in_capitals(tmp_path):
+    scans(tmp_path / "HR", 4)
+    shutil.copytree(tmp_path / "HR", tmp_path / "x")
+    (tmp_path / "LR").mkdir()
+    for path in (tmp_path / "x").iterdir():
+        Image.fromarray(to_image(downsample(to_tensor(np.asarray(Image.open(path)))))).save(tmp_path / "LR" / path.name)
+    shutil.rmtree(tmp_path / "x")
+    config = load_config("smoke", data=str(tmp_path))
+    with pytest.raises(UserError, match=r"holds LR/ and HR/; take -p degradation paired"):
+        Run(tmp_path / "run", config).make_manifest()
+    table = build_manifest(tmp_path, paired=4)
+    assert len(table) == 4 and all(path.startswith("HR/") for path in table.path)
+    path = tmp_path / table.path[0]
+    assert lr_partner(path).parent.name == "LR"
+    lr, hr = read_pair(path, load_config("smoke", data=str(tmp_path), degradation="paired"))
+    assert lr.shape == (16, 20) and hr.shape == (64, 80)
+
+
+def test_equal_writes_at_once(tmp_path):
+    texts = [str(k) * 100_000 for k in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda text: [write(tmp_path / "file.txt", text) for _ in range(10)], texts))
+    assert (tmp_path / "file.txt").read_text() in texts and [p.name for p in tmp_path.iterdir()] == ["file.txt"]
