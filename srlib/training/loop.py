@@ -131,6 +131,9 @@ def run_steps(stage: Stage, config: Config, folder: Path, fingerprint: str) -> p
     """
     name, total, file = stage.name, stage.total, folder / stage.name / "checkpoint.pt"
     parts = stage.parts | {"random": RandomState()}
+    if parallel.rank() == 0:
+        for left in (*file.parent.rglob("*.part"), *folder.glob("*.part")):  # of a session that was killed while it wrote
+            left.unlink(missing_ok=True)
     state = parallel.from_first(checkpoint.load(file) if parallel.rank() == 0 else None) or {
         "step": 0,
         "history": [],
