@@ -41,7 +41,8 @@ def update_pictures(run_dir: str, profile: str = "quick") -> list[Path]:
             if not made:
                 raise UserError(f"{run.figures / stem}.png is missing, which {path.name} begins with; --from 01 makes it")
             target = _small(made[0], stem)
-            first["attachments"] = {target.name: {"image/jpeg": base64.b64encode(target.read_bytes()).decode()}}
+            small = _jpeg(made[0].read_bytes(), 800, 72)  # all six go into a Kaggle kernel of 1 MB, beside srlib
+            first["attachments"] = {target.name: {"image/jpeg": base64.b64encode(small).decode()}}
             written.append(target)
         nbformat.write(notebook, path)
     return [*written, *_publish(run), *_executed(run)]
@@ -58,12 +59,12 @@ def _small(figure: Path, stem: str) -> Path:
     return target
 
 
-def _jpeg(png: bytes, width: int = 10_000) -> bytes:
+def _jpeg(png: bytes, width: int = 10_000, quality: int = 82) -> bytes:
     """A picture as JPEG, at most `width` pixels wide."""
     image, buffer = Image.open(io.BytesIO(png)).convert("RGB"), io.BytesIO()
     if image.width > width:
         image = image.resize((width, round(image.height * width / image.width)), Image.Resampling.LANCZOS)
-    image.save(buffer, "JPEG", quality=82, optimize=True)
+    image.save(buffer, "JPEG", quality=quality, optimize=True)
     return buffer.getvalue()
 
 
