@@ -16,16 +16,25 @@ class Crops(torch.utils.data.Dataset):
     """HR crops for training: item k is a pure function of (seed, k). uint8 tensors (C, crop, crop).
 
     `paths` are read once and kept while they fit into `cache_bytes` or, with `decoded`, a folder, in mapped files in its
-    decoded/ (`decoded.decoded`). A crop with more than half fill is drawn again (up to 8
+    decoded/ (`decoded.decoded`). A crop with more than half fill, or a mean grey below `min_grey`, is drawn again (up to 8
     times); the crop is flipped left to right at random. Every image must be at least as large as the crop.
     With `paired`, a scale, an item is (lr, hr): the crop and what stands there in the LR image (`lr_partner`).
     """
 
     def __init__(
-        self, paths, crop: int, count: int, channels: int = 1, seed: int = 0, paired: int = 0, decoded="", cache_bytes: int = 4 << 30
+        self,
+        paths,
+        crop: int,
+        count: int,
+        channels: int = 1,
+        seed: int = 0,
+        paired: int = 0,
+        decoded="",
+        cache_bytes: int = 4 << 30,
+        min_grey: int = 0,
     ):
         self.paths, self.crop, self.count, self.channels, self.seed = [Path(p) for p in paths], crop, count, channels, seed
-        self.paired = paired
+        self.paired, self.min_grey = paired, min_grey
         self.cache: dict[int, list[np.ndarray]] = {}
         self.room, self.decoded = cache_bytes, Path(decoded) / "decoded" if decoded else None
 
@@ -67,7 +76,8 @@ class Crops(torch.utils.data.Dataset):
             index = int(rng.integers(len(self.paths)))
             hr = self.images(index)[0]
             top, left = (int(rng.integers(n - self.crop + 1)) // step * step for n in hr.shape[:2])
-            if (hr[top : top + self.crop, left : left + self.crop] >= 250).mean() < 0.5:
+            patch = hr[top : top + self.crop, left : left + self.crop]
+            if (patch >= 250).mean() < 0.5 and patch.mean() >= self.min_grey:
                 break
         return index, top, left, rng.random() < 0.5
 

@@ -40,7 +40,8 @@ def training_pairs(paths, config: Config, device: torch.device, steps: int, seed
     paired = config.scale if config.degradation == "paired" else 0
     decoded = data_home() / "cache" if config.decoded_cache else ""
     readers = parallel.size() * (max(1, config.workers) if device.type != "cuda" else 1)
-    crops = Crops(paths, config.crop, steps * config.batch, config.channels, seed, paired, decoded, (4 << 30) // readers)
+    room = (4 << 30) // readers
+    crops = Crops(paths, config.crop, steps * config.batch, config.channels, seed, paired, decoded, room, config.crop_min_grey)
     part = parallel.share(config.batch)
 
     def source(first: int):
