@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 
-from .config import PROFILES, UserError
+from .config import FIELDS, PROFILES, UserError
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -86,6 +86,7 @@ def make_parser() -> argparse.ArgumentParser:
         help="change SR as little as it takes to reduce to LR, as a draw does anyway; KIND: how LR was made (default: as in training)",
     )
     up.add_argument("--scale", type=int, default=0, metavar="N", help="which of the released scales, where there are several (default: 4)")
+    _add_reading(up)
     up.add_argument("--ensemble", action="store_true", help="mean over the image and its mirror image: twice as long, a little better")
     up.set_defaults(command=_upscale)
 
@@ -97,11 +98,12 @@ def make_parser() -> argparse.ArgumentParser:
     synthetic.add_argument("--seed", type=int, default=0, help="another eye")
     synthetic.set_defaults(command=_phantom)
 
-    ev = commands.add_parser("evaluate", help="measure SR images against HR images of the same path or stem")
+    ev = commands.add_parser("evaluate", help="measure SR images against HR images of the same path or name")
     ev.add_argument("sr_dir", metavar="SR_DIR")
     ev.add_argument("hr_dir", metavar="HR_DIR")
     ev.add_argument("--scale", type=int, default=4, choices=(2, 3, 4, 8))
     ev.add_argument("--channels", type=int, default=1, choices=(1, 3), help="3: colour, measured on luma (default: grey)")
+    _add_reading(ev)
     ev.add_argument("--no-retina", action="store_true", help="the grey images are no B-scans: no region between inner surface and RPE")
     ev.add_argument("--lpips", action="store_true", help="measure LPIPS too (AlexNet's weights are downloaded once)")
     ev.add_argument("--dists", action="store_true", help="measure DISTS too (VGG-16's weights are downloaded once)")
@@ -141,6 +143,16 @@ def make_parser() -> argparse.ArgumentParser:
     pictures.add_argument("run_dir", metavar="RUN")
     pictures.set_defaults(command=_pictures)
     return parser
+
+
+def _add_reading(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--bits", type=int, default=0, metavar="N", help="of deep grey images, as 12 in files of 16 (default: the file's)")
+    parser.add_argument(
+        "--reflectivity",
+        default=FIELDS["reflectivity"].default,
+        choices=FIELDS["reflectivity"].metadata["choices"],
+        help="how raw reflectivity (.vol, .e2e) becomes grey (default: log)",
+    )
 
 
 def _add_kaggle(parser: argparse.ArgumentParser) -> None:
@@ -221,6 +233,7 @@ def _upscale(args) -> int:
     generator, name, known, learnt = choose(args.weights, args.scale, pick_device())
     consistent = None if args.consistent is None else learnt if args.consistent in ("", learnt[0]) else (args.consistent, 0.0)
     options = dict(seed=args.seed, draws=args.draws, strength=args.strength, spread=args.spread, consistent=consistent)
+    options |= dict(bits=args.bits, reflectivity=args.reflectivity)
     written, there, failed, warned = upscale_files(args.source, args.out, generator, name, args.ensemble, known, **options)
     for line in warned:
         print(f"warning: {line}", file=sys.stderr)
@@ -229,9 +242,9 @@ def _upscale(args) -> int:
     for path in written[:5]:
         print(path)
     made = f", {len(there)} made earlier" if there else ""
-    unlike = f", {len(warned)} unlike the training scans" if warned else ""
+    doubts = f", {len(warned)} warning(s)" if warned else ""
     by = ", ".join(filter(None, [name, in_words(generator, consistent)]))
-    print(f"{len(written)} image(s) written{made}, {len(failed)} failed{unlike}; by {by}")
+    print(f"{len(written)} image(s) written{made}, {len(failed)} failed{doubts}; by {by}")
     return 1 if failed or not written + there else 0
 
 
@@ -258,8 +271,11 @@ def _evaluate(args) -> int:
     if args.out:
         Path(args.out).parent.mkdir(parents=True, exist_ok=True)  # before the work
     wanted = tuple(name for name in ("lpips", "dists") if getattr(args, name))
-    options = dict(channels=args.channels, bscan=not args.no_retina, wanted=wanted, steps=args.steps)
+    options = dict(channels=args.channels, bscan=not args.no_retina, wanted=wanted, steps=args.steps, bits=args.bits)
+    options |= dict(reflectivity=args.reflectivity)
     found = evaluate_folders(args.sr_dir, args.hr_dir, args.scale, **options)
+    for line in found.warned:
+        print(f"warning: {line}", file=sys.stderr)
     for line in found.failed:
         print(f"error: {line}", file=sys.stderr)
     if args.out:

@@ -71,6 +71,10 @@ class Config:
         "its one number: gaussian: sigma in HR pixels; axial: spectrum's width in LR Nyquist; speckle: looks; 0: usual",
         low=0,
     )
+    bits: int = _setting(0, "data", "bits of a value in deep grey images, as 12 in files of 16; 0: what the file says", low=0, high=16)
+    reflectivity: str = _setting(
+        "log", "data", "how raw reflectivity (.vol, .e2e) becomes grey (srlib/data/instruments.py)", ("log", "fourth-root")
+    )
     patient_pattern: str = _setting(
         r"(?:^|/)[A-Za-z]+-(\d+)-[^/]*$", "data", "regular expression on the relative path; its group is the patient"
     )
@@ -220,6 +224,11 @@ class Config:
     def holds_lr(self) -> bool:
         """Whether HR brought down again is LR. With speckle drawn anew and with given pairs it is not, so SR need not be either."""
         return self.degradation not in ("speckle", "paired")
+
+    @property
+    def reading(self) -> dict:
+        """What `read_image` takes after the path."""
+        return {"channels": self.channels, "bits": self.bits, "reflectivity": self.reflectivity}
 
     @property
     def reduction(self) -> tuple[int, str, float]:

@@ -70,6 +70,8 @@ NAMES = frozenset(  # columns of a run's tables that hold names
         "trained",
         "tested",
         "reason",
+        "laterality",
+        "position",
         "group",
     )
 )

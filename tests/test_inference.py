@@ -16,6 +16,7 @@ from srlib.__main__ import main
 from srlib.config import UserError
 from srlib.data.phantom import bscan
 from srlib.degrade import downsample, to_image, to_tensor, upsample
+from srlib.evaluation.folders import evaluate_folders
 from srlib.files import REPOSITORY
 from srlib.inference import upscaling
 from srlib.inference.files import upscale_files
@@ -114,16 +115,18 @@ def test_sources_are_never_overwritten(weights_file, tmp_path, capsys):
 
 
 def test_resolution_for_print_is_no_pixel_size(tmp_path):
-    from srlib.data.reading import pixel_size
+    from srlib.data.reading import read_scan
 
     image = Image.fromarray(bscan(1, 48, 64))
     image.save(tmp_path / "print.jpg", dpi=(96, 96))
     image.save(tmp_path / "scan.png", dpi=(2540, 5080))
-    assert pixel_size(tmp_path / "print.jpg") is None and pixel_size(tmp_path / "scan.png") == pytest.approx((10, 5), rel=1e-3)
+    assert read_scan(tmp_path / "print.jpg").facts.pixel_um is None and read_scan(tmp_path / "scan.png").facts.pixel_um == pytest.approx(
+        (10, 5), rel=1e-3
+    )
     exif = Image.Exif()
     exif[0x0112] = 6  # turned by a quarter
     image.save(tmp_path / "turned.jpg", dpi=(2540, 5080), exif=exif)
-    assert pixel_size(tmp_path / "turned.jpg") == pytest.approx((5, 10), rel=1e-3)
+    assert read_scan(tmp_path / "turned.jpg").facts.pixel_um == pytest.approx((5, 10), rel=1e-3)
 
 
 def test_upscale_command(weights_file, tmp_path, capsys):
@@ -152,10 +155,20 @@ def test_upscale_errors_are_one_sentence(tmp_path, weights_file, capsys):
 
 def test_two_files_with_one_stem_are_not_overwritten(generator, tmp_path):
     (tmp_path / "in").mkdir()
-    for name in ("same.png", "same.jpg"):
-        Image.fromarray(bscan(1, 48, 64)).save(tmp_path / "in" / name)
+    for k, name in enumerate(("same.png", "same.jpg", "v#1.png", "other.png")):
+        Image.fromarray(bscan(k, 48, 64)).save(tmp_path / "in" / name, quality=95)
+    pages = [Image.fromarray(bscan(k, 48, 64)) for k in range(4, 6)]
+    pages[0].save(tmp_path / "in/v.tif", save_all=True, append_images=pages[1:])
     written, _, failed, _ = upscale_files(tmp_path / "in", tmp_path / "out", generator)
-    assert len(written) == 1 and len(failed) == 1 and "rename" in failed[0]
+    names = ["other.png", "same.jpg.png", "same.png.png", "v#1.png.png", "v#2.png", "v.tif#1.png"]
+    assert sorted(p.name for p in written) == names and not failed
+    (tmp_path / "hr").mkdir()
+    for k, name in enumerate(("same.png", "same.jpg", "v#1.png", "other.png")):  # evaluate finds for each what it was made from
+        Image.fromarray(bscan(k, 192, 256)).save(tmp_path / "hr" / name)
+    pages = [Image.fromarray(bscan(k, 192, 256)) for k in range(4, 6)]
+    pages[0].save(tmp_path / "hr/v.tif", save_all=True, append_images=pages[1:])
+    found = evaluate_folders(tmp_path / "out", tmp_path / "hr", steps=0)
+    assert not found.failed and found.table.image.nunique() == 6
 
 
 def test_a_volume_is_upscaled_slice_by_slice(generator, tmp_path):
@@ -507,4 +520,5 @@ def test_draws_are_never_written_over_a_source(srgan, drawing, tmp_path):
         upscale_files(scans, scans, drawing, draws=2)
     Image.fromarray(bscan(1, 40, 56)).save(scans / "a.bmp")
     written, _, failed, _ = upscale_files(scans, tmp_path / "out", drawing, draws=2)
-    assert len(written) == 4 and len(failed) == 1 and "a_draw1.png was already written" in failed[0]
+    stems = ["a.bmp_draw1", "a.bmp_draw2", "a.png_draw1", "a.png_draw2", "a_draw1_draw1", "a_draw1_draw2"]
+    assert sorted(p.stem for p in written) == stems and not failed

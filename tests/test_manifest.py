@@ -30,7 +30,9 @@ def split_before(label_of, val_share, test_share, seed):
 
 
 def split_now(label_of, *options):
-    return _split(pd.DataFrame({"label": label_of.to_numpy()}), pd.Series(label_of.index), *options)
+    return _split(
+        pd.DataFrame({"label": label_of.to_numpy()}), pd.Series(label_of.index), *options, order={name: name for name in label_of.index}
+    )
 
 
 def patients(count, classes):

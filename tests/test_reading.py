@@ -12,7 +12,8 @@ from srlib.config import UserError
 from srlib.data import manifest
 from srlib.data.manifest import build_manifest
 from srlib.data.phantom import bscan
-from srlib.data.reading import MAX_PIXELS, find_images, jpeg_tables, lr_partner, read_image, slices
+from srlib.data.reading import find_images, jpeg_tables, lr_partner, read_image, slices
+from srlib.data.stacks import MAX_PIXELS
 
 
 @pytest.fixture
@@ -106,7 +107,7 @@ def test_kinds_by_content(tmp_path, scan):
     Image.fromarray(scan).save(tmp_path / "b.png", "BMP")
     assert (read_image(tmp_path / "a.jpeg") == scan).all() and (read_image(tmp_path / "b.png") == scan).all()
     Image.fromarray(scan).save(tmp_path / "c.png", "GIF")
-    with pytest.raises(UserError, match="is not an image"):
+    with pytest.raises(UserError, match="is a GIF file, which is not supported"):
         read_image(tmp_path / "c.png")
 
 
@@ -212,7 +213,7 @@ def test_files_are_inspected_once(tmp_path, scan, monkeypatch):
     (root / "text.png").write_text("no")
     looked = []
     original = manifest._inspect
-    monkeypatch.setattr(manifest, "_inspect", lambda root, relative: looked.append(relative) or original(root, relative))
+    monkeypatch.setattr(manifest, "_inspect", lambda root, relative, reading: looked.append(relative) or original(root, relative, reading))
     first = build_manifest(root)
     assert len(looked) == 5
     again = build_manifest(root)

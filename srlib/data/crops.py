@@ -18,7 +18,7 @@ class Crops(torch.utils.data.Dataset):
     `paths` are read once and kept while they fit into `cache_bytes` or, with `decoded`, a folder, in mapped files in its
     decoded/ (`decoded.decoded`). A crop with more than half fill, or a mean grey below `min_grey`, is drawn again (up to 8
     times); the crop is flipped left to right at random. Every image must be at least as large as the crop.
-    With `paired`, a scale, an item is (lr, hr): the crop and what stands there in the LR image (`lr_partner`).
+    `reading`: what `read_image` takes beside the channels. With `paired`, a scale, an item is (lr, hr): the crop and what stands there in the LR image (`lr_partner`).
     """
 
     def __init__(
@@ -32,9 +32,10 @@ class Crops(torch.utils.data.Dataset):
         decoded="",
         cache_bytes: int = 4 << 30,
         min_grey: int = 0,
+        reading: dict | None = None,
     ):
         self.paths, self.crop, self.count, self.channels, self.seed = [Path(p) for p in paths], crop, count, channels, seed
-        self.paired, self.min_grey = paired, min_grey
+        self.paired, self.min_grey, self.reading = paired, min_grey, (reading or {}) | {"channels": channels}
         self.cache: dict[int, list[np.ndarray]] = {}
         self.room, self.decoded = cache_bytes, Path(decoded) / "decoded" if decoded else None
 
@@ -48,8 +49,8 @@ class Crops(torch.utils.data.Dataset):
     def read(self, path: Path) -> list[np.ndarray]:
         """[hr] or, paired, [hr, lr] of one file."""
         if self.paired:
-            return list(read_given_pair(path, self.channels, self.paired))[::-1]
-        return [read_image(path, self.channels)]
+            return list(read_given_pair(path, self.paired, **self.reading))[::-1]
+        return [read_image(path, **self.reading)]
 
     def images(self, index: int) -> list[np.ndarray]:
         """What `read` gives for one of the paths, from memory or a mapped file where it is there."""
@@ -57,7 +58,7 @@ class Crops(torch.utils.data.Dataset):
             return self.cache[index]
         path = self.paths[index]
         if self.decoded:
-            kind = f"{path.name} {self.channels} {self.paired}"
+            kind = f"{path.name} {sorted(self.reading.items())} {self.paired}"
             self.cache = {index: from_cache(self.decoded, kind, self.files(path), lambda: self.read(path))}  # not more: maps are few
             return self.cache[index]
         images = self.read(path)

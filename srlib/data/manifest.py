@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import re
+import secrets
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,11 +20,13 @@ from scipy.ndimage import gaussian_filter
 from tqdm import tqdm
 
 from ..config import Config, UserError
-from .reading import find_images, read_given_pair, read_image, slices, subfolder
+from ..files import write
+from .reading import EXTENSIONS, few_values, find_images, patient, read_given_pair, read_image, read_scan, slices, subfolder
 from .sources import data_home
 
 MIN_SIDE = 32
 REMEMBER_FROM = 1000  # files
+FACTS = ("pixel_width_um", "pixel_height_um", "laterality", "position")  # columns where some file says it
 
 
 def build_manifest(
@@ -35,49 +38,67 @@ def build_manifest(
     max_images: int = 0,
     seed: int = 0,
     paired: int = 0,
+    reading: dict | None = None,
+    salt: Path | None = None,
 ) -> pd.DataFrame:
-    """One row an image: path (relative to `root`), sha256, height, width, label, patient, split (train, val, test).
+    """One row an image: path (relative to `root`), sha256, height, width, label, patient, split (train, val, test); where files say it, size of
+    a pixel, laterality and position (FACTS).
 
-    The label is the folder's name. Images belong together where they share a patient (the pattern's group in the relative path, across
-    classes and folders; without a match the file alone) or a SHA-256; such a group stands in one split. `max_images` takes whole
+    The label is the folder's name. Images belong together where they share a patient (of an instrument's file that names one inside a hash
+    of it with the text in the file `salt`, which is made where it is missing; else the pattern's group in the relative path, across classes
+    and folders; else the file alone) or a SHA-256; such a group stands in one split, which does not depend on the salt. `max_images` takes whole
     patients at random before anything is read. `.attrs["skipped"]` lists files that cannot be used, with the reason;
-    `.attrs["unnamed"]` counts those without a match. With `paired`, a scale, the images are those of `root`/hr that fit
-    one in `root`/lr. Raises UserError where fewer than three groups are left.
+    `.attrs["unnamed"]` counts those without a patient, `.attrs["doubtful"]` lists images that may have fewer bits than their files say. With
+    `paired`, a scale, the images are those of `root`/hr that fit one in `root`/lr. `reading`: what `read_image` takes. Raises UserError where
+    fewer than three groups are left.
     """
-    root = Path(root)
-    patients, named, left_out = {}, 0, []
+    root, reading = Path(root), (reading or {}) | {"channels": channels}
+    patients, hashed, named, left_out, secret = {}, set(), 0, [], ""
     for path in find_images((subfolder(root, "hr") or root) if paired else root, left_out):
         relative = path.relative_to(root).as_posix()
-        match = re.search(patient_pattern, relative)
-        named += match is not None
-        patients[relative] = match.group(1) if match else relative
+        if path.suffix.lower() not in EXTENSIONS:
+            secret = secret or _salt(salt)
+        name = patient(path, secret)
+        hashed |= {name} if name else set()
+        if not name and (match := re.search(patient_pattern, relative)):
+            name = match.group(1)
+        named += bool(name)
+        patients[relative] = name or relative
     total = len(patients)
+    first_path: dict[str, str] = {}  # by which hashed patients are put in order
+    for relative, name in patients.items():
+        first_path.setdefault(name, relative if name in hashed else name)
     if max_images:
         sizes = pd.Series(patients).value_counts()
-        order = np.random.default_rng(seed).permutation(sorted(sizes.index))
+        order = np.random.default_rng(seed).permutation(sorted(sizes.index, key=first_path.get))
         kept = set(order[np.cumsum(sizes[order]) <= max(max_images, sizes[order[0]])])
         patients = {relative: patient for relative, patient in patients.items() if patient in kept}
-    rows, skipped = [], [(path.relative_to(root).as_posix(), reason) for path, reason in left_out]
-    for relative, facts in zip(patients, inspect_files(root, list(patients)), strict=True):
-        for slice_path, sha256, height, width, reason in facts:
+    rows, skipped, doubtful = [], [(path.relative_to(root).as_posix(), reason) for path, reason in left_out], []
+    for relative, found in zip(patients, inspect_files(root, list(patients), reading), strict=True):
+        for slice_path, sha256, height, width, reason, doubt, facts in found:
             if paired and not reason:
                 try:
-                    read_given_pair(root / slice_path, channels, paired)
+                    read_given_pair(root / slice_path, paired, **reading)
                 except UserError as error:
                     reason = str(error)
             if reason:
                 skipped.append((slice_path, reason))
                 continue
             label = Path(relative).parent.name or "image"
-            rows.append([slice_path, sha256, height, width, label, patients[relative]])
+            rows.append([slice_path, sha256, height, width, label, patients[relative], *facts])
+            doubtful += [(slice_path, doubt)] if doubt else []
     if not rows:
         raise UserError(f"{root}: none of the {len(skipped)} image files can be used; the first: {' '.join(skipped[0])}")
-    table = pd.DataFrame(rows, columns=["path", "sha256", "height", "width", "label", "patient"])
+    table = pd.DataFrame(rows, columns=["path", "sha256", "height", "width", "label", "patient", *FACTS])
+    known = table[list(FACTS)].replace("", None).notna().any()
+    table = table.drop(columns=known.index[~known])
     group = _groups(table)
     if group.nunique() < 3:
         raise UserError(f"{root}: {group.nunique()} patient(s) cannot be split into train, val and test; at least 3 are needed")
-    table["split"] = group.map(_split(table, group, val_share, test_share, seed))
-    table.attrs.update(skipped=skipped, unnamed=total - named)
+    order = table.patient.map(first_path).groupby(group).min().to_dict()
+    dealt = _split(table, group, val_share, test_share, seed, order)
+    table.insert(6, "split", group.map(dealt))
+    table.attrs.update(skipped=skipped, unnamed=total - named, doubtful=doubtful)
     return table
 
 
@@ -92,15 +113,27 @@ def fewer_patients(table: pd.DataFrame, count: int, seed: int = 0) -> pd.DataFra
     return table[(table.split != "train") | table.patient.isin(order[:count])].reset_index(drop=True)
 
 
-def inspect_files(root: Path, relatives: list[str]) -> Iterator[list[list]]:
-    """For each file, in order: a list of [path, sha256, height, width, reason], one for each slice; `reason` is '' for a usable one.
+def _salt(keep: Path | None) -> str:
+    """What the file holds, after one is made where there is none; without a file, something new."""
+    if keep and keep.exists():
+        return keep.read_text(encoding="utf-8").strip()
+    salt = secrets.token_hex(16)
+    if keep:
+        write(keep, salt + "\n")
+    return salt
+
+
+def inspect_files(root: Path, relatives: list[str], reading: dict | None = None) -> Iterator[list[list]]:
+    """For each file, in order: a list of [path, sha256, height, width, reason, doubt, facts], one for each slice; `reason` is '' for a usable one,
+    `doubt` `few_values`, facts as FACTS.
 
     Files are decoded whole, in threads, one at a time each, so memory does not grow with their number. For folders of
     REMEMBER_FROM files and more, what was found is kept in data/cache/ by path, size and time of change, and asked first; a run that
     is stopped keeps what it had.
     """
     many = len(relatives) >= REMEMBER_FROM
-    memory = data_home() / "cache" / f"files-{hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:12]}.json"
+    which = os.fsencode(root.resolve()) + repr(sorted((reading or {}).items())).encode()
+    memory = data_home() / "cache" / f"files-{hashlib.sha256(which).hexdigest()[:12]}.json"
     known, fresh = {}, 0
     with contextlib.suppress(OSError, ValueError):  # none yet, or torn
         known = json.loads(memory.read_text(encoding="utf-8")) if many else {}
@@ -110,9 +143,9 @@ def inspect_files(root: Path, relatives: list[str]) -> Iterator[list[list]]:
             facts = (root / relative).stat()
             stamp = [facts.st_size, facts.st_mtime_ns]
         except OSError as error:
-            return None, [[relative, "", 0, 0, f"cannot be opened ({error.strerror})"]]
+            return None, [_unusable(relative, f"cannot be opened ({error.strerror})")]
         found = known.get(relative)
-        return (stamp, found[1]) if found and found[0] == stamp else (stamp, _inspect(root, relative))
+        return (stamp, found[1]) if found and found[0] == stamp else (stamp, _inspect(root, relative, reading or {}))
 
     def keep():
         with contextlib.suppress(OSError):  # a read-only place: then the next run looks again
@@ -137,29 +170,36 @@ def inspect_files(root: Path, relatives: list[str]) -> Iterator[list[list]]:
             keep()
 
 
-def _inspect(root: Path, relative: str) -> list[list]:
+def _unusable(path: str, reason: str) -> list:
+    return [path, "", 0, 0, reason, "", [None, None, "", ""]]
+
+
+def _inspect(root: Path, relative: str, reading: dict) -> list[list]:
     path, rows = root / relative, []
     try:
         relative.encode()
     except UnicodeEncodeError:  # bytes that are no UTF-8: it could not be written into the manifest
-        return [[relative.encode(errors="backslashreplace").decode(), "", 0, 0, "its name is not valid Unicode; rename it"]]
+        return [_unusable(relative.encode(errors="backslashreplace").decode(), "its name is not valid Unicode; rename it")]
     try:
         names = slices(path)
     except UserError as error:
-        return [[relative, "", 0, 0, str(error).removeprefix(f"{path}: ")]]
+        return [_unusable(relative, str(error).removeprefix(f"{path}: "))]
     for name in names:
         at = Path(relative).with_name(name.name).as_posix()
         try:
-            image = read_image(name)
-            content = image.tobytes() if len(names) > 1 else path.read_bytes()
+            scan = read_scan(name, **reading | {"channels": 1})
+            content = path.read_bytes() if [name] == names else scan.image.tobytes()
         except (UserError, OSError) as error:
-            rows.append([at, "", 0, 0, str(error).removeprefix(f"{path}: ")])
+            rows.append(_unusable(at, str(error).removeprefix(f"{path}: ")))
             continue
-        height, width = image.shape
+        (height, width), facts = scan.image.shape, scan.facts
         reason = f"{width} x {height} pixels is too small" if min(height, width) < MIN_SIDE else ""
-        if image.min() == image.max():
+        if scan.image.min() == scan.image.max():
             reason = reason or "every pixel has the same value"
-        rows.append([at, hashlib.sha256(content).hexdigest(), height, width, reason])
+        size = [round(s, 4) for s in facts.pixel_um or ()] or [None, None]
+        rows.append(
+            [at, hashlib.sha256(content).hexdigest(), height, width, reason, few_values(scan), [*size, facts.laterality, facts.position]]
+        )
     return rows
 
 
@@ -174,27 +214,27 @@ def _groups(table: pd.DataFrame) -> pd.Series:
         group = merged
 
 
-def _split(table, group, val_share, test_share, seed) -> dict[str, str]:
-    """Group to split. Groups are dealt out class by class, in a random order, each to the split that lacks most of its share. Then each
+def _split(table, group, val_share, test_share, seed, order) -> dict[str, str]:
+    """Group to split. Groups are dealt out class by class, in a random order (of a list sorted by `order`), each to the split that lacks most of its share. Then each
     split without a group gets one, so of three groups or more every split has one."""
     rng = np.random.default_rng([seed, 1])
     label_of = table["label"].groupby(group).first()
     result, owed = {}, np.zeros(3)
     shares = np.array([1 - val_share - test_share, val_share, test_share])
     for label in sorted(label_of.unique()):
-        for name in rng.permutation(sorted(label_of.index[label_of == label])):
+        for name in rng.permutation(sorted(label_of.index[label_of == label], key=order.get)):
             owed += shares
             pick = int(np.argmax(owed))
             owed[pick] -= 1
             result[name] = ("train", "val", "test")[pick]
     for k, split in enumerate(("val", "test", "train")):  # (in older runs this was all: their patients must not move)
         if split not in result.values():
-            result[sorted(result)[k]] = split
+            result[sorted(result, key=order.get)[k]] = split
     for split in ("val", "test"):  # where its only group was taken for another
         dealt = list(result.values())
         if split not in dealt:
             largest = max(("train", "val", "test"), key=dealt.count)
-            result[min(name for name in result if result[name] == largest)] = split
+            result[min((name for name in result if result[name] == largest), key=order.get)] = split
     return result
 
 

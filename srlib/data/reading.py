@@ -1,28 +1,42 @@
-"""Image files to arrays: what is found in a folder, what is refused before or while it is decoded, and pairs that are given."""
+"""Image files to arrays: what is found in a folder, what a file or a slice of a volume shows, and pairs that are given."""
 
 from __future__ import annotations
 
-import contextlib
+import hashlib
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
 from ..config import Config, UserError
 from ..degrade import crop_to_multiple, downsample, to_image, to_tensor
+from .formats import UNSUPPORTED, kind, opened
+from .stacks import Facts, Picture
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
-FORMATS = ("PNG", "JPEG", "TIFF", "BMP")  # by content; no format that starts another program
-MAX_PIXELS = 100_000_000  # refuse a larger image before it is decoded
+INSTRUMENTS = (".vol", ".e2e", ".dcm", ".dicom", ".xml")
+SMALL = 8  # values that use less than this part of their range have probably fewer bits than the file says
+
+
+class Scan(NamedTuple):
+    """`image`: uint8, or uint16 of a deep grey image that was asked for as such, 0 to 65535 whatever the source's depth; `white`: the source's
+    largest possible value, 255 of 8 bit; `top`: the largest that the image holds; `facts` of the page."""
+
+    image: np.ndarray
+    white: int
+    top: int
+    facts: Facts
 
 
 def find_images(root: str | Path, left_out: list[tuple[Path, str]] | None = None) -> list[Path]:
-    """The image files under `root` (by extension), sorted by path, without hidden ones. A folder that cannot be opened, a link to a folder (it may
-    lead back) and a run folder of this project are left out, and added to `left_out` as (path, reason).
+    """The image files and volumes under `root`, sorted by path, without hidden ones: by extension, DICOM files without one by content. A folder that
+    cannot be opened, a link to a folder (it may lead back) and a run folder of this project are left out, and so are files of a kind that is known
+    but not supported and images that belong to an XML export; they are added to `left_out` as (path, reason).
 
     Raises UserError where `root` is no folder, cannot be opened or holds no image.
     """
@@ -45,56 +59,116 @@ def find_images(root: str | Path, left_out: list[tuple[Path, str]] | None = None
             return True
         return False
 
+    before = len(left_out)
     for folder, subfolders, files in os.walk(root, onerror=refused):
         subfolders[:] = sorted(s for s in subfolders if not s.startswith((".", "__MACOSX")) and taken(Path(folder, s)))
-        found += [Path(folder, f) for f in files if f.lower().endswith(EXTENSIONS) and not f.startswith(".")]
+        found += _files_of(Path(folder), sorted(f for f in files if not f.startswith(".")), left_out)
     if not found:
-        raise UserError(f"{root} holds no image ({', '.join(EXTENSIONS)}); give another folder")
+        why = f"; left out: {left_out[before][0]} {left_out[before][1]}" if left_out[before:] else ""
+        raise UserError(f"{root} holds no image ({', '.join(EXTENSIONS + INSTRUMENTS)}){why}; give another folder")
     return sorted(found)
 
 
+def _files_of(folder: Path, names: list[str], left_out: list[tuple[Path, str]]) -> list[Path]:
+    """The images among the files of one folder."""
+    found, exports, strange = [], [], Counter()
+    for name in names:
+        low, path = name.lower(), folder / name
+        if low.endswith(".xml"):
+            exports += [path] if _is(path, "xml") else []
+        elif low.endswith(EXTENSIONS + INSTRUMENTS):
+            found.append(path)
+        elif which := next((k for k, (_, ends) in UNSUPPORTED.items() if ends and low.endswith(ends)), ""):
+            strange[which] += 1
+        elif not re.search(r"\.[A-Za-z]\w{0,9}$", name) and _is(path, "dicom"):
+            found.append(path)
+    for which, n in strange.items():
+        left_out.append((folder, f"holds {n} {which} file{'s' * (n > 1)}, which are not supported; convert them to PNG or TIFF"))
+    for path in exports:
+        found.append(path)
+        try:
+            with opened(path) as export:
+                scans, fundus = export.files(), export.fundus
+        except UserError:  # it will be listed when it is read
+            continue
+        left_out += [(folder / name, f"belongs to {path.name}, but is no B-scan") for name in names if name.lower() in fundus]
+        found = [f for f in found if f not in scans and f.name.lower() not in fundus]
+    return found
+
+
+def _is(path: Path, wanted: str) -> bool:
+    try:
+        return path.is_file() and kind(path) == wanted
+    except (OSError, UserError):
+        return False
+
+
 def slices(path: str | Path) -> list[Path]:
-    """What `read_image` takes for one file: itself, or for a TIFF of several pages (a volume) `FILE#1`, `FILE#2`, ..."""
+    """What `read_image` takes for one file: itself, or for a volume of several pages `FILE#1`, `FILE#2`, ..."""
     path = Path(path)
-    with _opened(path) as image:
-        pages = image.n_frames if image.format == "TIFF" else 1
+    with opened(path) as stack:
+        pages = len(stack)
     return [path] if pages == 1 else [path.with_name(f"{path.name}#{k}") for k in range(1, pages + 1)]
 
 
-def read_image(path: str | Path, channels: int = 1, deep: bool = False) -> np.ndarray:
-    """An image file, or one slice `FILE#k` of a volume, as uint8: (H, W) for `channels=1` or (H, W, 3) for 3. With `deep` a grey image
-    of 16 bit stays uint16 (H, W).
+def read_image(path: str | Path, channels: int = 1, **reading) -> np.ndarray:
+    """The image of `read_scan`."""
+    return read_scan(path, channels, **reading).image
 
-    PNG, JPEG, TIFF and BMP by their content, whatever the extension. Colour becomes grey by ITU-R 601 luma, grey becomes colour by
-    copying; 16-bit values are divided by 257 and rounded; transparent pixels become white (the fill of OCT exports); EXIF
-    rotation is applied. Raises UserError, naming the file, for one that cannot be read whole.
+
+def read_scan(path: str | Path, channels: int = 1, bits: int = 0, reflectivity: str = "log", deep: bool = False) -> Scan:
+    """An image file, or one slice `FILE#k` of a volume, as uint8: (H, W) for `channels=1` or (H, W, 3) for 3. With `deep` a grey image
+    of more than 8 bit is uint16 (H, W).
+
+    PNG, JPEG, TIFF, BMP, Heidelberg's .vol, .e2e and XML, and DICOM, by their content, whatever the extension. Colour becomes grey by ITU-R 601
+    luma, grey becomes colour by copying; deep values are divided by the largest of their depth, which is the file's or 2 ** `bits` - 1, times 255, and
+    rounded; transparent pixels become white (the fill of OCT exports); a stated orientation is applied; `reflectivity`: see `instruments.grey`. Raises
+    UserError, naming the file, for one that cannot be read whole.
     """
     path, page = page_of(Path(path))
-    with _opened(path) as image:
-        pages = image.n_frames if image.format == "TIFF" else 1
-        if page is None and pages > 1:
-            raise UserError(f"{path}: holds {pages} slices; name one, as in {path.name}#1")
-        if page is not None:
-            if not 1 <= page <= pages:
-                raise UserError(f"{path}: has no slice {page}; it has {pages}")
-            image.seek(page - 1)
-            _check_size(path, image)
-        image = ImageOps.exif_transpose(image)
-        if image.mode == "F":
-            raise UserError(f"{path}: holds floating-point values of unknown range; save it as 8 or 16 bit")
-        if image.mode.startswith("I"):
-            return _from_deep(np.asarray(image), path, channels, deep)
-        if image.has_transparency_data:
-            white = Image.new("RGBA", image.size, "white")
-            image = Image.alpha_composite(white, image.convert("RGBA"))
-        return np.asarray(image.convert("L" if channels == 1 else "RGB"))
+    with opened(path) as stack:
+        if page is None and len(stack) > 1:
+            raise UserError(f"{path}: holds {len(stack)} slices; name one, as in {path.name}#1")
+        if page is not None and not 1 <= page <= len(stack):
+            raise UserError(f"{path}: has no slice {page}; it has {len(stack)}")
+        k = (page or 1) - 1
+        values, white = stack.page(k, reflectivity)
+        facts = stack.facts(k)
+        if white:
+            return _from_deep(values, (1 << bits) - 1 if bits else white, path, channels, deep, facts)
+        if values.has_transparency_data:
+            values = Image.alpha_composite(Image.new("RGBA", values.size, "white"), values.convert("RGBA"))
+        image = np.asarray(values.convert("L" if channels == 1 else "RGB"))
+        return Scan(image, 255, 255, facts)
+
+
+def few_values(scan: Scan) -> str:
+    """A warning where a deep image uses so small a part of its range that its depth is probably another; else ''."""
+    if scan.white <= 255 or scan.top * SMALL > scan.white:
+        return ""
+    likely = max(8, scan.top.bit_length())
+    return f"values up to {scan.top} of {scan.white}; if they have {likely} bits, say so (-p bits {likely}, --bits {likely})"
+
+
+def patient(path: str | Path, salt: str) -> str:
+    """A name for the patient that a file names inside: a hash of what it says and `salt`; '' where it says nothing or cannot be read. Of pictures
+    always ''."""
+    if Path(path).suffix.lower() in EXTENSIONS:
+        return ""
+    try:
+        with opened(Path(path)) as stack:
+            return hashlib.sha256(salt.encode() + stack.identity).hexdigest()[:12] if stack.identity.strip(b"|") else ""
+    except UserError:
+        return ""
 
 
 def png_name(path: str | Path) -> Path:
-    """The PNG that is made from an image: STEM.png, for slice k of a volume STEM#k.png, in the same (relative) folder."""
+    """The PNG that is made from an image: STEM.png, for slice k of a volume STEM#k.png, in the same (relative) folder. What follows a dot in
+    the name of a DICOM file without extension is a part of the stem."""
     path = Path(path)
-    slice_ = re.fullmatch(r"(.+)\.[A-Za-z]+(#\d+)", path.name, re.DOTALL)
-    return path.with_name(f"{slice_[1]}{slice_[2]}.png") if slice_ else path.with_suffix(".png")
+    ending = "|".join(re.escape(e) for e in EXTENSIONS + INSTRUMENTS)
+    parts = re.fullmatch(rf"(.+?)(?:{ending})?(#\d+)?", path.name, re.DOTALL | re.IGNORECASE)
+    return path.with_name(f"{parts[1]}{parts[2] or ''}.png")
 
 
 def png_names(paths: Iterable[str]) -> dict[str, Path]:
@@ -111,10 +185,10 @@ def page_of(path: Path) -> tuple[Path, int | None]:
     return (path.with_name(match[1]), int(match[2])) if match else (path, None)
 
 
-def read_given_pair(path: Path, channels: int, scale: int) -> tuple[np.ndarray, np.ndarray]:
+def read_given_pair(path: Path, scale: int, **reading) -> tuple[np.ndarray, np.ndarray]:
     """(lr, hr), uint8, of an HR image with a partner (`lr_partner`); HR is cut to a multiple of the scale. UserError where they do not fit."""
-    hr, partner = crop_to_multiple(read_image(path, channels), scale), lr_partner(path)
-    lr = read_image(partner, channels)
+    hr, partner = crop_to_multiple(read_image(path, **reading), scale), lr_partner(path)
+    lr = read_image(partner, **reading)
     height, width = (n // scale for n in hr.shape[:2])
     if lr.shape[:2] != (height, width):
         raise UserError(f"{partner} is {lr.shape[1]} x {lr.shape[0]} pixels; at scale {scale} its HR image needs {width} x {height}")
@@ -124,8 +198,8 @@ def read_given_pair(path: Path, channels: int, scale: int) -> tuple[np.ndarray, 
 def read_pair(path: Path, config: Config) -> tuple[np.ndarray, np.ndarray]:
     """(lr, hr) of one HR image, uint8: HR cut to a multiple of the scale, LR made from it, or read where `degradation` is paired."""
     if config.degradation == "paired":
-        return read_given_pair(path, config.channels, config.scale)
-    hr = crop_to_multiple(read_image(path, config.channels), config.scale)
+        return read_given_pair(path, config.scale, **config.reading)
+    hr = crop_to_multiple(read_image(path, **config.reading), config.scale)
     return to_image(downsample(to_tensor(hr), *config.reduction)), hr
 
 
@@ -144,62 +218,30 @@ def lr_partner(path: Path) -> Path:
         if beside is None:
             continue
         folder = Path(beside, *path.parts[k + 1 : -1])
-        for choice in (file.name, *(file.stem + extension for extension in EXTENSIONS)):
+        for choice in (file.name, *(file.stem + extension for extension in EXTENSIONS + INSTRUMENTS)):
             if (folder / choice).exists():
                 return folder / (choice if page is None else f"{choice}#{page}")
         break
     raise UserError(f"{path}: there is no LR image of this name in the folder lr/ beside hr/")
 
 
-@contextlib.contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
-    """The image behind a file; whatever goes wrong within, also while it is decoded, becomes a UserError that names the file."""
-    try:
-        if path.exists() and not path.is_file():  # a pipe would be waited for
-            raise UserError(f"{path}: is not a file")
-        with Image.open(path, formats=FORMATS) as image:
-            _check_size(path, image)
-            if image.format == "PNG":  # decoding alone skips the checksums
-                with Image.open(path, formats=FORMATS) as again:
-                    again.verify()
-            yield image
-    except UserError:
-        raise
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except UnidentifiedImageError:
-        raise UserError(f"{path}: is not an image, whatever its name says") from None
-    except Exception as error:
-        reason = (getattr(error, "strerror", None) or str(error) or type(error).__name__).splitlines()[0]
-        raise UserError(f"{path}: cannot be read as an image ({reason})") from None
-
-
 def jpeg_tables(path: str | Path) -> dict[int, list[int]]:
     """The quantisation tables of a JPEG file, as Pillow has them; {} of a file of another format."""
-    with _opened(page_of(Path(path))[0]) as image:
-        return dict(image.quantization) if image.format == "JPEG" else {}
+    with opened(page_of(Path(path))[0]) as stack:
+        return dict(stack.image.quantization) if isinstance(stack, Picture) and stack.format == "JPEG" else {}
 
 
-def _check_size(path: Path, image: Image.Image) -> None:
-    if image.width * image.height > MAX_PIXELS:
-        raise UserError(f"{path}: {image.width} x {image.height} pixels is more than the limit of {MAX_PIXELS:,}")
-
-
-def pixel_size(path: str | Path) -> tuple[float, float] | None:
-    """Width and height of a pixel in um as `read_image` turns it, from the file's resolution tags; None where it has none, or one for
-    print (50 um and more: no scan has such pixels)."""
-    with _opened(page_of(Path(path))[0]) as image:
-        dpi, turned = image.info.get("dpi"), image.getexif().get(0x0112, 1) >= 5
-    if not dpi or not all(float(d) > 25_400 / 50 for d in dpi):
-        return None
-    size = tuple(25_400 / float(d) for d in dpi)
-    return size[::-1] if turned else size
-
-
-def _from_deep(values: np.ndarray, path: Path, channels: int, deep: bool) -> np.ndarray:
-    if values.min() < 0 or values.max() > 65535:
-        raise UserError(f"{path}: values from {values.min()} to {values.max()} are not 16-bit; convert it to 8 or 16 bit")
-    if deep:
-        return values.astype(np.uint16)
-    grey = np.round(values.astype(np.float64) / 257).astype(np.uint8)
-    return grey if channels == 1 else np.repeat(grey[..., None], 3, 2)
+def _from_deep(values: np.ndarray, white: int, path: Path, channels: int, deep: bool, facts: Facts) -> Scan:
+    low, top = int(values.min()), int(values.max())
+    if low < 0 or top > white:
+        depth = f"of {white.bit_length()} bits" if white < 65535 else "16-bit"
+        raise UserError(f"{path}: values from {low} to {top} are not {depth}; set bits to their depth, or convert it to 8 or 16 bit")
+    if values.ndim == 3:
+        image = np.round(values.astype(np.float64) * (255 / white)).astype(np.uint8)
+        image = np.asarray(Image.fromarray(image).convert("L")) if channels == 1 else image
+    elif deep:
+        image = values.astype(np.uint16) if white == 65535 else np.round(values * (65535 / white)).astype(np.uint16)
+    else:
+        image = np.round(values.astype(np.float64) * 255 / white).astype(np.uint8)
+        image = image if channels == 1 else np.repeat(image[..., None], 3, 2)
+    return Scan(image, white, top, facts)

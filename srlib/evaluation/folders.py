@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,7 +12,7 @@ from tqdm import tqdm
 
 from .. import metrics
 from ..config import UserError, load_config
-from ..data.reading import find_images, jpeg_tables, page_of, read_image, read_pair
+from ..data.reading import few_values, find_images, jpeg_tables, page_of, patient, png_name, read_image, read_pair, read_scan, slices
 from ..metrics.regions import valid_region
 from ..models import features
 from .patches import Patches, measuring_network
@@ -22,11 +21,12 @@ from .protocol import Protocol
 
 class Measured(NamedTuple):
     """`table`: a row for each image and region, as metrics.csv. `draws`: a row for each image that there are several draws of. `unpaired`:
-    `Patches.measure`'s. `failed`: a line for each image that could not be measured."""
+    `Patches.measure`'s. `warned`: lines to read first; `failed`: a line for each image that could not be measured."""
 
     table: pd.DataFrame
     draws: pd.DataFrame
     unpaired: pd.DataFrame
+    warned: list[str]
     failed: list[str]
 
 
@@ -39,83 +39,124 @@ def evaluate_folders(
     bscan: bool = True,
     wanted: tuple[str, ...] = (),
     steps: int = 200,
+    bits: int = 0,
+    reflectivity: str = "log",
 ) -> Measured:
     """Measure each image of `sr_dir` against the HR image with the same relative path (whatever the extension) or, where none has it, the same
-    stem, if that is the only one; `VOLUME#k` against a TIFF's slice. Regions: whole, valid and, of grey images where `bscan`, retina.
+    name, if that is the only one; `VOLUME#k` against a volume's slice. One ending that another program added to all SR names, as `_out`, is
+    taken off. `bits`, `reflectivity`: as in `read_scan`. Regions: whole, valid and, of grey images where `bscan`, retina.
 
     Files `<stem>_draw1.png`, `<stem>_draw2.png`, ..., as `upscale --draws` writes them, are draws of one image: the first is measured as SR, all
     of them as draws in the valid region; `<stem>_spread.png` is left out. HR is cropped to a multiple of the scale; LR, for the consistency, is
     made from it. `wanted`: of `features.PERCEPTUAL`; `steps`: of the fresh classifier. Images whose names have a patient number, as Kermany's,
     are that patient's, others (volumes as a whole) a patient each. Raises UserError where nothing could be measured.
     """
-    config, rows, drawn = load_config("quick", scale=scale, channels=channels), [], []
-    matched, failed = _match(Path(sr_dir), Path(hr_dir))
+    config, rows, drawn = load_config("quick", scale=scale, channels=channels, bits=bits, reflectivity=reflectivity), [], []
+    matched, said, failed = _match(Path(sr_dir), Path(hr_dir))
     network, perceptual = features.judge(), {name: features.perceptual(name) for name in wanted}
     method, patches = Path(sr_dir).name, Patches(["sr"])
     for name, (hr_path, paths) in tqdm(matched.items(), desc="evaluate", unit="image", ncols=100):
         try:
-            lr, hr = read_pair(hr_path, config)
-            images, valid = [read_image(path, channels) for path in paths], valid_region(hr)
+            (lr, hr), doubt = read_pair(hr_path, config), few_values(read_scan(hr_path, **config.reading))
+            said += [f"{hr_path}: {doubt}"] if doubt else []
+            images, valid = [read_image(path, **config.reading) for path in paths], valid_region(hr)
             measured = Protocol(lr, hr, config.reduction, border, network, "cpu", None, bscan, perceptual).measure(images[0])
             if len(images) > 1:
                 drawn.append({"image": name, "draws": len(images)} | _of_draws(images, hr, valid, border))
         except ValueError as error:  # UserError among them
             failed.append(f"{paths[0]}: {error}")
             continue
-        of = page_of(hr_path)[0].relative_to(hr_dir).as_posix()
+        file = page_of(hr_path)[0]
+        of = file.relative_to(hr_dir).as_posix()
         match = re.search(config.patient_pattern, of)
-        patches.add({"sr": images[0], "hr": hr}, valid, match[1] if match else of, len(rows), jpeg_tables(hr_path))
+        whose = patient(file, "") or (match and match[1]) or of
+        patches.add({"sr": images[0], "hr": hr}, valid, whose, len(rows), jpeg_tables(hr_path))
         rows += [{"image": name, "method": method} | m for m in measured]
     if not rows:
         raise UserError(f"nothing could be measured; the first reason: {failed[0]}" if failed else f"{sr_dir}: no images")
     name, network = measuring_network(config)
     unpaired = patches.measure(network, name, steps).replace({"method": {"sr": method}})
-    return Measured(pd.DataFrame(rows).round(6), pd.DataFrame(drawn), unpaired, failed)
+    return Measured(pd.DataFrame(rows).round(6), pd.DataFrame(drawn), unpaired, said, failed)
 
 
-def _match(sr_dir: Path, hr_dir: Path) -> tuple[dict[str, tuple[Path, list[Path]]], list[str]]:
-    """({name: (HR image or slice, its SR file or draws)}, a line for each SR file that has no one HR image). A name is SR's relative path
-    without the extension and the number of the draw."""
-    by_path, by_stem, files, matched, failed = {}, {}, {}, {}, []
+def _match(sr_dir: Path, hr_dir: Path) -> tuple[dict[str, tuple[Path, list[Path]]], list[str], list[str]]:
+    """({name: (HR image or slice, its SR image or draws)}, what to say of it, a line for each SR image that has no one HR image). A name is SR's
+    relative path without the extension, the number of the draw and what another program added to all names."""
     left_out: list = []
-    for path in find_images(hr_dir, left_out):
-        relative = path.relative_to(hr_dir)
-        by_stem.setdefault(path.stem, []).append(path)
-        for name in (relative.with_suffix(""), relative):  # with it, as in evaluation/sr, where two would have one name
-            by_path.setdefault(name.as_posix(), []).append(path)
-
-    def find(name: str) -> list[Path]:
-        return _named(by_path, name) or _named(by_stem, Path(name).name)
-
-    for path in sorted(find_images(sr_dir, left_out), key=lambda p: (len(p.stem), p.stem)):  # draw10 after draw9
-        name = path.relative_to(sr_dir).with_suffix("").as_posix()
+    hr = _Names(hr_dir, left_out)
+    sr = [part for path in find_images(sr_dir, left_out) for part in _parts(path)]
+    failed = [f"{path}: {reason}" for path, reason in left_out]
+    files: dict[str, list[Path]] = {}
+    for path in sorted(sr, key=lambda p: (len(p.name), p.name)):  # draw10 after draw9
+        name = png_name(path.relative_to(sr_dir)).with_suffix("").as_posix()
         of = re.sub(r"_(draw\d+|spread)$", "", name)
-        if find(name) or not find(of):
+        if hr.find(name) or not hr.find(of):
             files.setdefault(name, []).append(path)
         elif not name.endswith("_spread"):
             files.setdefault(of, []).append(path)
-    failed += [f"{path}: {reason}" for path, reason in left_out]
-    meant = Counter(path for name in files for path in find(name))
+    files, said = _without_addition(files, hr)
+    meant: dict[Path, list[str]] = {}
+    for name in files:
+        for path in hr.find(name):
+            meant.setdefault(path, []).append(name)
+    matched = {}
     for name, paths in sorted(files.items()):
-        found = find(name)
+        found = hr.find(name)
         if len(found) != 1:
             wrong = f"{len(found) or 'no'} HR image{'s' * bool(found)} named {name} in {hr_dir}; one is needed"
-        elif meant[found[0]] > 1 and not _named(by_path, name):
-            wrong = f"{found[0]} has the stem of another SR image, too; put SR into the folders of HR"
+        elif len(meant[found[0]]) > 1 and not hr.at(name):
+            others = " and ".join(meant[found[0]][:3])
+            wrong = f"{others} all have the name of {found[0]}; give the folder of one method at a time, or put SR into the folders of HR"
         elif len({path.suffix for path in paths}) > 1:
             wrong = f"{len(paths)} SR images are named {name}; leave one"
         else:
             matched[name] = found[0], paths
             continue
         failed += [f"{path}: {wrong}" for path in paths]
-    return matched, failed
+    return matched, said, failed
 
 
-def _named(table: dict[str, list[Path]], name: str) -> list[Path]:
-    """The images of a name; of `VOLUME#k`, where none is called so, slice k of the TIFF."""
-    volume, _, page = name.rpartition("#")
-    pages = [p.with_name(f"{p.name}#{page}") for p in table.get(volume, ()) if p.suffix.lower() in (".tif", ".tiff")]
-    return table.get(name) or (pages if page.isdecimal() else [])
+def _parts(path: Path) -> list[Path]:
+    """The slices of a file; the file itself where it cannot be read, which is said when it is measured."""
+    try:
+        return slices(path)
+    except UserError:
+        return [path]
+
+
+class _Names:
+    """HR images (slices of volumes each) by relative path and by name, with and without the extension."""
+
+    def __init__(self, folder: Path, left_out: list):
+        self.by_path, self.by_name = {}, {}
+        for part in (part for path in find_images(folder, left_out) for part in _parts(path)):
+            relative = part.relative_to(folder)
+            for name in {
+                png_name(relative).with_suffix(""),
+                relative,
+            }:  # with it, as `upscale` and evaluation/sr have it where two share a name
+                self.by_path.setdefault(name.as_posix(), []).append(part)
+                self.by_name.setdefault(name.name, []).append(part)
+
+    def at(self, name: str) -> list[Path]:
+        return self.by_path.get(name, [])
+
+    def find(self, name: str) -> list[Path]:
+        return self.at(name) or self.by_name.get(Path(name).name, [])
+
+
+def _without_addition(files: dict[str, list[Path]], hr: _Names) -> tuple[dict[str, list[Path]], list[str]]:
+    """Where no SR image has the name of an HR image, but all would without one ending, as `_out`: without it, and a sentence that says so."""
+    if not files or any(hr.find(name) for name in files):
+        return files, []
+    first = min(files)
+    for at in (m.start() for m in re.finditer(r"[^A-Za-z0-9/][^/]*[A-Za-z][^/]*$", first)):
+        ending = first[at:]
+        if all(name.endswith(ending) and hr.find(name.removesuffix(ending)) for name in files):
+            return {name.removesuffix(ending): paths for name, paths in files.items()}, [
+                f"{ending} was taken off the names of the SR images"
+            ]
+    return files, []
 
 
 def _of_draws(images: list[np.ndarray], hr: np.ndarray, valid: np.ndarray, border: int) -> dict[str, float]:

@@ -118,7 +118,7 @@ def evaluated_images(folder: Path, root: Path, path: str, config: Config, method
     if missing := next((file for file in files.values() if not file.exists()), None):
         raise UserError(f"{missing} is missing; --from 05 measures the run again")
     images = {m: read_image(file, config.channels) for m, file in files.items()}
-    return images | {"hr": crop_to_multiple(read_image(root / path, config.channels), config.scale)}
+    return images | {"hr": crop_to_multiple(read_image(root / path, **config.reading), config.scale)}
 
 
 def captions(table: pd.DataFrame, path: str, region: str = "valid") -> dict[str, str]:

@@ -13,7 +13,8 @@ from PIL.PngImagePlugin import PngInfo
 from tqdm import tqdm
 
 from ..config import UserError
-from ..data.reading import EXTENSIONS, MAX_PIXELS, find_images, pixel_size, png_name, read_image, slices
+from ..data.reading import EXTENSIONS, Scan, few_values, find_images, png_names, read_image, read_scan, slices
+from ..data.stacks import MAX_PIXELS, Facts
 from ..models.texture import TextureGenerator
 from . import domain, upscaling
 
@@ -33,17 +34,20 @@ def upscale_files(
     strength: float = 1.0,
     spread: bool = False,
     consistent: tuple[str, float] | None = None,
+    bits: int = 0,
+    reflectivity: str = "log",
 ) -> tuple[list[Path], list[Path], list[str], list[str]]:
     """Super-resolve an image or a folder of images into `out`: a folder gets `<folders>/<stem>.png` for each, the tree below `source` kept,
-    `<stem>#<k>.png` for slice k of a volume; for one image, a name that ends in .png is taken as the file. 16-bit grey stays 16 bit.
-    `ensemble`: the mean over the image and its mirror image.
+    `<stem>#<k>.png` for slice k of a volume; of images that would share a name each keeps its extension, as in `<stem>.tif.png`; for one
+    image, a name that ends in .png is taken as the file. Grey of more than 8 bit becomes 16 bit with the source's range of values.
+    `ensemble`: the mean over the image and its mirror image. `bits`, `reflectivity`: as in `read_scan`.
 
     `seed`, `strength` and `consistent` as in `upscaling.draws`. With `draws` above 1 there are `<stem>_draw1.png`, `<stem>_draw2.png`, ...
     in the place of `<stem>.png`, draw k with the seed `seed` + k - 1, and with `spread` `<stem>_spread.png`: their standard deviation at
     each pixel, in grey levels of the image's type, rounded (of colour: mean over channels).
 
-    Each file says in its metadata that its detail is synthetic, what it was made from and by (`name`), and its pixel size, the
-    source's divided by the scale. With `known`, the domain of the training set, it says in what the source is unlike that, too. Returns
+    Each file says in its metadata that its detail is synthetic, what it was made from and by (`name`), and what the source says of its pixels' size
+    (divided by the scale here), the eye and the scan's position. With `known`, the domain of the training set, it says in what the source is unlike that, too. Returns
     (written, there already, failed, warned): a file whose metadata show that it was made from the same source in the same way is left;
     `failed` has a line for each source that could not be read, would be too large, or whose name is taken, `warned` one for each that is
     unlike the training set. Raises UserError where a source would be overwritten, for an `out` that looks like a file of another kind, and
@@ -69,25 +73,26 @@ def upscale_files(
         what = f"standard deviation of {draws} draws of x{scale} super-resolution at each pixel, in grey levels"
         files.append(("_spread", what, made_by(f"seeds {seed} to {seed + draws - 1}")))
     targets, failed = _plan(Path(source), Path(out), [ending for ending, _, _ in files])
-    written, there, warned, taken = [], [], [], {}
+    written, there, warned = [], [], []
     for path in tqdm(targets, desc="upscale", unit="image", disable=len(targets) == 1):
-        if again := next((target for target in targets[path] if target in taken), None):
-            failed.append(f"{path}: {again.name} was already written from {taken[again]}; rename one of them")
-            continue
         try:
-            image, size = read_image(path, generator.settings["channels"], deep=True), pixel_size(path)
+            scan = read_scan(path, generator.settings["channels"], bits, reflectivity, deep=True)
+            image = scan.image
             height, width = (n * scale for n in image.shape[:2])
             if height * width > MAX_PIXELS:
                 raise UserError(f"{path}: would become {width} x {height} pixels, more than the limit of {MAX_PIXELS:,}; cut it into parts")
-            unlike = domain.warning(read_image(path, 3), known) if known else ""
+            unlike = domain.warning(read_image(path, 3, bits=bits, reflectivity=reflectivity), known) if known else ""
         except UserError as error:
             failed.append(str(error))
             continue
-        taken |= dict.fromkeys(targets[path], path)
         readable = path.name.encode(errors="backslashreplace").decode()
         facts = {"Source": f"{readable} {hashlib.sha256(image.tobytes()).hexdigest()[:16]}"}
         if known:
             facts["Domain"] = f"WARNING, unlike the training scans: {unlike}" if unlike else "like the training scans"
+        if doubt := few_values(scan):
+            warned.append(f"{path}: {doubt}")
+        if image.dtype == np.uint16:
+            facts["Values"] = f"0 to {scan.white}"
         if unlike:
             warned.append(f"{path}: unlike the scans that the network was trained on: {unlike}")
         texts = [facts | {"Description": f"{what}: {WARNING}", "Made by": maker} for _, what, maker in files]
@@ -102,7 +107,7 @@ def upscale_files(
         if spread:
             images.append(np.round(upscaling.spread(images)).astype(image.dtype))
         for k in missing:
-            _save(targets[path][k], images[k], texts[k], size, scale)
+            _save(targets[path][k], _as_source(images[k], scan), texts[k], scan.facts, scale)
             written.append(targets[path][k])
     return written, there, failed, warned
 
@@ -133,14 +138,22 @@ def _plan(source: Path, out: Path, endings: list[str]) -> tuple[dict[Path, list[
             failed.append(str(error))
     if single and len(parts) > 1:
         raise UserError(f"{source}: holds {len(parts)} slices; give a folder for OUT, not {out.name}")
-    targets = {}
+    targets, names = (
+        {},
+        dict(zip(parts, png_names(part.relative_to(source if source.is_dir() else source.parent) for part in parts).values())),
+    )
     for part in parts:
-        file = out if single else out / png_name(part.relative_to(source if source.is_dir() else source.parent))
+        file = out if single else out / names[part]
         targets[part] = [file.with_name(f"{file.stem}{ending}{file.suffix}") for ending in endings]
     made = {target.resolve() for files in targets.values() for target in files}
     if clash := next((path for path in paths if path.resolve() in made), None):
         raise UserError(f"{clash} would be overwritten by its own result; give another folder for OUT")
     return targets, failed
+
+
+def _as_source(sr: np.ndarray, scan: Scan) -> np.ndarray:
+    """Deep SR in the source's range of values."""
+    return sr if scan.white in (255, 65535) else np.round(sr * (scan.white / 65535)).astype(np.uint16)
 
 
 def _fingerprint(generator: torch.nn.Module) -> str:
@@ -160,12 +173,13 @@ def _made_earlier(target: Path, facts: dict[str, str]) -> bool:
         return False
 
 
-def _save(target: Path, sr: np.ndarray, facts: dict[str, str], size, scale: int) -> None:
+def _save(target: Path, sr: np.ndarray, texts: dict[str, str], facts: Facts, scale: int) -> None:
     """Write a PNG whole or not at all."""
     text, options = PngInfo(), {}
-    for key, value in {"Software": "srlib", **facts}.items():
+    said = {"Laterality": facts.laterality, "Scan position": facts.position}
+    for key, value in {"Software": "srlib", **texts, **{key: value for key, value in said.items() if value}}.items():
         text.add_text(key, value)
-    if size:
+    if size := facts.pixel_um:
         text.add_text("Pixel size (um)", " x ".join(f"{s / scale:.4g}" for s in size))
         options["dpi"] = tuple(25_400 / s * scale for s in size)
     target.parent.mkdir(parents=True, exist_ok=True)

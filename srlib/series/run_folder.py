@@ -10,6 +10,7 @@ import os
 import time
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 from filelock import FileLock, Timeout
 
@@ -34,6 +35,7 @@ INPUTS = {  # what goes into a stage; start.pt where the setting `start` is give
 }
 RETIRED = ("d_noise", "d_pause", "loss_shift", "grid_weight", "lr_weight", "pixel_share")  # of the game before SRGAN drew its texture
 # Older records hold one hash of settings and inputs, which left these out at these values. It is complete: nothing is ever added.
+SALT = "patients.salt"  # with which patients that instruments' files name are hashed
 UNHASHED = dict(generator="srresnet", train_patients=0, tuning_steps=200, retina=True, lpips=False, dists=False, draw_images=0,
                 classifier_steps=200, networks="", start="", texture=0, penalty=0.0, pixel_weight=0.0, gan_crop=96)  # fmt: skip
 
@@ -209,7 +211,7 @@ class Run:
                 else f"degradation='paired' needs the folders lr/ and hr/ in {root}"
             )
         options = c.patient_pattern, c.val_share, c.test_share, c.max_images, c.data_seed, c.scale if paired else 0
-        table = manifest.build_manifest(root, c.channels, *options)
+        table = manifest.build_manifest(root, c.channels, *options, c.reading, self.folder / SALT)
         if c.train_patients:
             table = manifest.fewer_patients(table, c.train_patients, c.data_seed)
         manifest.check_split(table)
@@ -221,6 +223,8 @@ class Run:
         skipped = pd.DataFrame(table.attrs["skipped"], columns=["path", "reason"])
         write(self.folder / "skipped.csv", skipped.to_csv(index=False))
         self.record("data", "images", root=str(root), kind="phantom" if c.data == "phantom" else "files", count=len(table))
+        if doubtful := table.attrs["doubtful"]:
+            print(f"warning: {len(doubtful)} image(s) may have fewer bits than their files say: {': '.join(doubtful[0])}")
         return table
 
     @property
@@ -238,6 +242,12 @@ class Run:
     @property
     def is_phantom(self) -> bool:
         return self.config.data == "phantom"
+
+    def read(self, path: str | Path, channels: int = 0) -> np.ndarray:
+        """An image of the run by its path in the manifest, as the settings read it; `channels`: another number than theirs."""
+        from ..data.reading import read_image
+
+        return read_image(self.root / path, **self.config.reading | ({"channels": channels} if channels else {}))
 
     def images(self, split: str, min_side: int = 0) -> list[Path]:
         """Paths of a split's images of at least `min_side` pixels a side; UserError where none is left."""

@@ -23,7 +23,7 @@ from ..config import PROFILES, Config, UserError, load_config
 from ..files import NOTEBOOK_FOLDER, write
 from . import runs
 from .provenance import timestamp
-from .run_folder import MAKES, Run, run_path
+from .run_folder import MAKES, SALT, Run, run_path
 from .runner import Paused, run_series
 
 EXPERIMENTS = NOTEBOOK_FOLDER / "experiments"
@@ -174,6 +174,11 @@ def _share_pretraining(point: Point, points: list[Point]) -> None:
     the same to the byte."""
     if point.folder.exists():
         return
+    for other in points:  # one name for a patient in all points
+        if (other.folder / SALT).exists():
+            point.folder.mkdir(parents=True)
+            shutil.copy2(other.folder / SALT, point.folder)
+            break
     mine, stage = Run(point.folder, point.config), "pretrain"
     for other in points:
         theirs = Run(other.folder, other.config)

@@ -41,7 +41,8 @@ def training_pairs(paths, config: Config, device: torch.device, steps: int, seed
     decoded = data_home() / "cache" if config.decoded_cache else ""
     readers = parallel.size() * (max(1, config.workers) if device.type != "cuda" else 1)
     room = (4 << 30) // readers
-    crops = Crops(paths, config.crop, steps * config.batch, config.channels, seed, paired, decoded, room, config.crop_min_grey)
+    count, floor = steps * config.batch, config.crop_min_grey
+    crops = Crops(paths, config.crop, count, config.channels, seed, paired, decoded, room, floor, config.reading)
     part = parallel.share(config.batch)
 
     def source(first: int):

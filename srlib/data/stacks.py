@@ -1,0 +1,95 @@
+"""A file as a stack of pages, a picture as a stack of one. tiff.py and instruments.py have more kinds; formats.py finds out which one a file is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from ..config import UserError
+
+FORMATS = ("PNG", "JPEG", "TIFF", "BMP")  # Pillow's, by content; none that starts another program
+MAX_PIXELS = 100_000_000  # refuse a larger image before it is decoded
+REFLECTIVITY = ("log", "fourth-root")  # how raw reflectivity becomes grey; the first is what the instrument's viewer shows, about
+
+
+class Page(NamedTuple):
+    """One page: `values`, a Pillow image of 8 bit or an integer array (H, W) or (H, W, 3) of more, of which `white` is the largest value that the
+    file's depth allows (0: it is a Pillow image)."""
+
+    values: Image.Image | np.ndarray
+    white: int = 0
+
+
+class Facts(NamedTuple):
+    """What a file says about a page: `pixel_um`, width and height of a pixel, or None; `laterality`, OD (right), OS (left) or ''; `position`, where
+    the B-scan lies on the fundus image, in words, or ''."""
+
+    pixel_um: tuple[float, float] | None = None
+    laterality: str = ""
+    position: str = ""
+
+
+class Stack:
+    """A file's pages, numbered from 0."""
+
+    identity = b""  # of the patient, from inside the file: only ever hashed (`reading.patient`)
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __len__(self) -> int:
+        return 1
+
+    def page(self, k: int, reflectivity: str) -> Page:
+        raise NotImplementedError
+
+    def facts(self, k: int) -> Facts:
+        return Facts()
+
+    def close(self) -> None:
+        pass
+
+
+class Picture(Stack):
+    """What Pillow reads: PNG, JPEG, BMP, and the pages of a TIFF that tifffile cannot decode."""
+
+    def __init__(self, path: Path):
+        super().__init__(path)
+        self.image = Image.open(path, formats=FORMATS)
+        check_size(path, self.image.width, self.image.height)
+        self.format = self.image.format
+        if self.format == "PNG":  # decoding alone skips the checksums
+            with Image.open(path, formats=FORMATS) as again:
+                again.verify()
+
+    def page(self, k: int, reflectivity: str = "") -> Page:
+        if k or self.image.tell():
+            self.image.seek(k)
+            check_size(self.path, self.image.width, self.image.height)
+        image = ImageOps.exif_transpose(self.image)
+        if image.mode == "F":
+            raise UserError(f"{self.path}: holds floating-point values of unknown range; save it as 8 or 16 bit")
+        if image.mode.startswith("I"):
+            return Page(np.asarray(image), 65535)
+        image.load()
+        return Page(image)
+
+    def facts(self, k: int) -> Facts:
+        dpi, turned = self.image.info.get("dpi"), self.image.getexif().get(0x0112, 1) >= 5
+        return Facts(of_scans(tuple(25_400 / float(d) for d in dpi), turned) if dpi and all(float(d) > 0 for d in dpi) else None)
+
+    def close(self) -> None:
+        self.image.close()
+
+
+def of_scans(size: tuple[float, float], turned: bool) -> tuple[float, float] | None:
+    """(width, height) of a pixel in um, of an image that is `turned` by a quarter exchanged; None for print (50 um and more: no scan has such pixels)."""
+    return None if max(size) >= 50 or min(size) <= 0 else size[::-1] if turned else size
+
+
+def check_size(path: Path, width: int, height: int) -> None:
+    if not 0 < width * height <= MAX_PIXELS or min(width, height) < 1:
+        raise UserError(f"{path}: {width} x {height} pixels is more than the limit of {MAX_PIXELS:,}")

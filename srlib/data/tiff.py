@@ -1,0 +1,181 @@
+"""TIFF through tifffile: volumes of every writer, turned and inverted pages, depths that Pillow does not know."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import tifffile
+from PIL import Image
+
+from ..config import UserError
+from .stacks import Facts, Page, Picture, Stack, check_size, of_scans
+
+logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what it has to say of a damaged file is in its exceptions
+
+MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+NOT_COMPRESSED, DEFLATE = 1, (8, 32946)
+WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, PALETTE = range(4)
+TURNS = {  # the tag Orientation: what shows a page upright
+    2: np.fliplr,
+    3: lambda a: np.rot90(a, 2),
+    4: np.flipud,
+    5: lambda a: np.swapaxes(a, 0, 1),
+    6: lambda a: np.rot90(a, -1),
+    7: lambda a: np.swapaxes(np.rot90(a, 2), 0, 1),
+    8: np.rot90,
+}
+MICROMETRES = {"micron": 1, "um": 1, "µm": 1, "μm": 1, "\\u00b5m": 1, "mm": 1000, "nm": 0.001}  # ImageJ's units
+
+
+class Tiff(Stack):
+    """The pages of a TIFF in their order: each plane of a hyperstack (ImageJ's with one directory, too) one; no thumbnails, masks or
+    reduced levels of a pyramid."""
+
+    def __init__(self, path: Path):
+        super().__init__(path)
+        self.file = tifffile.TiffFile(path)
+        self.size = self.file.filehandle.size
+        self.planes, self.pillow = [], None  # (series, number in it, of how many)
+        for series in self.file.series:
+            first = series.keyframe
+            if first.is_reduced or first.is_mask:
+                continue
+            check_size(path, first.imagewidth, first.imagelength)
+            count = series.size // max(1, first.imagewidth * first.imagelength * first.samplesperpixel)
+            if count * first.imagewidth * first.imagelength > 8 * self.size * (1 if first.compression == NOT_COMPRESSED else 2000):
+                raise UserError(f"{path}: is cut off; it says that it holds {count} slices")
+            self.planes += [(series, k, count) for k in range(count)]
+        if not self.planes:
+            raise UserError(f"{path}: holds no image")
+        stated = (self.file.imagej_metadata or {}).get("images", 1) if self.file.is_imagej else 1
+        first = self.planes[0][0].keyframe
+        behind = (self.size - first.dataoffsets[0]) / max(1, sum(first.databytecounts)) if first.dataoffsets else 0
+        if stated > len(self.planes) and len(self.file.pages) == 1 and behind > 1.5:  # else its description is older than its content
+            raise UserError(f"{path}: is cut off; it says that it holds {stated} slices, but {int(behind)} are there")
+
+    def __len__(self) -> int:
+        return len(self.planes)
+
+    def page(self, k: int, reflectivity: str = "") -> Page:
+        series, number, count = self.planes[k]
+        first, pages = series.keyframe, series.pages
+        each = count // len(pages)  # planes in a page; 0 where the file has pages for a part of them alone
+        page = pages[number // each] if each and count == each * len(pages) else first
+        if page is None:
+            raise UserError(f"{self.path}: has no slice {k + 1}")
+        bits, samples, photometric = first.bitspersample, first.samplesperpixel, int(first.photometric)
+        packed = bits not in (8, 16, 32, 64)
+        if first.dtype is not None and first.dtype.kind == "f":
+            raise UserError(f"{self.path}: holds floating-point values of unknown range; save it as 8 or 16 bit")
+        if first.dtype is not None and first.dtype.kind not in "ui":
+            raise UserError(f"{self.path}: holds {first.dtype} values; save it as 8 or 16 bit")
+        whole = photometric in (WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, PALETTE) and not (packed and (bits < 8 or samples > 1))
+        if not whole or first.compression not in (NOT_COMPRESSED, *DEFLATE) or (packed and first.compression != NOT_COMPRESSED):
+            return self._by_pillow(page.index, photometric)
+        if packed:
+            values = self._unpacked(page)
+        elif first.compression == NOT_COMPRESSED and series.dataoffset is not None:
+            values = self._plane_at(series, number)
+        else:
+            self._check_parts(page)
+            values = page.asarray(maxworkers=1).reshape(-1, *_shape(first))[number % each]
+        if samples > 1 and int(first.planarconfig) == 2:
+            values = np.moveaxis(values, 0, -1)
+        return self._shown(values, first, photometric, bits)
+
+    def _plane_at(self, series, k: int) -> np.ndarray:
+        """Plane k of a series that lies in one piece."""
+        shape = _shape(series.keyframe)
+        dtype = series.keyframe.dtype.newbyteorder(self.file.byteorder)
+        values = self.file.filehandle
+        values.seek(series.dataoffset + k * dtype.itemsize * int(np.prod(shape)))
+        content = values.read(dtype.itemsize * int(np.prod(shape)))
+        if len(content) < dtype.itemsize * int(np.prod(shape)):
+            raise UserError(f"{self.path}: is cut off within slice {k + 1}")
+        return np.frombuffer(content, dtype).reshape(shape).astype(series.keyframe.dtype)
+
+    def _check_parts(self, page) -> None:
+        """tifffile takes a missing part for an empty one."""
+        parts = list(zip(page.dataoffsets, page.databytecounts, strict=False))
+        if not parts or any(not count or not offset or offset + count > self.size for offset, count in parts):
+            raise UserError(f"{self.path}: is cut off; parts of the image are missing")
+
+    def _unpacked(self, page) -> np.ndarray:
+        """A page of 9 to 15 bits a value, packed, each row from a whole byte on."""
+        self._check_parts(page)
+        bits, width = page.bitspersample, page.imagewidth
+        content = b"".join(self._read(offset, count) for offset, count in zip(page.dataoffsets, page.databytecounts))
+        each = -(-width * bits // 8)
+        if page.is_tiled or len(content) < each * page.imagelength:
+            raise UserError(f"{self.path}: holds {bits} bits a value in a way that is not supported; save it as 16 bit")
+        rows = np.frombuffer(content, np.uint8)[: each * page.imagelength].reshape(page.imagelength, each)
+        digits = np.unpackbits(rows, axis=1)[:, : width * bits].reshape(page.imagelength, width, bits)
+        return digits @ (1 << np.arange(bits - 1, -1, -1)).astype(np.uint16)
+
+    def _read(self, offset: int, count: int) -> bytes:
+        self.file.filehandle.seek(offset)
+        return self.file.filehandle.read(count)
+
+    def _shown(self, values: np.ndarray, first, photometric: int, bits: int) -> Page:
+        """Values as a viewer shows them: upright, black for 0, without transparency."""
+        samples = first.samplesperpixel
+        alpha = any(int(e) in (1, 2) for e in first.extrasamples)
+        if samples - len(first.extrasamples) not in (1, 3) or len(first.extrasamples) > 1 or (first.extrasamples and not alpha):
+            raise UserError(f"{self.path}: holds {samples} values a pixel; save it as grey or RGB")
+        if first.dtype.kind == "i" and values.min() < 0:
+            raise UserError(f"{self.path}: holds values below 0, from {values.min()} on; save it as 8 or 16 bit")
+        white = _depth(first, bits)
+        if photometric == WHITE_IS_ZERO:
+            values = white - np.minimum(values, white)
+        if photometric == PALETTE:
+            values = (first.colormap >> 8).astype(np.uint8)[:, np.minimum(values, first.colormap.shape[1] - 1)]
+            values, bits = np.moveaxis(values, 0, -1), 8
+        orientation = first.tags.get(274)
+        values = np.ascontiguousarray(TURNS.get(orientation.value if orientation else 1, np.asarray)(values))
+        if bits != 8 and alpha:
+            values = np.round(values / white * 255).astype(np.uint8)
+            bits = 8
+        if bits != 8:
+            return Page(values, white)
+        return Page(Image.fromarray(values.astype(np.uint8)))
+
+    def _by_pillow(self, number: int, photometric: int) -> Page:
+        """What needs a decompressor that tifffile has only with a further package, or a conversion of colours."""
+        self.pillow = self.pillow or Picture(self.path)
+        page = self.pillow.page(number)
+        if photometric == WHITE_IS_ZERO and page.white:  # Pillow inverts 8 bit alone
+            page = page._replace(values=page.white - page.values)
+        return page
+
+    def facts(self, k: int) -> Facts:
+        page = self.planes[k][0].keyframe
+        unit, turned = None, bool(page.tags.get(274)) and page.tags[274].value >= 5
+        if self.file.is_imagej:
+            unit = MICROMETRES.get(str((self.file.imagej_metadata or {}).get("unit", "")))
+        unit = unit or {2: 25_400, 3: 10_000}.get(int(page.tags[296].value) if 296 in page.tags else 2)
+        try:
+            size = tuple(unit * den / num for num, den in (page.tags[name].value for name in ("XResolution", "YResolution")))
+        except (KeyError, TypeError, ValueError, ZeroDivisionError):
+            return Facts()
+        return Facts(of_scans(size, turned))
+
+    def close(self) -> None:
+        self.file.close()
+        if self.pillow:
+            self.pillow.close()
+
+
+def _shape(page) -> tuple[int, ...]:
+    """Of one plane, as tifffile gives it."""
+    height, width, samples = page.imagelength, page.imagewidth, page.samplesperpixel
+    return (height, width) if samples == 1 else (samples, height, width) if int(page.planarconfig) == 2 else (height, width, samples)
+
+
+def _depth(page, bits: int) -> int:
+    """The largest value: of the depth, or of a smaller one that the tag MaxSampleValue states."""
+    stated = page.tags.get(281)
+    stated = stated.value if stated else 0
+    known = isinstance(stated, int) and 511 <= stated < (1 << min(bits, 16)) and not stated & (stated + 1)
+    return stated if known else (1 << min(bits, 16)) - 1

@@ -1,0 +1,616 @@
+"""Files that programs and instruments write: TIFF of every writer, twelve bits, Heidelberg's formats, DICOM. The right values are those that were
+written, or eyepy's."""
+
+import os
+import struct
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import pytest
+import tifffile
+from PIL import Image
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian, OphthalmicPhotography8BitImageStorage, OphthalmicTomographyImageStorage, generate_uid
+
+from srlib.__main__ import main
+from srlib.config import UserError, load_config
+from srlib.data import formats
+from srlib.data.instruments import grey
+from srlib.data.manifest import build_manifest
+from srlib.data.phantom import bscan
+from srlib.data.reading import few_values, find_images, read_image, read_scan, slices
+from srlib.evaluation.folders import evaluate_folders
+from srlib.files import REPOSITORY
+from srlib.inference.files import upscale_files
+from srlib.models import Generator
+from srlib.series.run_folder import SALT, Run
+
+SHARED = Path(__file__).parent.parent.parent / "shared/formats"
+SCAN = bscan(3, 124, 136)
+WIDE = SCAN.astype(np.uint16) * 257
+ORIENTED = {1: SCAN, 2: np.fliplr(SCAN), 3: np.rot90(SCAN, 2), 4: np.flipud(SCAN)}  # how a page of each orientation is stored
+ORIENTED |= {5: SCAN.T, 6: np.rot90(SCAN), 7: np.rot90(SCAN, 2).T, 8: np.rot90(SCAN, -1)}
+
+
+def one_directory(path, pages, order="<"):
+    """A stack as ImageJ writes large ones: the first slice has a directory, the others lie behind it."""
+    n, h, w = pages.shape
+    text = f"ImageJ=1.54f\nimages={n}\nslices={n}\nloop=false\n\0".encode()
+    tags = [(254, 0), (256, w), (257, h), (258, 8), (259, 1), (262, 1), (270, None), (273, None), (277, 1), (278, h), (279, h * w)]
+    after = 8 + 2 + 12 * len(tags) + 4
+    at = {270: (2, len(text), after), 273: (4, 1, after + len(text))}
+    body = struct.pack(order + "H", len(tags))
+    for tag, value in tags:
+        kind, count, value = at.get(tag, (4, 1, value))
+        body += struct.pack(order + "HHII", tag, kind, count, value)
+    head = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(order + "I", 8)
+    path.write_bytes(head + body + b"\0\0\0\0" + text + pages.tobytes())
+
+
+def packed(path, values, bits):
+    """A TIFF of `bits` bits a value, one after another."""
+    digits = (values[..., None] >> np.arange(bits - 1, -1, -1)) & 1
+    raw = np.packbits(digits.reshape(len(values), -1).astype(np.uint8), axis=1).tobytes()
+    h, w = values.shape
+    tags = [
+        (256, 4, w),
+        (257, 4, h),
+        (258, 3, bits),
+        (259, 3, 1),
+        (262, 3, 1),
+        (273, 4, None),
+        (277, 3, 1),
+        (278, 4, h),
+        (279, 4, len(raw)),
+    ]
+    at = 8 + 2 + 12 * len(tags) + 4
+    body = struct.pack("<H", len(tags))
+    for tag, kind, value in tags:
+        body += struct.pack("<HHII", tag, kind, 1, at if value is None else value)
+    path.write_bytes(b"II*\0" + struct.pack("<I", 8) + body + b"\0\0\0\0" + raw)
+
+
+# ------------------------------------------------------------------------------------------------ TIFF
+@pytest.mark.parametrize("orientation", ORIENTED)
+@pytest.mark.parametrize("compression", [None, "tiff_lzw", "tiff_adobe_deflate"])
+def test_a_turned_tiff_is_shown_upright(tmp_path, orientation, compression):
+    stored = np.ascontiguousarray(ORIENTED[orientation])
+    options = {"tiffinfo": {274: orientation}} | ({"compression": compression} if compression else {})
+    Image.fromarray(stored).save(tmp_path / "a.tif", **options)
+    assert (read_image(tmp_path / "a.tif") == SCAN).all()
+    deep = stored.astype(np.uint16) * 257
+    tifffile.imwrite(tmp_path / "deep.tif", deep, extratags=[(274, 3, 1, orientation, True)], metadata=None)
+    assert (read_scan(tmp_path / "deep.tif", deep=True).image == WIDE).all()
+
+
+def test_what_tifffile_writes_is_read(tmp_path):
+    colour = np.stack([SCAN, SCAN // 2, SCAN // 3], -1)
+    written = {
+        "big": dict(data=SCAN, bigtiff=True),
+        "tiled": dict(data=SCAN, tile=(64, 64)),
+        "strips": dict(data=SCAN, rowsperstrip=7),
+        "deflate": dict(data=SCAN, compression="zlib", predictor=True),
+        "big-endian": dict(data=WIDE, byteorder=">"),
+        "white is zero": dict(data=255 - SCAN, photometric="miniswhite"),
+        "white is zero, deep": dict(data=65535 - WIDE, photometric="miniswhite"),
+        "int16": dict(data=(SCAN.astype(np.int16))),
+        "RGB": dict(data=colour, photometric="rgb"),
+        "planes": dict(data=np.moveaxis(colour, -1, 0), photometric="rgb", planarconfig="separate"),
+        "RGB16": dict(data=colour.astype(np.uint16) * 257, photometric="rgb"),
+        "RGB16, tiles": dict(data=colour.astype(np.uint16) * 257, photometric="rgb", tile=(32, 32), compression="zlib"),
+    }
+    luma = np.asarray(Image.fromarray(colour).convert("L"))
+    for name, options in written.items():
+        tifffile.imwrite(tmp_path / f"{name}.tif", **options)
+        image = read_image(tmp_path / f"{name}.tif")
+        right = luma if "RGB" in name or name == "planes" else np.round(SCAN / 257) if name == "int16" else SCAN
+        assert (image == right).all(), name
+    assert (read_image(tmp_path / "planes.tif", 3) == colour).all()
+
+
+def test_white_is_zero_in_compressed_pages_too(tmp_path):
+    for values, name in ((255 - SCAN, "a"), (65535 - WIDE, "b")):
+        Image.fromarray(values).save(tmp_path / f"{name}.tif", compression="tiff_lzw", tiffinfo={262: 0})
+    with Image.open(tmp_path / "a.tif") as image:  # the tag was written
+        assert image.tag_v2[262] == 0
+    with tifffile.TiffFile(tmp_path / "b.tif") as file:
+        assert file.pages[0].photometric == 0
+    assert (read_image(tmp_path / "b.tif") == SCAN).all()
+
+
+@pytest.mark.parametrize("order", "<>")
+def test_a_stack_with_one_directory_has_all_its_slices(tmp_path, order):
+    pages = np.stack([bscan(k, 64, 80) for k in range(5)])
+    one_directory(tmp_path / "a.tif", pages, order)
+    assert [(read_image(p) == page).all() for p, page in zip(slices(tmp_path / "a.tif"), pages, strict=True)] == [True] * 5
+    (tmp_path / "a.tif").write_bytes((tmp_path / "a.tif").read_bytes()[:-3000])
+    with pytest.raises(UserError, match=r"a\.tif"):
+        [read_image(p) for p in slices(tmp_path / "a.tif")]
+
+
+def test_hyperstacks_of_imagej_keep_order_and_spacing(tmp_path):
+    pages = np.stack([bscan(k, 64, 80) for k in range(6)])
+    facts = dict(imagej=True, resolution=(1 / 5.5, 1 / 3.25), metadata={"unit": "micron", "axes": "ZCYX"})
+    tifffile.imwrite(tmp_path / "a.tif", pages.reshape(3, 2, 64, 80), **facts)
+    names = slices(tmp_path / "a.tif")
+    assert len(names) == 6 and all((read_image(p) == page).all() for p, page in zip(names, pages, strict=True))
+    assert read_scan(names[2]).facts.pixel_um == pytest.approx((5.5, 3.25), rel=1e-4)
+
+
+def test_thumbnails_and_pyramids_are_no_slices(tmp_path):
+    with tifffile.TiffWriter(tmp_path / "pyramid.tif") as file:
+        file.write(SCAN, subifds=1)
+        file.write(SCAN[::2, ::2], subfiletype=1)
+    with tifffile.TiffWriter(tmp_path / "thumb.tif") as file:
+        file.write(SCAN, metadata=None)
+        file.write(SCAN[::4, ::4].copy(), subfiletype=1, metadata=None)
+    with tifffile.TiffWriter(tmp_path / "first.tif") as file:  # the thumbnail first
+        file.write(SCAN[::4, ::4].copy(), subfiletype=1, metadata=None)
+        file.write(SCAN, metadata=None)
+    for name in ("pyramid", "thumb", "first"):
+        assert slices(tmp_path / f"{name}.tif") == [tmp_path / f"{name}.tif"]
+        assert (read_image(tmp_path / f"{name}.tif") == SCAN).all()
+
+
+@pytest.mark.parametrize(
+    ("data", "options", "said"),
+    [
+        (SCAN.astype(np.float16), {}, "floating-point"),
+        (SCAN.astype(np.float64), {}, "floating-point"),
+        (np.full_like(SCAN, np.nan, np.float32), {}, "floating-point"),
+        (SCAN.astype(np.int16) - 100, {}, "below 0"),
+        (SCAN.astype(np.uint32) * 1000, {}, "not 16-bit"),
+        (np.stack([SCAN] * 5, -1), dict(photometric="minisblack", planarconfig="contig"), "5 values a pixel"),
+        (np.stack([SCAN] * 2, -1), dict(photometric="minisblack", planarconfig="contig"), "2 values a pixel"),
+        (SCAN.astype(np.complex64), {}, "complex64"),
+    ],
+)
+def test_values_without_a_range_are_refused(tmp_path, data, options, said):
+    tifffile.imwrite(tmp_path / "a.tif", data, **options)
+    with pytest.raises(UserError, match=f"a.tif: holds .*{said}|a.tif: .*{said}"):
+        read_image(tmp_path / "a.tif")
+
+
+def test_transparent_pixels_of_a_tiff_are_white(tmp_path):
+    rgba = np.stack([SCAN, SCAN, SCAN, np.full_like(SCAN, 255)], -1)
+    rgba[:20, :, 3] = 0
+    tifffile.imwrite(tmp_path / "a.tif", rgba, photometric="rgb", extrasamples=["unassalpha"])
+    image = read_image(tmp_path / "a.tif")
+    assert (image[:20] == 255).all() and (image[20:] == SCAN[20:]).all()
+
+
+def test_a_tiff_that_is_cut_off_is_refused(tmp_path):
+    for name, options in {"plain": {}, "strips": dict(rowsperstrip=9), "zip": dict(compression="zlib", rowsperstrip=9)}.items():
+        path = tmp_path / f"{name}.tif"
+        tifffile.imwrite(path, SCAN, metadata=None, **options)
+        whole = path.read_bytes()
+        for part in (0.3, 0.8, 0.99):
+            path.write_bytes(whole[: int(part * len(whole))])
+            with pytest.raises(UserError, match=rf"{name}\.tif"):
+                read_image(path)
+
+
+def test_a_volume_is_opened_once(tmp_path, monkeypatch):
+    pages = np.stack([SCAN[:40, :44]] * 30)
+    tifffile.imwrite(tmp_path / "eye-1-1.tif", pages)
+    tifffile.imwrite(tmp_path / "lzw.tif", pages)
+    opened, original = [], formats.Tiff.__init__
+    monkeypatch.setattr(formats.Tiff, "__init__", lambda self, path: (opened.append(path), original(self, path))[1])
+    for path in (tmp_path / "eye-1-1.tif", tmp_path / "lzw.tif"):
+        assert sum((read_image(p) == SCAN[:40, :44]).all() for p in slices(path)) == 30
+    assert len(opened) == 2
+    written, _, failed, _ = upscale_files(tmp_path / "lzw.tif", tmp_path / "out", Generator(2, width=4, blocks=1))
+    assert len(written) == 30 and not failed and len(opened) == 2
+
+
+# ------------------------------------------------------------------------------------------------ bits
+TWELVE = (SCAN.astype(int) * 4095 // 255).astype(np.uint16)
+SHOWN = np.round(TWELVE / 4095 * 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize("bits", [10, 12, 14])
+def test_packed_bits_are_unpacked(tmp_path, bits):
+    values = SCAN.astype(int) * (2**bits - 1) // 255
+    packed(tmp_path / "a.tif", values, bits)
+    scan = read_scan(tmp_path / "a.tif", deep=True)
+    assert scan.white == 2**bits - 1 and (np.round(scan.image * (scan.white / 65535)) == values).all()
+    assert (read_image(tmp_path / "a.tif") == np.round(values * 255 / (2**bits - 1))).all()
+
+
+def test_twelve_bits_in_sixteen(tmp_path, capsys):
+    Image.fromarray(TWELVE).save(tmp_path / "a.png")
+    tifffile.imwrite(tmp_path / "stated.tif", TWELVE, extratags=[(281, 3, 1, 4095, True)], metadata=None)
+    tifffile.imwrite(tmp_path / "brightest.tif", TWELVE, extratags=[(281, 3, 1, int(TWELVE.max()) - 1, True)], metadata=None)
+    assert "12 bits" in few_values(read_scan(tmp_path / "a.png")) and not few_values(read_scan(tmp_path / "a.png", bits=12))
+    assert (read_image(tmp_path / "a.png", bits=12) == SHOWN).all() and (read_image(tmp_path / "stated.tif") == SHOWN).all()
+    assert read_scan(tmp_path / "brightest.tif").white == 65535  # that tag may hold an image's own maximum, which is no depth
+    with pytest.raises(UserError, match=r"a\.png: values from \d+ to \d+ are not of 11 bits"):
+        read_image(tmp_path / "a.png", bits=11)
+    assert (read_image(tmp_path / "a.png", 3, bits=12) == SHOWN[..., None]).all()
+
+
+def test_twelve_bits_through_upscale_and_evaluate(tmp_path, capsys):
+    (tmp_path / "in").mkdir()
+    Image.fromarray(TWELVE).save(tmp_path / "in/a.png")
+    assert main(["upscale", str(tmp_path / "in"), str(tmp_path / "dim"), "--weights", "srresnet"]) == 0
+    assert "if they have 12 bits" in capsys.readouterr().err
+    assert main(["upscale", str(tmp_path / "in"), str(tmp_path / "out"), "--weights", "srresnet", "--bits", "12"]) == 0
+    assert "12 bits" not in capsys.readouterr().err
+    with Image.open(tmp_path / "out/a.png") as sr:
+        values = np.asarray(sr)
+        assert values.dtype == np.uint16 and values.max() <= 4095 and sr.info["Values"] == "0 to 4095"
+    small = values.reshape(124, 4, 136, 4).mean((1, 3))
+    assert np.abs(small - TWELVE).mean() < 40  # the source's own range
+    hr = np.kron(TWELVE, np.ones((4, 4), np.uint16))
+    (tmp_path / "hr").mkdir()
+    Image.fromarray(hr).save(tmp_path / "hr/a.png")
+    found = evaluate_folders(tmp_path / "out", tmp_path / "hr", steps=0, bits=12)
+    assert not found.warned and found.table.psnr.min() > 15
+    assert any("12 bits" in line for line in evaluate_folders(tmp_path / "out", tmp_path / "hr", steps=0).warned)
+
+
+def test_twelve_bits_in_a_run(tmp_path, capsys):
+    for k in range(6):
+        values = (bscan(k, 64, 80).astype(int) * 4095 // 255).astype(np.uint16)
+        Image.fromarray(values).save(tmp_path / f"NORMAL-{k}-1.png")
+    run = Run(tmp_path / "run", load_config("smoke", data=str(tmp_path)))
+    run.folder.mkdir()
+    assert len(run.make_manifest()) == 6 and "6 image(s) may have fewer bits" in capsys.readouterr().out
+    run = Run(tmp_path / "run2", load_config("smoke", data=str(tmp_path), bits=12))
+    run.folder.mkdir()
+    table = run.make_manifest()
+    assert "warning" not in capsys.readouterr().out
+    assert run.read(table.path[0]).max() > 100 and run.read(table.path[0], 3).shape == (64, 80, 3)
+
+
+# ------------------------------------------------------------------------------------------------ known, but not supported
+def test_a_known_format_is_called_by_its_name(tmp_path):
+    Image.fromarray(SCAN).save(tmp_path / "a.webp")
+    Image.fromarray(SCAN).save(tmp_path / "b.gif")
+    (tmp_path / "a.webp").rename(tmp_path / "a.png")
+    np.save(tmp_path / "c.npy", SCAN)
+    with pytest.raises(UserError, match=r"a\.png: is a WebP file, which is not supported; convert"):
+        read_image(tmp_path / "a.png")
+    left: list = []
+    assert find_images(tmp_path, left) == [tmp_path / "a.png"]
+    assert {reason.partition(",")[0] for _, reason in left} == {"holds 1 GIF file", "holds 1 NumPy file"}
+    (tmp_path / "a.png").unlink()
+    with pytest.raises(UserError, match="GIF file, which"):
+        find_images(tmp_path)
+
+
+# ------------------------------------------------------------------------------------------------ Heidelberg
+SECRETS = ("Doe", "John", "Study-01", "SECRET")
+
+
+def vol(path, seed=0, who="SECRET^NAME", scans=4, eye="OS"):
+    """A .vol of random reflectivity, which is returned."""
+    data = np.random.default_rng(seed).gamma(2, 0.02, (scans, 64, 80)).astype(np.float32)
+    data[:, :, :8] = np.finfo(np.float32).max
+    sizes = struct.pack("<3I3d2I2dId", 80, scans, 64, 0.0115, 0.12, 0.00387, 8, 8, 0.1, 0.1, 30, 0.0)
+    names = struct.pack(
+        "<4sQiI16s16sI24sdI24sd4I34s", eye.encode(), 10**17, 3, 256, b"1", b"1", 7, who.encode(), 18_000.0, 1, b"", 4e4, 0, 0, 0, 0, b""
+    )
+    content = b"HSF-OCT-103\0" + sizes + names + bytes(1790 + 64)
+    for k in range(scans):
+        head = struct.pack("<12sI4d2IfI6f", b"HSF-BS-103", 256, 1.0, 0.1 * k, 2.0, 0.1 * k, 0, 256, 20.0, 0, *[0.0] * 6)
+        content += head + bytes(168) + data[k].tobytes()
+    path.write_bytes(content)
+    return data
+
+
+def everything(folder):
+    """All that was written below a folder, names and content, with the pictures' metadata."""
+    for path in folder.rglob("*"):
+        yield str(path.relative_to(folder))
+        if path.is_file() and path.name != SALT:
+            yield path.read_bytes().decode("latin-1")
+
+
+def test_reflectivity_has_a_stated_transform():
+    values = np.array([[0, 1e-3, 0.1, 1, 2, np.nan, -1, np.finfo(np.float32).max]], np.float32)
+    from eyepy.core.utils import from_vol_intensity
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert (grey(values)[0, :5] == from_vol_intensity(values[:, :5].copy())[0]).all()
+    assert (grey(values)[0, 5:] == 0).all()
+    assert grey(values, "fourth-root")[0].tolist() == [0, 45, 143, 255, 255, 0, 0, 0]
+
+
+def test_a_vol_is_read_as_eyepy_reads_it(tmp_path):
+    import eyepy
+
+    data = vol(tmp_path / "a.vol")
+    right = eyepy.import_heyex_vol(tmp_path / "a.vol").data
+    assert (np.stack([read_image(p) for p in slices(tmp_path / "a.vol")]) == right).all() and right.max() > 100
+    assert (read_image(tmp_path / "a.vol#2", reflectivity="fourth-root") == grey(data[1], "fourth-root")).all()
+    facts = read_scan(tmp_path / "a.vol#2").facts
+    assert facts.pixel_um == pytest.approx((11.5, 3.87)) and facts.laterality == "OS"
+    assert facts.position == "x 1.000 y 0.100 to x 2.000 y 0.100 mm of the fundus image"
+    content = (tmp_path / "a.vol").read_bytes()
+    for wrong in (content[:100], content[:-5], content[:12] + struct.pack("<I", 10**9) + content[16:]):
+        (tmp_path / "a.vol").write_bytes(wrong)
+        with pytest.raises(UserError, match=r"a\.vol: "):
+            slices(tmp_path / "a.vol")
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="needs the sample files beside the checkout")
+def test_samples_are_read_as_eyepy_reads_them():
+    import eyepy
+
+    for path, right in (
+        (SHARED / "test_volume.vol", eyepy.import_heyex_vol(SHARED / "test_volume.vol")),
+        (SHARED / "heyex_xml/test_dummy.xml", eyepy.import_heyex_xml(SHARED / "heyex_xml")),
+    ):
+        names = slices(path)
+        assert (np.stack([read_image(p) for p in names]) == right.data).all()
+        facts = read_scan(names[3]).facts
+        assert facts.pixel_um == pytest.approx((1000 * right.scale_x, 1000 * right.scale_y)) and facts.laterality == "OD"
+
+
+def export(folder, eyes=("R", "L"), encoding="utf-8"):
+    """An XML export of one patient, a series for each eye, three B-scans each."""
+    folder.mkdir()
+    Image.fromarray(SCAN).save(folder / "NIR1.tif")
+    series = ""
+    for s, eye in enumerate(eyes):
+        images = (
+            "<Image><ImageType><Type>LOCALIZER</Type></ImageType><ImageData><ExamURL>file:///\\\\d\\NIR1.tif</ExamURL></ImageData></Image>"
+        )
+        for k in range(3):
+            Image.fromarray(bscan(10 * s + k, 64, 80)).save(folder / f"b{s}{k}.tif")
+            images += (
+                "<Image><ImageType><Type>OCT</Type></ImageType><OphthalmicAcquisitionContext><ScaleX>0.01</ScaleX><ScaleY>0.004</ScaleY>"
+                f"</OphthalmicAcquisitionContext><ImageData><ExamURL>file:///\\\\d\\B{s}{k}.TIF</ExamURL></ImageData></Image>"
+            )
+        series += f"<Series><Laterality>{eye}</Laterality>{images}</Series>"
+    text = f"<HEDX><BODY><Patient><LastName>SECRETMüller</LastName><PatientID>SECRET7</PatientID><Study>{series}</Study></Patient></BODY></HEDX>"
+    (folder / "export.xml").write_bytes(text.encode(encoding))
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "latin-1"])
+def test_an_export_is_one_volume_of_both_eyes(tmp_path, encoding):
+    export(tmp_path / "case", encoding=encoding)
+    left: list = []
+    assert find_images(tmp_path, left) == [tmp_path / "case/export.xml"]
+    assert left == [(tmp_path / "case/NIR1.tif", "belongs to export.xml, but is no B-scan")]
+    names = slices(tmp_path / "case/export.xml")
+    assert len(names) == 6 and [read_scan(p).facts.laterality for p in names] == ["OD"] * 3 + ["OS"] * 3
+    assert (read_image(names[4]) == bscan(11, 64, 80)).all() and read_scan(names[4]).facts.pixel_um == pytest.approx((10, 4))
+    (tmp_path / "case/b11.tif").unlink()
+    with pytest.raises(UserError, match=r"B11\.TIF: no such file, but export\.xml names it"):
+        read_image(names[4])
+
+
+# ------------------------------------------------------------------------------------------------ DICOM
+def dicom(path, frames, who="SECRET^NAME", bits=8, photometric="MONOCHROME2", sop=OphthalmicTomographyImageStorage, **fields):
+    d = Dataset()
+    d.file_meta = FileMetaDataset()
+    d.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    d.file_meta.MediaStorageSOPClassUID = d.SOPClassUID = sop
+    d.file_meta.MediaStorageSOPInstanceUID = d.SOPInstanceUID = generate_uid()
+    d.PatientName, d.PatientID, d.PatientBirthDate = who, f"SECRET-{who}", "19500101"
+    d.Modality, d.Laterality = "OPT", "L"
+    d.Rows, d.Columns = frames.shape[1:3]
+    d.NumberOfFrames, d.SamplesPerPixel, d.PhotometricInterpretation = len(frames), 1 if frames.ndim == 3 else 3, photometric
+    if frames.ndim == 4:
+        d.PlanarConfiguration = 0
+    d.BitsAllocated = 8 * frames.dtype.itemsize
+    d.BitsStored, d.HighBit, d.PixelRepresentation = bits, bits - 1, 0
+    measures = Dataset()
+    measures.PixelSpacing = [0.0039, 0.0117]
+    shared = Dataset()
+    shared.PixelMeasuresSequence = [measures]
+    d.SharedFunctionalGroupsSequence = [shared]
+    each = []
+    for k in range(len(frames)):
+        where, own = Dataset(), Dataset()
+        where.ReferenceCoordinates = [10.0 * k, 1.0, 10.0 * k, 500.0]
+        own.OphthalmicFrameLocationSequence = [where]
+        each.append(own)
+    d.PerFrameFunctionalGroupsSequence = each
+    d.PixelData = frames.tobytes() + b"\0" * (frames.nbytes % 2)
+    for name, value in fields.items():
+        setattr(d, name, value)
+    d.save_as(path, enforce_file_format=True)
+
+
+def test_dicom_frames_are_slices(tmp_path):
+    frames = np.stack([bscan(k, 64, 80) for k in range(3)])
+    dicom(tmp_path / "1.2.840.7", frames)
+    assert find_images(tmp_path) == [tmp_path / "1.2.840.7"]
+    names = slices(tmp_path / "1.2.840.7")
+    assert (np.stack([read_image(p) for p in names]) == frames).all()
+    facts = read_scan(names[2]).facts
+    assert facts.pixel_um == pytest.approx((11.7, 3.9)) and facts.laterality == "OS"
+    assert facts.position == "row 20 column 1 to row 20 column 500 of the fundus image"
+    written, _, failed, _ = upscale_files(tmp_path, tmp_path / "out", Generator(2, width=4, blocks=1))
+    assert [p.name for p in written] == [f"1.2.840.7#{k}.png" for k in (1, 2, 3)] and not failed
+    with Image.open(written[2]) as image:
+        assert (
+            image.info["Pixel size (um)"] == "5.85 x 1.95" and image.info["Laterality"] == "OS" and "row 20" in image.info["Scan position"]
+        )
+
+
+def test_dicom_depths_and_colours(tmp_path):
+    twelve = np.stack([TWELVE])
+    dicom(tmp_path / "a.dcm", twelve, bits=12)
+    dicom(tmp_path / "b.dcm", 4095 - twelve, bits=12, photometric="MONOCHROME1")
+    for name in "ab":
+        assert (read_image(tmp_path / f"{name}.dcm") == SHOWN).all() and read_scan(tmp_path / f"{name}.dcm").white == 4095
+    colour = np.stack([np.stack([SCAN, SCAN // 2, SCAN // 3], -1)])
+    dicom(tmp_path / "c.dcm", colour, photometric="RGB")
+    assert (read_image(tmp_path / "c.dcm", 3) == colour[0]).all()
+
+
+def test_dicom_without_a_bscan_is_refused_by_its_kind(tmp_path):
+    frames = np.stack([SCAN])
+    dicom(tmp_path / "fundus.dcm", frames, sop=OphthalmicPhotography8BitImageStorage)
+    with pytest.raises(UserError, match=r"fundus\.dcm: is a fundus photograph"):
+        read_image(tmp_path / "fundus.dcm")
+    dicom(tmp_path / "many.dcm", frames, NumberOfFrames=2_000_000_000)
+    with pytest.raises(UserError, match=r"many\.dcm: is cut off"):
+        slices(tmp_path / "many.dcm")
+    d = pydicom.dcmread(tmp_path / "fundus.dcm")
+    for name in ("PixelData", "Rows", "Columns"):
+        delattr(d, name)
+    d.save_as(tmp_path / "report.dcm")
+    with pytest.raises(UserError, match=r"report\.dcm: is a DICOM file without an image"):
+        read_image(tmp_path / "report.dcm")
+
+
+def test_errors_of_damaged_files_quote_none_of_their_fields(tmp_path):
+    frames = np.stack([bscan(k, 64, 80) for k in range(3)])
+    dicom(tmp_path / "a.dcm", frames)
+    vol(tmp_path / "a.vol")
+    rng = np.random.default_rng(0)
+    for name in ("a.dcm", "a.vol"):
+        whole = (tmp_path / name).read_bytes()
+        for _ in range(40):
+            content = bytearray(whole)
+            for at in rng.integers(132, 3000, 6):
+                content[at] = int(rng.integers(256))
+            (tmp_path / name).write_bytes(content[: int(rng.integers(2000, len(content)))])
+            try:
+                for part in slices(tmp_path / name):
+                    read_scan(part)
+            except UserError as error:
+                assert "SECRET" not in str(error)
+
+
+def test_a_library_that_is_missing_is_named(tmp_path, monkeypatch):
+    vol(tmp_path / "a.vol")
+    for name in [n for n in sys.modules if n.partition(".")[0] == "eyepy"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "eyepy", None)
+    with pytest.raises(UserError, match=r'a\.vol: reading it needs eyepy; pip install "\.\[formats\]"'):
+        read_image(tmp_path / "a.vol#1")
+
+
+# ------------------------------------------------------------------------------------------------ a run on them
+@pytest.fixture
+def instruments_folder(tmp_path):
+    """Three patients' volumes and one's export, and a second volume of the first patient under another name."""
+    data = tmp_path / "data"
+    data.mkdir()
+    for k in range(3):
+        vol(data / f"scan{k}.vol", k, f"SECRET^{k}")
+    vol(data / "again.vol", 7, "SECRET^0", eye="OD")
+    dicom(data / "IM0001", np.stack([bscan(k, 64, 80) for k in range(3)]), "SECRET^9")
+    export(data / "case")
+    return data
+
+
+def test_patients_are_hashed_with_the_runs_salt(tmp_path, instruments_folder, capsys):
+    tables = []
+    for k in range(2):
+        run = Run(tmp_path / f"run{k}", load_config("smoke", data=str(instruments_folder)))
+        run.folder.mkdir()
+        tables.append(run.make_manifest())
+        assert run.make_manifest().equals(tables[-1])  # the folder keeps its salt
+    one, two = tables
+    patient = one.set_index("path").patient
+    assert patient["scan0.vol#1"] == patient["again.vol#2"] and patient.nunique() == 5
+    assert patient.str.fullmatch("[0-9a-f]{12}").all() and not set(one.patient) & set(two.patient)
+    assert (one.split == two.split).all()  # which does not depend on the salt
+    assert one.set_index("path").loc["scan0.vol#1", ["pixel_width_um", "pixel_height_um", "laterality"]].tolist() == [11.5, 3.87, "OS"]
+    assert one.attrs["skipped"] == [("case/NIR1.tif", "belongs to export.xml, but is no B-scan")]
+    read = Run(tmp_path / "run0", run.config).manifest
+    assert read.laterality.tolist() == one.laterality.tolist()
+    written, _, _, _ = upscale_files(instruments_folder, tmp_path / "out", Generator(2, width=4, blocks=1))
+    assert len(written) == len(one)
+    capsys.readouterr()
+    for folder in ("run0", "run1", "out"):
+        for text in everything(tmp_path / folder):
+            assert not any(secret in text for secret in SECRETS)
+
+
+def test_pictures_have_no_further_columns(tmp_path):
+    for k in range(4):
+        Image.fromarray(bscan(k, 64, 80)).save(tmp_path / f"NORMAL-{k}-1.png")
+    assert list(build_manifest(tmp_path)) == ["path", "sha256", "height", "width", "label", "patient", "split"]
+
+
+# ------------------------------------------------------------------------------------------------ fuzz
+def sound_files(folder: Path) -> None:
+    """One file of every kind."""
+    pages = np.stack([bscan(k, 64, 80) for k in range(3)])
+    Image.fromarray(SCAN).save(folder / "a.png")
+    Image.fromarray(TWELVE).save(folder / "deep.png")
+    Image.fromarray(SCAN).save(folder / "a.jpg", quality=85)
+    Image.fromarray(SCAN).save(folder / "lzw.tif", compression="tiff_lzw")
+    tifffile.imwrite(folder / "zip.tif", WIDE, compression="zlib", rowsperstrip=16)
+    tifffile.imwrite(folder / "tiles.tif", SCAN, tile=(64, 64), bigtiff=True)
+    tifffile.imwrite(folder / "pages.tif", pages, imagej=True)
+    one_directory(folder / "stack.tif", pages)
+    packed(folder / "packed.tif", TWELVE, 12)
+    dicom(folder / "a.dcm", pages)
+    dicom(folder / "deep.dcm", np.stack([TWELVE]), bits=12)
+    vol(folder / "a.vol")
+
+
+def damaged(content: bytes, rng) -> bytes:
+    """Cut, with flipped bytes, with a number in the header that is too large, or all of them."""
+    content = bytearray(content)
+    head = min(len(content), 3000)
+    for _ in range(int(rng.integers(1, 4))):
+        what, at = rng.integers(4), int(rng.integers(4, head - 4))
+        if what == 0:
+            del content[int(rng.integers(1, len(content))) :]
+            head = min(len(content), 3000)
+            if head < 12:
+                break
+        elif what == 1:
+            content[at : at + 4] = struct.pack("<I", int(rng.choice([0, 1, 0xFFFF, 10**6, 2**31 - 1, 2**32 - 1])))
+        else:
+            for at in rng.integers(0, len(content) if what == 2 else head, int(rng.integers(1, 20))):
+                content[at] = int(rng.integers(256))
+    return bytes(content)
+
+
+FUZZ = """
+import resource, sys, time
+from pathlib import Path
+from srlib.config import UserError
+from srlib.data.manifest import inspect_files
+from srlib.files import REPOSITORY
+from srlib.inference.files import upscale_files
+from srlib.models import Generator
+root, network, slowest = Path(sys.argv[1]), Generator(2, width=4, blocks=1), 0.0
+names = sorted(p.name for p in root.iterdir())
+for name, found in zip(names, inspect_files(root, names)):
+    assert found, name
+    (root.parent / "listed.txt").open("a").write(name + "\\n")
+for name in names:
+    start = time.monotonic()
+    try:
+        written, _, failed, _ = upscale_files(root / name, root.parent / "out" / name, network)
+        assert written or failed, name
+    except UserError as error:
+        assert name in str(error), error
+    slowest = max(slowest, time.monotonic() - start)
+print(slowest, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+"""
+
+
+@pytest.mark.slow
+def test_500_damaged_files(tmp_path):
+    """No crash, no file that takes 10 s, never more than 1 GB, each listed."""
+    (tmp_path / "sound").mkdir()
+    (tmp_path / "in").mkdir()
+    sound_files(tmp_path / "sound")
+    kinds, rng = sorted((tmp_path / "sound").iterdir()), np.random.default_rng(0)
+    for k in range(500):
+        path = kinds[k % len(kinds)]
+        (tmp_path / "in" / f"{k:03}-{path.name}").write_bytes(damaged(path.read_bytes(), rng))
+    command = [sys.executable, "-c", FUZZ, str(tmp_path / "in")]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(REPOSITORY)}, timeout=1500)
+    assert done.returncode == 0, done.stderr[-2000:]
+    slowest, megabytes = map(float, done.stdout.split()[-2:])
+    assert slowest < 10 and megabytes < 1000, done.stdout
+    assert len((tmp_path / "listed.txt").read_text().split()) == 500
