@@ -583,8 +583,10 @@ from srlib.inference.files import upscale_files
 from srlib.models import Generator
 root, network, slowest = Path(sys.argv[1]), Generator(2, width=4, blocks=1), 0.0
 names = sorted(p.name for p in root.iterdir())
+start = time.monotonic()
 for name, found in zip(names, inspect_files(root, names)):
-    assert found, name
+    slowest, start = max(slowest, time.monotonic() - start), time.monotonic()
+    assert found and all(path.partition("#")[0] == name for path, *_ in found), name
     (root.parent / "listed.txt").open("a").write(name + "\\n")
 for name in names:
     start = time.monotonic()
@@ -614,3 +616,34 @@ def test_500_damaged_files(tmp_path):
     slowest, megabytes = map(float, done.stdout.split()[-2:])
     assert slowest < 10 and megabytes < 1000, done.stdout
     assert len((tmp_path / "listed.txt").read_text().split()) == 500
+
+
+# ------------------------------------------------------------------------------------------------ names
+def test_an_ending_that_another_program_added_is_taken_off(tmp_path):
+    for k in range(2):
+        hr = bscan(k, 96, 112)
+        for folder, name in (("hr", f"eye{k}"), ("sr", f"eye{k}_rlt_out"), ("methods/a", f"eye{k}"), ("methods/b", f"eye{k}")):
+            (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(hr).save(tmp_path / folder / f"{name}.png")
+    found = evaluate_folders(tmp_path / "sr", tmp_path / "hr", steps=0)
+    assert found.table.image.nunique() == 2 and not found.failed and found.warned == ["_rlt_out was taken off the names of the SR images"]
+    with pytest.raises(UserError, match=r"a/eye0 and b/eye0 all have the name of .*one method at a time"):
+        evaluate_folders(tmp_path / "methods", tmp_path / "hr", steps=0)
+    Image.fromarray(hr).save(tmp_path / "sr/eye1.png")  # one has its name: then nothing is taken off
+    found = evaluate_folders(tmp_path / "sr", tmp_path / "hr", steps=0)
+    assert found.table.image.unique().tolist() == ["eye1"] and len(found.failed) == 2
+
+
+def test_a_number_at_the_end_is_not_taken_off(tmp_path):
+    for folder, name in (("hr", "eye"), ("sr", "eye_2")):
+        (tmp_path / folder).mkdir()
+        Image.fromarray(bscan(1, 96, 112)).save(tmp_path / folder / f"{name}.png")
+    with pytest.raises(UserError, match="no HR image named eye_2"):
+        evaluate_folders(tmp_path / "sr", tmp_path / "hr", steps=0)
+
+
+def test_patients_of_an_optional_group(tmp_path):
+    for name in ("pt1_a", "pt1_b", "pt2_a", "pt2_b", "pt3_a", "scan_a", "scan_b"):
+        Image.fromarray(bscan(sum(name.encode()), 64, 80)).save(tmp_path / f"{name}.png")
+    table = build_manifest(tmp_path, patient_pattern=r"(?:pt(\d+))?_[ab]")
+    assert table.patient.tolist() == ["1", "1", "2", "2", "3", "scan_a.png", "scan_b.png"] and table.attrs["unnamed"] == 2

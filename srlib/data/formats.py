@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import struct
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -65,6 +66,17 @@ KINDS = {
 }
 
 
+OF_PYTHON = (
+    TypeError,
+    AttributeError,
+    LookupError,
+    ArithmeticError,
+    AssertionError,
+    MemoryError,
+    struct.error,
+)  # they say nothing of the file
+
+
 class _Held(threading.local):
     def __init__(self):
         self.stacks: dict[tuple, Stack] = {}
@@ -100,5 +112,8 @@ def opened(path: Path) -> Iterator[Stack]:
     except UnidentifiedImageError:
         raise UserError(f"{path}: is not an image, whatever its name says") from None
     except Exception as error:
-        reason = (getattr(error, "strerror", None) or str(error) or type(error).__name__).splitlines()[0]
+        told = (
+            str(error) if isinstance(error, OSError | ValueError | SyntaxError | EOFError | zlib.error) else ""
+        )  # others speak of Python, not of the file
+        reason = (getattr(error, "strerror", None) or told or f"damaged: {type(error).__name__}").splitlines()[0]
         raise UserError(f"{path}: cannot be read as an image ({reason})") from None

@@ -234,8 +234,8 @@ def jpeg_tables(path: str | Path) -> dict[int, list[int]]:
 def _from_deep(values: np.ndarray, white: int, path: Path, channels: int, deep: bool, facts: Facts) -> Scan:
     low, top = int(values.min()), int(values.max())
     if low < 0 or top > white:
-        depth = f"of {white.bit_length()} bits" if white < 65535 else "16-bit"
-        raise UserError(f"{path}: values from {low} to {top} are not {depth}; set bits to their depth, or convert it to 8 or 16 bit")
+        wrong = f"of {white.bit_length()} bits; set bits to their depth" if white < 65535 else "16-bit; convert it to 8 or 16 bit"
+        raise UserError(f"{path}: values from {low} to {top} are not {wrong}")
     if values.ndim == 3:
         image = np.round(values.astype(np.float64) * (255 / white)).astype(np.uint8)
         image = np.asarray(Image.fromarray(image).convert("L")) if channels == 1 else image

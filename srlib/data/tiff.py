@@ -69,7 +69,7 @@ class Tiff(Stack):
         packed = bits not in (8, 16, 32, 64)
         if first.dtype is not None and first.dtype.kind == "f":
             raise UserError(f"{self.path}: holds floating-point values of unknown range; save it as 8 or 16 bit")
-        if first.dtype is not None and first.dtype.kind not in "ui":
+        if first.dtype is not None and first.dtype.kind not in "uib":
             raise UserError(f"{self.path}: holds {first.dtype} values; save it as 8 or 16 bit")
         whole = photometric in (WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, PALETTE) and not (packed and (bits < 8 or samples > 1))
         if not whole or first.compression not in (NOT_COMPRESSED, *DEFLATE) or (packed and first.compression != NOT_COMPRESSED):
