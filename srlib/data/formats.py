@@ -112,8 +112,6 @@ def opened(path: Path) -> Iterator[Stack]:
     except UnidentifiedImageError:
         raise UserError(f"{path}: is not an image, whatever its name says") from None
     except Exception as error:
-        told = (
-            str(error) if isinstance(error, OSError | ValueError | SyntaxError | EOFError | zlib.error) else ""
-        )  # others speak of Python, not of the file
+        told = "" if isinstance(error, OF_PYTHON) else str(error)
         reason = (getattr(error, "strerror", None) or told or f"damaged: {type(error).__name__}").splitlines()[0]
         raise UserError(f"{path}: cannot be read as an image ({reason})") from None
