@@ -202,10 +202,10 @@ def test_the_table_of_evaluate_gets_its_folder(tmp_path, capsys):
 # --------------------------------------------------------------------------------------------- run_all.sh
 @pytest.fixture
 def run_all(tmp_path):
-    """`run_all.sh` with a python that says how it was called."""
+    """`run_all.sh` with a python that says where, and with which words after its program."""
     fake = tmp_path / "bin/python3"
     fake.parent.mkdir()
-    fake.write_text('#!/usr/bin/env bash\necho "$PWD:" "$@"\n')
+    fake.write_text('#!/usr/bin/env bash\necho "$PWD:" "${@:3}"\n')
     fake.chmod(0o755)
 
     def call(*words, **around):
@@ -219,16 +219,19 @@ def test_run_all_hands_every_word_on(run_all, tmp_path):
     commands = next(action.choices for action in command_line.make_parser()._actions if action.metavar == "COMMAND")
     assert {"run", "upscale", "pictures", "train-encoder"} <= set(commands)
     for words in (*[(name, "a b", "--list") for name in commands], ("nonsense",), ("upscale", "--help")):
-        assert run_all(*words).stdout == f"{tmp_path}: -m srlib {' '.join(words)}\n"
+        assert run_all(*words).stdout == f"{tmp_path}: {REPOSITORY} srlib {' '.join(words)}\n"
     for words in ((), ("--profile", "smoke", "--from", "03"), ("--gpus", "2", "-p", "scale", "2")):
-        assert run_all(*words).stdout == " ".join([f"{tmp_path}: -m srlib run", *words]) + "\n"
-    assert run_all("test", "-m", "slow").stdout == f"{REPOSITORY}: -m pytest -m slow\n"
-    assert run_all("lab", "--no-browser").stdout == f"{REPOSITORY}/notebooks: -m jupyterlab --no-browser\n"
+        assert run_all(*words).stdout == " ".join([f"{tmp_path}: {REPOSITORY} srlib run", *words]) + "\n"
+    assert run_all("test", "-m", "slow").stdout == f"{REPOSITORY}: {REPOSITORY} pytest -m slow\n"
+    assert run_all("lab", "--no-browser").stdout == f"{REPOSITORY}/notebooks: {REPOSITORY} jupyterlab --no-browser\n"
 
 
 def test_run_all_help_makes_no_environment(run_all, tmp_path):
     said = run_all("--help").stdout
-    assert all(word in said for word in ("test", "lab", "--conda", f"{tmp_path}: -m srlib --help", f"{tmp_path}: -m srlib run --help"))
+    assert all(
+        word in said
+        for word in ("test", "lab", "--conda", f"{tmp_path}: {REPOSITORY} srlib --help", f"{tmp_path}: {REPOSITORY} srlib run --help")
+    )
     copy = tmp_path / "clone"
     copy.mkdir()
     for name in ("run_all.sh", "environment.yml"):
