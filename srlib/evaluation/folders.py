@@ -59,8 +59,8 @@ def evaluate_folders(
             measured = Protocol(lr, hr, config.reduction, border, network, "cpu", None, bscan, perceptual).measure(images[0])
             if len(images) > 1:
                 drawn.append({"image": name, "draws": len(images)} | _of_draws(images, hr, valid, border))
-        except ValueError as error:  # UserError among them
-            failed.append(f"{paths[0]}: {error}")
+        except (ValueError, OSError, MemoryError) as error:  # UserError among them
+            failed.append(f"{paths[0]}: {getattr(error, 'strerror', None) or str(error) or 'memory ran out'}")
             continue
         of = page_of(hr_path)[0].relative_to(hr_dir).as_posix()
         match = re.search(config.patient_pattern, of)

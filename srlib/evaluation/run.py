@@ -20,7 +20,7 @@ from ..data.reading import jpeg_tables, png_names, read_image, read_pair
 from ..data.sources import phantom_tables, phantom_truth
 from ..degrade import crop_to_multiple
 from ..device import pick_device
-from ..files import read_table
+from ..files import read_table, write, write_image
 from ..inference.upscaling import upscale
 from ..metrics.regions import valid_region
 from ..models import features
@@ -94,19 +94,17 @@ def evaluate_run(config: Config, root: Path, manifest: pd.DataFrame, folder: Pat
         images, size = {method: scene[method] for method in METHODS}, {"height": len(hr), "width": hr.shape[1]}
         with ThreadPoolExecutor(MEASURED) as pool:
             for method, measures in zip(images, pool.map(protocol.measure, images.values()), strict=True):
-                target = out / "sr" / method / names[item.path]
-                target.parent.mkdir(parents=True, exist_ok=True)
-                Image.fromarray(images[method]).save(target, compress_level=1)
+                write_image(out / "sr" / method / names[item.path], Image.fromarray(images[method]), compress_level=1)
                 rows += [facts | {"method": method} | measured | size for measured in measures]
         tables = phantom_tables(config) if config.data == "phantom" else jpeg_tables(root / item.path)
         patches.add(images | {"hr": hr}, valid_region(hr), item.patient, scene.seed % 2**32, tables)
     table = pd.DataFrame(rows).round(6)
-    table.to_csv(out / "metrics.csv", index=False)
+    write(out / "metrics.csv", table.to_csv(index=False))
     drawn.write(out)
     patches.write(out, config, device)
     facts = {"images": len(chosen), "patients": int(chosen.patient.nunique())}
     text = json.dumps(facts | {"means_by_patient": json.loads(summarise(table).reset_index().to_json(orient="records"))}, indent=1)
-    (out / "summary.json").write_text(text + "\n", encoding="utf-8")
+    write(out / "summary.json", text + "\n")
     return table
 
 

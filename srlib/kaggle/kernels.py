@@ -15,7 +15,7 @@ import nbformat
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from ..config import Config, UserError, load_config, nearest
-from ..files import REPOSITORY
+from ..files import REPOSITORY, write
 from ..series.run_folder import NOTEBOOKS
 
 OUT = REPOSITORY / "build" / "kaggle"
@@ -96,9 +96,8 @@ def build(
             "kernel_sources": list(before), "competition_sources": [], "model_sources": [],
         }  # fmt: skip
         folder = Path(out or OUT) / slug(title)
-        folder.mkdir(parents=True, exist_ok=True)
-        nbformat.write(notebook, folder / metadata["code_file"])
-        (folder / "kernel-metadata.json").write_text(json.dumps(metadata, indent=1) + "\n", encoding="utf-8")
+        write(folder / metadata["code_file"], nbformat.writes(notebook) + "\n")
+        write(folder / "kernel-metadata.json", json.dumps(metadata, indent=1) + "\n")
         folders.append(folder)
         before = [own]
     return folders

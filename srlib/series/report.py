@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import html
-import json
 import re
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from ..config import FIELDS
 from ..evaluation import statistics
 from ..evaluation.drawn import DRAWS
 from ..evaluation.methods import named
-from ..files import read_table
+from ..files import read_json, read_table, write
 from .run_folder import NOTEBOOKS, read_config
 
 CSS = """
@@ -137,7 +136,7 @@ def build_report(folder: Path) -> Path:
     """Write `folder`/index.html from what the run folder holds, and notebooks/*.html; returns its path."""
     folder = Path(folder)
     config = read_config(folder / "config.json")
-    provenance = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
+    provenance = read_json(folder / "provenance.json")
     parts = [f"<h1>SRGAN for OCT: {html.escape(folder.name)}</h1>"]
     metrics_file = folder / "evaluation" / "metrics.csv"
     table = read_table(metrics_file) if metrics_file.exists() else None
@@ -202,7 +201,7 @@ def build_report(folder: Path) -> Path:
     )
     page = f'<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content="width=device-width, initial-scale=1"><title>{html.escape(folder.name)}</title><style>{CSS}</style><body>{"".join(parts)}</body></html>\n'
     out = folder / "index.html"
-    out.write_text(page, encoding="utf-8")
+    write(out, page)
     return out
 
 
@@ -214,7 +213,7 @@ def notebook_html(source: Path) -> Path:
     body = re.sub(r'<script[^>]*\bsrc="https?://[^"]*"[^>]*>\s*</script>', "", body)
     body = re.sub(r"<script[^>]*>[^<]*(?:MathJax|mermaid)[\s\S]*?</script>", "", body)
     out = source.with_suffix(".html")
-    out.write_text(body, encoding="utf-8")
+    write(out, body)
     return out
 
 

@@ -20,7 +20,7 @@ import pandas as pd
 import yaml
 
 from ..config import PROFILES, Config, UserError, load_config
-from ..files import NOTEBOOK_FOLDER, write
+from ..files import NOTEBOOK_FOLDER, read_json, read_text, write, writing
 from . import runs
 from .provenance import timestamp
 from .run_folder import MAKES, Run, run_path
@@ -41,7 +41,7 @@ class Point:
     @property
     def record(self) -> dict:
         file = self.folder / "sweep.json"
-        return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+        return read_json(file) if file.exists() else {}
 
     def note(self, **facts) -> None:
         write(self.folder / "sweep.json", json.dumps(self.record | facts, indent=1) + "\n")
@@ -67,7 +67,7 @@ def read_sweep(which: str) -> tuple[str, dict]:
             f"there is no sweep {which!r}; give a YAML file, or one of {', '.join(sorted(p.stem for p in EXPERIMENTS.glob('*.yaml')))}"
         )
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        content = yaml.safe_load(read_text(file))
     except yaml.YAMLError as error:
         raise UserError(f"{file} is not YAML ({str(error).splitlines()[0]})") from None
     if not isinstance(content, dict) or not KEYS >= content.keys() >= {"points"}:
@@ -164,7 +164,7 @@ def _run(point: Point, points: list[Point], again: bool) -> str:
         return f"skipped: {error}"
     except Paused:
         pass
-    except (UserError, RuntimeError) as error:
+    except (UserError, OSError, RuntimeError) as error:
         point.note(made_from=runs.made_from(point.config), finished=None, error=str(error))
     return point.state
 
@@ -181,9 +181,14 @@ def _share_pretraining(point: Point, points: list[Point]) -> None:
         facts = record["stages"].get(stage, {})
         same = facts.get("finished") and theirs.settings(stage) == mine.settings(stage)
         if same and other.record and not other.state.startswith("stale"):
-            shutil.copytree(other.folder / stage, point.folder / stage)
-            for name in (*theirs.inputs(stage), *MAKES[stage]):
-                shutil.copy2(other.folder / name, point.folder)
+            try:
+                with writing(point.folder):
+                    shutil.copytree(other.folder / stage, point.folder / stage)
+                    for name in (*theirs.inputs(stage), *MAKES[stage]):
+                        shutil.copy2(other.folder / name, point.folder)
+            except UserError:
+                shutil.rmtree(point.folder, ignore_errors=True)  # half of it would look like a training of its own
+                raise
             if point.config.start:
                 mine.record("networks", "start", **record["networks"]["start"])
             mine.record("stages", stage, **{"taken_from": other.folder.name} | facts)
@@ -194,12 +199,12 @@ def _share_pretraining(point: Point, points: list[Point]) -> None:
 def _tables(home: Path, done: list[Point], cross: bool) -> None:
     means, _, _ = runs.read_runs([p.folder for p in done], done[0].folder)
     table = runs.group_table(means)
-    table.to_csv(home / "table.csv")
+    write(home / "table.csv", table.to_csv())
     print(table.round(3).to_string())
     if cross:
         from .cross import cross_table, evaluate_cross
 
         kinds = list(dict.fromkeys(p.config.degradation for p in done))
         table = evaluate_cross({p.folder: p.config for p in done}, [dataclasses.replace(done[0].config, degradation=k) for k in kinds])
-        table.to_csv(home / "cross.csv", index=False)
+        write(home / "cross.csv", table.to_csv(index=False))
         print(cross_table(table).round(2).to_string())

@@ -25,7 +25,7 @@ from torch import nn
 
 from ..config import Config, OutOfTime, UserError
 from ..device import pick_device
-from ..files import REPOSITORY, read_table
+from ..files import REPOSITORY, read_table, write
 
 GRACE_SECONDS = 90  # that the processes get to save when they are asked to stop
 
@@ -120,11 +120,10 @@ def launch(stage: str, count: int, config: Config, train, val, folder, fingerpri
     ends all of them, and a RuntimeError says so; the same call continues from the last checkpoint.
     """
     home = Path(folder) / stage
-    home.mkdir(parents=True, exist_ok=True)
     job, failed, log, history = (home / name for name in ("job.json", "job.error", "job.log", "history.csv"))
-    failed.unlink(missing_ok=True)
     facts = {"stage": stage, "config": dataclasses.asdict(config), "folder": str(folder), "fingerprint": fingerprint}
-    job.write_text(json.dumps(facts | {"train": [str(p) for p in train], "val": [str(p) for p in val]}), encoding="utf-8")
+    write(job, json.dumps(facts | {"train": [str(p) for p in train], "val": [str(p) for p in val]}))
+    failed.unlink(missing_ok=True)
     command = [sys.executable, "-m", "torch.distributed.run", *config.torchrun.split(), f"--nproc-per-node={count}"]
     # not by PYTHONPATH, which cannot hold a path with a colon
     start = f"import sys; sys.path.insert(0, {str(REPOSITORY)!r}); from srlib.training.__main__ import main; sys.exit(main(sys.argv[1]))"
