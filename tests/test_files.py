@@ -3,6 +3,7 @@
 import os
 import subprocess
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -15,7 +16,7 @@ from srlib.data import reading
 from srlib.data.phantom import bscan
 from srlib.data.reading import read_image
 from srlib.degrade import downsample, to_image, to_tensor, upsample
-from srlib.evaluation.folders import evaluate_folders
+from srlib.evaluation.folders import as_text, evaluate_folders
 from srlib.evaluation.run import evaluate_run, evaluated_images
 from srlib.files import REPOSITORY
 from srlib.inference.files import upscale_files
@@ -197,6 +198,24 @@ def test_the_table_of_evaluate_gets_its_folder(tmp_path, capsys):
         save(tmp_path / part / "a.png", bscan(1, 96, 112))
     assert main(["evaluate", str(tmp_path / "sr"), str(tmp_path / "hr"), "--steps", "0", "--out", str(tmp_path / "new/m.csv")]) == 0
     assert (tmp_path / "new/m.csv").exists()
+
+
+def test_a_blank_frame_does_not_rule_the_power(tmp_path, capsys):
+    """HR all 90, SR all 91, as volumes have at their ends: no power to compare with, said and left out; before, it raised the mean by 60 dB. Nor do
+    draws that equal HR have an endless regain."""
+    for k in range(2):
+        save(tmp_path / f"hr/s{k}.png", bscan(k, 96, 112))
+        save(tmp_path / f"sr/s{k}.png", bscan(k, 96, 112))
+    save(tmp_path / "hr/blank.png", np.full((96, 112), 90, np.uint8))
+    save(tmp_path / "sr/blank.png", np.full((96, 112), 91, np.uint8))
+    found = evaluate_folders(tmp_path / "sr", tmp_path / "hr", steps=0)
+    blank = found.table[found.table.image == "blank"]
+    assert blank[["band1_db", "depth2_db", "texture_error_db", "stripe_db", "checkerboard"]].isna().all(axis=None)
+    assert np.isfinite(blank.psnr[blank.region != "retina"]).all()
+    said = as_text(found)
+    assert "1 image(s) left out of power: blank" in said and "2 image(s) left out of PSNR: SR equals HR" in said
+    (line,) = [line for line in said.splitlines() if line.startswith("texture error")]
+    assert float(line.split()[-1]) == 0 and "inf" not in said
 
 
 # --------------------------------------------------------------------------------------------- run_all.sh

@@ -128,11 +128,12 @@ def captions(table: pd.DataFrame, path: str, region: str = "valid") -> dict[str,
 def mean_spectra(
     folder: Path, root: Path, paths, config: Config, methods, direction: str = "all"
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """`metrics.against_hr` of each method and of rounding, mean over the given test images: {name: (frequency, dB)}."""
+    """`metrics.against_hr` of each method and of rounding, mean over the given test images, flat ones left out: {name: (frequency, dB)}."""
     found: dict[str, list] = {}
     for path in paths:
         images = evaluated_images(folder, root, path, config, methods)
         hr = images.pop("hr")
         for name, curve in metrics.against_hr(images, hr, valid_region(hr), config.scale, direction).items():
             found.setdefault(name, []).append(curve)
-    return {name: tuple(np.mean(curves, 0)) for name, curves in found.items()}
+    there = {name: [curve for curve in curves if np.isfinite(curve).all()] or curves[:1] for name, curves in found.items()}
+    return {name: tuple(np.mean(curves, 0)) for name, curves in there.items()}

@@ -110,7 +110,7 @@ def readable_draws(drawn: pd.DataFrame) -> pd.DataFrame:
         "srresnet_spread": ("SRResNet's x8 spread (grey levels)", "the next row"),
         "srresnet_error": ("real error of its x8 mean", ""),
     } | {c: (f"HR's rank, {c[5:]}: distance from equal", "0") for c in drawn if c.startswith("rank_")}
-    means = drawn.groupby("patient")[list(rows)].mean()
+    means = drawn[list(rows)].where(np.isfinite).groupby(drawn.patient).mean()  # a blank image has no PSNR
     low, high = statistics.intervals(means.to_numpy())
     text = [f"{m:.2f} [{a:.2f},\u00a0{b:.2f}]" for m, a, b in zip(means.mean(), low, high, strict=True)]
     named_rows = pd.Index([what for what, _ in rows.values()], name=f"{len(drawn)} images of {len(means)} patients")
