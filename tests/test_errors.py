@@ -16,7 +16,9 @@ from srlib.config import UserError, load_config
 from srlib.data.phantom import bscan
 from srlib.files import REPOSITORY, read_json, read_table
 from srlib.inference import upscaling
+from srlib.models import features
 from srlib.series import sweep
+from srlib.series.opening import open_run
 from srlib.series.run_folder import Run
 
 
@@ -198,3 +200,22 @@ def test_grey_levels_survive_the_writing(tmp_path):
     files.write_image(tmp_path / "new/a.png", image, compress_level=1)
     image.save(tmp_path / "b.png", compress_level=1)
     assert (tmp_path / "new/a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+
+
+def test_weights_that_a_later_notebook_needs_are_asked_for_before_the_pretraining(tmp_path, monkeypatch):
+    """Not after hours of it. Where it has ended, or where the weights are there, nothing is said."""
+    run = Run(tmp_path, load_config("smoke", content_features="vgg19:relu5_4", feature_weights=str(tmp_path / "nowhere")))
+    run.write_config()
+    (tmp_path / "manifest.csv").write_text("path,sha256,height,width,label,patient,split\n")
+    with pytest.raises(UserError, match=r"no vgg19 weights there; .*change it in 01_explore_data"):
+        open_run("03", "smoke", str(tmp_path))
+    asked = []
+    monkeypatch.setattr(features, "feature_extractor", lambda *words: asked.append(words))
+    monkeypatch.setattr(features, "perceptual", asked.append)
+    open_run("03", "smoke", str(tmp_path))
+    Run(tmp_path, load_config("smoke", lpips=True)).write_config()
+    open_run("03", "smoke", str(tmp_path))
+    assert asked == [("vgg19:relu5_4", str(tmp_path / "nowhere")), ("local-power", ""), "lpips"]
+    run.record("stages", "pretrain", finished="yes")
+    open_run("03", "smoke", str(tmp_path))
+    assert len(asked) == 3

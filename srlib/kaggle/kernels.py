@@ -86,8 +86,8 @@ def build(
         own = f"{user}/{slug(title)}"
         notebook = _notebook(names, parameters, payload, user, own, before, chain)
         code = "\n".join(c.source for c in notebook.cells if c.cell_type == "code")
-        needs_vgg = 'run.stage("srgan")' in code and config.content_features.partition(":")[0] in IMAGENET
         trains = bool(TRAINING.search(code))
+        needs_vgg = trains and config.content_features.partition(":")[0] in IMAGENET  # (the pretraining asks for it)
         metadata = {
             "id": own, "title": title, "code_file": f"{slug(title)}.ipynb", "language": "python", "kernel_type": "notebook",
             "is_private": not public, "enable_gpu": trains, "enable_tpu": False, "machine_shape": GPU if trains else "",
