@@ -77,6 +77,15 @@ def read_sweep(which: str) -> tuple[str, dict]:
     for key in ("settings", *PROFILES):
         if not isinstance(content.get(key, {}), dict):
             raise UserError(f"{file}: {key} must be settings, such as '{key}: {{blocks: 8}}'")
+    for settings in (*content["points"], *(content.get(key, {}) for key in ("settings", *PROFILES))):
+        if wrong := [name for name in settings if name in ("seed", "profile") or not isinstance(name, str)]:
+            todo = {"seed": "give them as 'seeds: [0, 1]'", "profile": "give it as 'profile: quick'"}
+            raise UserError(f"{file}: {wrong[0]} is no setting of a point or of all; {todo.get(wrong[0], 'leave it out')}")
+    if not isinstance(content.get("profile", ""), str):
+        raise UserError(f"{file}: profile must be a name, one of {', '.join(PROFILES)}")
+    seeds = content.get("seeds", [0])
+    if not isinstance(seeds, list) or not seeds or not all(type(seed) is int and seed >= 0 for seed in seeds):
+        raise UserError(f"{file}: seeds must be a list of whole numbers, such as 'seeds: [0, 1]'")
     return file.stem, content
 
 
@@ -125,6 +134,8 @@ def sweep(
     moved to `stale/` and run anew; with `only_list`, nothing is run. The table of finished points goes to table.csv. Raises Paused, at
     the end, where `max_hours` interrupted points and none failed."""
     name, content = read_sweep(which)
+    if "seed" in (overrides or {}):
+        raise UserError("a sweep has seeds; give --seeds in the place of -p seed")
     home = run_path("", run_dir or f"runs/sweeps/{name}").resolve()
     points = make_points(content, home, profile, seeds, data, overrides)
     print(f"{name}: {content.get('about', '')}\n{len(points)} points in {home}")
