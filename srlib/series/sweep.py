@@ -181,8 +181,8 @@ def _run(point: Point, points: list[Point], again: bool) -> str:
 
 
 def _share_pretraining(point: Point, points: list[Point]) -> None:
-    """Give a new point the finished pretraining of another that was made from the same, with what went into it: with one seed it would be
-    the same to the byte."""
+    """Give a new point the finished pretraining of another that was made from the same, with what went into it: with one seed, on one
+    machine with one number of threads, it would be the same to the byte."""
     if point.folder.exists():
         return
     mine, stage = Run(point.folder, point.config), "pretrain"
