@@ -132,6 +132,8 @@ def read_table(path: str | Path) -> pd.DataFrame:
     except ValueError as error:  # pandas' and Unicode's are among them
         raise damaged(path, " ".join(str(error).split())) from None
     needed = NEEDED.get(Path(path).name, ())
+    if needed and not Path(path).read_bytes().endswith(b"\n"):
+        raise damaged(path, "its end is missing")
     for name in needed:  # of a row that was cut off, the last one is empty
         if name not in table or not len(table) or (name == needed[-1] and (table[name].isna() | (table[name] == "")).any()):
             raise damaged(path, f"it has no whole column {name}")

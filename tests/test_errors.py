@@ -14,10 +14,11 @@ from srlib import files
 from srlib.__main__ import main
 from srlib.config import UserError, load_config
 from srlib.data.phantom import bscan
+from srlib.evaluation.folders import evaluate_folders
 from srlib.files import REPOSITORY, read_json, read_table
 from srlib.inference import upscaling
 from srlib.models import features
-from srlib.series import sweep
+from srlib.series import downstream, report, sweep
 from srlib.series.opening import open_run
 from srlib.series.run_folder import Run
 
@@ -141,7 +142,8 @@ def test_a_reader_that_has_enough_and_a_full_output():
         ("config.json", b"\xff{", "cannot be used"),
         ("manifest.csv", b"", "is damaged"),
         ("manifest.csv", b"path,label\n", "no whole column"),
-        ("manifest.csv", b"path,label,patient,split,height,width\na.png,x,1,test,12,14\nb.png,x,", "no whole column"),
+        ("manifest.csv", b"path,label,patient,split,height,width\na.png,x,1,test,12,14\nb.png,x,", "is damaged"),
+        ("manifest.csv", b"path,label,patient,split,height,width\na.png,x,1,test,12", "its end is missing"),
         ("manifest.csv", b"path,label,patient,split,height,width\na.png,x,1,test,12,14w\n", "column width is not all numbers"),
         ("manifest.csv", b"path,label,patient,split\n\xff,x,1,test\n", "is damaged"),
         ("manifest.csv", b"path,label\na,b\nc,d,e,f\n", "is damaged"),
@@ -219,3 +221,16 @@ def test_weights_that_a_later_notebook_needs_are_asked_for_before_the_pretrainin
     run.record("stages", "pretrain", finished="yes")
     open_run("03", "smoke", str(tmp_path))
     assert len(asked) == 3
+
+
+def test_a_damaged_notebook_and_wrong_counts_are_sentences(tmp_path):
+    notebook = tmp_path / "05_evaluate.ipynb"
+    for content in (b"", b"{", b"{}", b"\xe3"):
+        notebook.write_bytes(content)
+        with pytest.raises(UserError, match=r"05_evaluate\.ipynb is damaged .*--only 05 makes it anew"):
+            report.notebook_html(notebook)
+    for steps, seeds in ((0, [0]), (1, [0, -1])):
+        with pytest.raises(UserError, match="1 step or more, and its seeds are 0 or more"):
+            downstream.downstream(str(tmp_path), seeds, steps)
+    with pytest.raises(UserError, match="steps cannot be -1"):
+        evaluate_folders(tmp_path, tmp_path, steps=-1)

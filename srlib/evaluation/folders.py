@@ -48,6 +48,8 @@ def evaluate_folders(
     made from it. `wanted`: of `features.PERCEPTUAL`; `steps`: of the fresh classifier. Images whose names have a patient number, as Kermany's,
     are that patient's, others (volumes as a whole) a patient each. Raises UserError where nothing could be measured.
     """
+    if steps < 0:
+        raise UserError(f"steps cannot be {steps}; it is 0 (no classifier) or more")
     config, rows, drawn = load_config("quick", scale=scale, channels=channels), [], []
     matched, failed = _match(Path(sr_dir), Path(hr_dir))
     network, perceptual = features.judge(), {name: features.perceptual(name) for name in wanted}

@@ -37,6 +37,8 @@ def downstream(run_dir: str, seeds=(0, 1, 2), steps: int = 400) -> str:
     row for each classifier, arm and test scan, with the probability of each class) and `downstream_summary.csv` into the finished run
     `run_dir`, and returns the summary as text. Raises UserError for a run that is not finished or whose patients do not suffice.
     """
+    if steps < 1 or min(seeds) < 0:
+        raise UserError(f"steps={steps}, seeds={list(seeds)}: a classifier needs 1 step or more, and its seeds are 0 or more")
     folder = run_path("", run_dir)
     if not (folder / "config.json").exists():
         raise UserError(f"{folder} holds no run; name the folder of a finished one")

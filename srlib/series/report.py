@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..config import FIELDS
+from ..config import FIELDS, UserError
 from ..evaluation import statistics
 from ..evaluation.drawn import DRAWS
 from ..evaluation.methods import named
@@ -208,8 +208,12 @@ def build_report(folder: Path) -> Path:
 def notebook_html(source: Path) -> Path:
     """An executed notebook as HTML beside it, without anything from the network."""
     from nbconvert import HTMLExporter
+    from nbformat import ValidationError
 
-    body, _ = HTMLExporter(template_name="lab", embed_images=True).from_filename(str(source))
+    try:
+        body, _ = HTMLExporter(template_name="lab", embed_images=True).from_filename(str(source))
+    except (ValueError, ValidationError) as error:
+        raise UserError(f"{source} is damaged ({type(error).__name__}); --only {source.name[:2]} makes it anew") from None
     body = re.sub(r'<script[^>]*\bsrc="https?://[^"]*"[^>]*>\s*</script>', "", body)
     body = re.sub(r"<script[^>]*>[^<]*(?:MathJax|mermaid)[\s\S]*?</script>", "", body)
     out = source.with_suffix(".html")
