@@ -187,7 +187,10 @@ def test_only_what_the_user_can_mend_is_one_line(monkeypatch, capsys):
         assert main(["run"]) == 1
         said = one_line(capsys)
         assert error.strerror in said and "None" not in said
-    for error in (RuntimeError("shapes do not match"), torch.OutOfMemoryError("CUDA out of memory"), ConnectionError("refused")):
+    for error in (MemoryError(), torch.OutOfMemoryError("CUDA out of memory")):
+        monkeypatch.setattr(runner, "run_series", failing(error))
+        assert main(["run"]) == 1 and "memory ran out" in one_line(capsys)
+    for error in (RuntimeError("shapes do not match"), ConnectionError("refused")):
         monkeypatch.setattr(runner, "run_series", failing(error))
         with pytest.raises(type(error)):
             main(["run"])
@@ -201,8 +204,7 @@ def test_the_table_of_evaluate_gets_its_folder(tmp_path, capsys):
 
 
 def test_a_blank_frame_does_not_rule_the_power(tmp_path, capsys):
-    """HR all 90, SR all 91, as volumes have at their ends: no power to compare with, said and left out; before, it raised the mean by 60 dB. Nor do
-    draws that equal HR have an endless regain."""
+    """HR all 90, SR all 91, as volumes have at their ends: no power to compare with, said and left out; before, it raised the mean by 60 dB."""
     for k in range(2):
         save(tmp_path / f"hr/s{k}.png", bscan(k, 96, 112))
         save(tmp_path / f"sr/s{k}.png", bscan(k, 96, 112))
