@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # Make the environment from environment.yml's pins, then run the series, the tests or another command of srlib.
+[ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@" # as `sh run_all.sh`
 set -euo pipefail
 
 usage() {
@@ -15,7 +16,7 @@ The same command continues a run that was stopped. Exit status: 0, or that of th
 EOF
 }
 
-here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
+here="$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)"
 conda=false
 args=()
 for arg in "$@"; do
@@ -65,14 +66,18 @@ elif [ "$(cat "$here/$folder/pins" 2>/dev/null)" != "$stamp" ]; then
   there=false
 fi
 
-export PYTHONPATH="$here${PYTHONPATH:+:$PYTHONPATH}"
+# Run a module with srlib at hand, wherever this is called from (PYTHONPATH cannot hold a path with a colon).
+module() {
+  exec "$python" -c 'import runpy, sys; sys.path.insert(0, sys.argv.pop(1)); import srlib; runpy.run_module(sys.argv.pop(1), run_name="__main__", alter_sys=True)' "$here" "$@"
+}
+
 if $help; then
   usage
   if $there; then
     printf '\n%s\n\n' "The commands:"
-    "$python" -m srlib --help
+    (module srlib --help)
     printf '\n%s\n\n' "The options for running the notebooks:"
-    exec "$python" -m srlib run --help
+    module srlib run --help
   fi
   printf '\n%s\n' "Once the environment is made, --help lists all commands and the options for running the notebooks."
   exit 0
@@ -87,6 +92,9 @@ if ! $there; then
     rm -rf "$here/.conda"
     "$tool" env create --yes --quiet --prefix "$here/.conda" --file "$here/environment.yml" >&2
   else
+    case "$here" in
+      *:*) say "error: $here: an environment cannot be in a folder with a colon in its path; rename it, or activate an environment with these versions"; exit 1 ;;
+    esac
     base="$(find_python)"
     say "$making"
     { [ -x "$python" ] && new_enough "$python"; } || "$base" -m venv --clear "$here/.venv"
@@ -99,13 +107,13 @@ case "${1:-}" in
   test)
     shift
     cd "$here"
-    exec "$python" -m pytest "$@"
+    module pytest "$@"
     ;;
   lab)
     shift
     cd "$here/notebooks"
-    exec "$python" -m jupyterlab "$@"
+    module jupyterlab "$@"
     ;;
-  "" | -*) exec "$python" -m srlib run "$@" ;;
-  *) exec "$python" -m srlib "$@" ;;
+  "" | -*) module srlib run "$@" ;;
+  *) module srlib "$@" ;;
 esac

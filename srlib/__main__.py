@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import ast
-import errno
 import os
 import signal
 import sys
@@ -20,18 +19,37 @@ def main(argv: list[str] | None = None) -> int:
             stream.reconfigure(errors="replace")
     args = make_parser().parse_args(argv)
     try:
-        return args.command(args) or 0
+        status = args.command(args) or 0
+        print(end="", flush=True)
+        return status
     except KeyboardInterrupt:
         print("stopped; the same command continues", file=sys.stderr)
         return 130
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+    except BrokenPipeError:  # `| head` has read enough
+        _leave_output()
     except OSError as error:
-        if error.filename is None and error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EPIPE):  # (writing names no file)
+        if error.errno is None and error.filename is None:
             raise
-        where = "" if error.filename is None else f"{error.filename}: "
-        print(f"error: {where}{error.strerror}; choose another place or free it", file=sys.stderr)
+        where = error.filename if error.filename is not None else "a file or the output"  # (writing names no file)
+        print(f"error: {where}: {error.strerror or error}; choose another place or free it", file=sys.stderr)
+        _leave_output()
+    except (MemoryError, RuntimeError) as error:
+        from .device import memory_ran_out
+
+        if not memory_ran_out(error):
+            raise
+        print("error: memory ran out; close other programs, or give smaller images or a smaller batch", file=sys.stderr)
     return 1
+
+
+def _leave_output() -> None:
+    """Where the output takes no more, what is left goes nowhere: Python would try again at its end and complain."""
+    try:
+        print(end="", flush=True)
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -255,33 +273,36 @@ def _phantom(args) -> None:
 
     from .data.phantom import bscan
     from .degrade import downsample, to_image, to_tensor
+    from .files import write_image
 
     if Path(args.out).suffix.lower() != ".png":
         raise UserError(f"{args.out}: a phantom is a PNG file; call it {Path(args.out).stem}.png")
+    if args.seed < 0:
+        raise UserError(f"seed cannot be {args.seed}; it is 0 or more")
     image = bscan(args.seed)
-    Path(args.out).parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(image if args.scale == 1 else to_image(downsample(to_tensor(image), args.scale))).save(args.out)
+    write_image(args.out, Image.fromarray(image if args.scale == 1 else to_image(downsample(to_tensor(image), args.scale))))
 
 
 def _evaluate(args) -> int:
-    from pathlib import Path
-
     from .evaluation.folders import as_text, evaluate_folders
+    from .files import write
 
-    if args.out:
-        Path(args.out).parent.mkdir(parents=True, exist_ok=True)  # before the work
     wanted = tuple(name for name in ("lpips", "dists") if getattr(args, name))
     options = dict(channels=args.channels, bscan=not args.no_retina, wanted=wanted, steps=args.steps, bits=args.bits)
     options |= dict(reflectivity=args.reflectivity)
     found = evaluate_folders(args.sr_dir, args.hr_dir, args.scale, **options)
     for line in found.warned:
         print(f"warning: {line}", file=sys.stderr)
-    for line in found.failed:
-        print(f"error: {line}", file=sys.stderr)
-    if args.out:
-        found.table.to_csv(args.out, index=False)
     print(as_text(found))
-    return 1 if found.failed else 0
+    wrong = list(found.failed)
+    if args.out:
+        try:
+            write(args.out, found.table.to_csv(index=False).encode(errors="backslashreplace"))  # (a name may be no UTF-8)
+        except UserError as error:  # the work is not lost: it was printed
+            wrong.append(str(error))
+    for line in wrong:
+        print(f"error: {line}", file=sys.stderr)
+    return 1 if wrong else 0
 
 
 def _calibrate(args) -> None:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
+import io
+import json
 import os
 import uuid
 from pathlib import Path
 
 import pandas as pd
+from PIL import Image
 
 from .config import UserError
 
@@ -34,25 +38,65 @@ def mounts(kind: str, name: str) -> list[Path]:
     return [folder for folder in (KAGGLE_INPUT / name.rpartition("/")[2], KAGGLE_INPUT / kind / name) if folder.is_dir()]
 
 
+@contextlib.contextmanager
+def writing(path: str | Path):
+    """What the disk refuses while `path` is written becomes a UserError that names it: the error of a full disk does not."""
+    try:
+        yield
+    except OSError as error:
+        todo = dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "free the disk, or choose another folder")
+        advice = (todo | {errno.ENAMETOOLONG: "give a shorter name"}).get(error.errno, "choose another place")
+        raise UserError(f"{path} cannot be written ({error.strerror or error}); {advice}") from None
+
+
 def write(path: str | Path, content: bytes | str, keep: Path | None = None) -> None:
     """`content` (text as UTF-8) into `path`, whole or not at all, with the folders above; an older file there is renamed to `keep` where that is
     given. Raises UserError where the disk refuses."""
     path = Path(path)
     part = path.with_name(f"{path.name[:40]}.{uuid.uuid4().hex}.part")  # its own: the same command may run twice at once
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(part, "wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
-            file.flush()
-            os.fsync(file.fileno())
-        if keep and path.exists():
-            path.replace(keep)
-        part.replace(path)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written ({error.strerror}); free the disk, or choose another folder (--run-dir)") from None
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(part, "wb") as file:
+                file.write(content.encode() if isinstance(content, str) else content)
+                file.flush()
+                os.fsync(file.fileno())
+            if keep and path.exists():
+                path.replace(keep)
+            part.replace(path)
     finally:
         with contextlib.suppress(OSError):
             part.unlink(missing_ok=True)
+
+
+def write_image(path: str | Path, image: Image.Image, **options) -> None:
+    """`write` of an image, in the format that the name ends in; `options` are Pillow's."""
+    buffer = io.BytesIO()
+    image.save(buffer, Image.registered_extensions()[Path(path).suffix.lower()], **options)
+    write(path, buffer.getvalue())
+
+
+def read_text(path: str | Path) -> str:
+    """A text file in UTF-8. Raises UserError where it is something else, OSError where it is not there."""
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is no text in UTF-8; save it as such") from None
+
+
+def read_json(path: str | Path) -> dict:
+    """A JSON object that this project wrote. Raises UserError where it is damaged, OSError where it is not there."""
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError("it holds no JSON object")
+    except ValueError as error:
+        raise damaged(path, error) from None
+    return content
+
+
+def damaged(path: str | Path, why) -> UserError:
+    return UserError(f"{path} is damaged ({why}); restore it from a copy, or choose another run folder (--run-dir)")
 
 
 NAMES = frozenset(  # columns of a run's tables that hold names
@@ -77,12 +121,28 @@ NAMES = frozenset(  # columns of a run's tables that hold names
 )
 
 
+NEEDED = {"manifest.csv": ("path", "label", "patient", "split"), "metrics.csv": ("image", "patient", "label", "method", "region")}
+
+
 def read_table(path: str | Path) -> pd.DataFrame:
     """A table that this project wrote (CSV, UTF-8): names stay text whatever they look like (a patient 'NA', a class 'None' or '0'), the other columns
-    are numbers. Raises OSError where it is not there."""
-    columns = pd.read_csv(path, nrows=0, encoding="utf-8").columns
-    numbers = {name: ["", "nan"] for name in columns if name not in NAMES}
-    return pd.read_csv(path, dtype=dict.fromkeys(NAMES, str), keep_default_na=False, na_values=numbers, encoding="utf-8")
+    are numbers. Raises UserError where it is damaged, OSError where it is not there."""
+    try:
+        columns = pd.read_csv(path, nrows=0, encoding="utf-8").columns
+        numbers = {name: ["", "nan"] for name in columns if name not in NAMES}
+        table = pd.read_csv(path, dtype=dict.fromkeys(NAMES, str), keep_default_na=False, na_values=numbers, encoding="utf-8")
+    except ValueError as error:  # pandas' and Unicode's are among them
+        raise damaged(path, " ".join(str(error).split())) from None
+    needed = NEEDED.get(Path(path).name, ())
+    if needed and not Path(path).read_bytes().endswith(b"\n"):
+        raise damaged(path, "its end is missing")
+    for name in needed:  # of a row that was cut off, the last one is empty
+        if name not in table or not len(table) or (name == needed[-1] and (table[name].isna() | (table[name] == "")).any()):
+            raise damaged(path, f"it has no whole column {name}")
+    for name in table.columns.difference(NAMES):
+        if not pd.api.types.is_numeric_dtype(table[name]):
+            raise damaged(path, f"column {name} is not all numbers")
+    return table
 
 
 def file_hash(path: str | Path) -> str:

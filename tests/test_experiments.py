@@ -340,7 +340,7 @@ def series(monkeypatch):
         folder = Path(run_dir)
         ran.append(folder.name)
         run = open_run("01", profile, run_dir, data, overrides)
-        (folder / "manifest.csv").write_text("sha256,split\na,test\n")
+        (folder / "manifest.csv").write_text("path,label,patient,split,sha256\na.png,x,1,test,a\n")
         if folder.name in fails:
             raise fails[folder.name]
         for stage in ("pretrain", "srgan"):
@@ -448,7 +448,7 @@ def _beside(home, tmp_path):
 def test_runs_on_other_images_are_left_out(series, tmp_path):
     file, home = written(tmp_path / "s.yaml", [{}, {"width": 4}, {"border": 8}]), tmp_path / "out"
     sweep.sweep(file, run_dir=str(home))
-    (home / "width-4-seed1/manifest.csv").write_text("sha256,split\nb,test\n")
+    (home / "width-4-seed1/manifest.csv").write_text("path,label,patient,split,sha256\na.png,x,1,test,b\n")
     means, facts, out = runs.read_runs(runs.find_runs(home), home / "base-seed1")
     assert list(facts.index) == ["base-seed1", "base-seed0", "width-4-seed0"] and facts.changed["width-4-seed0"] == {"width": 4}
     assert out.keys() == {"width-4-seed1", "border-8-seed0", "border-8-seed1"} and "other test images" in out["width-4-seed1"]
@@ -488,12 +488,28 @@ def test_points_whose_weights_are_missing_are_skipped(series, tmp_path, capsys):
     assert ran == ["content_features-none-seed0"] and "1 skipped" in said and "vgg16-397923af.pth" in said
 
 
+def test_a_sweep_gets_its_seeds_by_one_name(tmp_path):
+    """-p seed was taken and did nothing."""
+    with pytest.raises(UserError, match="give --seeds in the place of -p seed"):
+        sweep.sweep(written(tmp_path / "s.yaml", [{}], seeds=[0]), overrides={"seed": 1}, run_dir=str(tmp_path / "out"))
+
+
 def test_wrong_sweeps_are_one_sentence(tmp_path):
     for text, words in (
         ("points: {scale: 2}", "points must be a list"),
         ("- 1", "needs points"),
         ("points: [{}]\nseed: 1", "nothing else"),
         ("points: [", "is not YAML"),
+        ("points: [{seed: 5}]", "seed is no setting of a point or of all; give them as 'seeds: "),
+        ("points: [{}]\nsettings: {seed: 5}", "seed is no setting"),
+        ("points: [{}]\nquick: {seed: 5}", "seed is no setting"),
+        ("points: [{profile: quick}]", "profile is no setting of a point or of all; give it as 'profile: quick'"),
+        ("points: [{1: 2}]", "1 is no setting of a point or of all; leave it out"),
+        ("points: [{}]\nprofile: 3", "profile must be a name"),
+        ("points: [{}]\nseeds: 3", "seeds must be a list"),
+        ("points: [{}]\nseeds: []", "seeds must be a list"),
+        ("points: [{}]\nseeds: [one]", "seeds must be a list"),
+        ("points: [{}]\nseeds: [true]", "seeds must be a list"),
         ("points: [{scal: 2}]", "did you mean 'scale'"),
     ):
         (tmp_path / "x.yaml").write_text(text)

@@ -3,6 +3,7 @@
 import os
 import subprocess
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -15,7 +16,7 @@ from srlib.data import reading
 from srlib.data.phantom import bscan
 from srlib.data.reading import read_image
 from srlib.degrade import downsample, to_image, to_tensor, upsample
-from srlib.evaluation.folders import evaluate_folders
+from srlib.evaluation.folders import as_text, evaluate_folders
 from srlib.evaluation.run import evaluate_run, evaluated_images
 from srlib.files import REPOSITORY
 from srlib.inference.files import upscale_files
@@ -186,7 +187,10 @@ def test_only_what_the_user_can_mend_is_one_line(monkeypatch, capsys):
         assert main(["run"]) == 1
         said = one_line(capsys)
         assert error.strerror in said and "None" not in said
-    for error in (RuntimeError("shapes do not match"), torch.OutOfMemoryError("CUDA out of memory"), ConnectionError("refused")):
+    for error in (MemoryError(), torch.OutOfMemoryError("CUDA out of memory")):
+        monkeypatch.setattr(runner, "run_series", failing(error))
+        assert main(["run"]) == 1 and "memory ran out" in one_line(capsys)
+    for error in (RuntimeError("shapes do not match"), ConnectionError("refused")):
         monkeypatch.setattr(runner, "run_series", failing(error))
         with pytest.raises(type(error)):
             main(["run"])
@@ -199,13 +203,30 @@ def test_the_table_of_evaluate_gets_its_folder(tmp_path, capsys):
     assert (tmp_path / "new/m.csv").exists()
 
 
+def test_a_blank_frame_does_not_rule_the_power(tmp_path, capsys):
+    """HR all 90, SR all 91, as volumes have at their ends: no power to compare with, said and left out; before, it raised the mean by 60 dB."""
+    for k in range(2):
+        save(tmp_path / f"hr/s{k}.png", bscan(k, 96, 112))
+        save(tmp_path / f"sr/s{k}.png", bscan(k, 96, 112))
+    save(tmp_path / "hr/blank.png", np.full((96, 112), 90, np.uint8))
+    save(tmp_path / "sr/blank.png", np.full((96, 112), 91, np.uint8))
+    found = evaluate_folders(tmp_path / "sr", tmp_path / "hr", steps=0)
+    blank = found.table[found.table.image == "blank"]
+    assert blank[["band1_db", "depth2_db", "texture_error_db", "stripe_db", "checkerboard"]].isna().all(axis=None)
+    assert np.isfinite(blank.psnr[blank.region != "retina"]).all()
+    said = as_text(found)
+    assert "1 image(s) left out of power: blank" in said and "2 image(s) left out of PSNR: SR equals HR" in said
+    (line,) = [line for line in said.splitlines() if line.startswith("texture error")]
+    assert float(line.split()[-1]) == 0 and "inf" not in said
+
+
 # --------------------------------------------------------------------------------------------- run_all.sh
 @pytest.fixture
 def run_all(tmp_path):
-    """`run_all.sh` with a python that says how it was called."""
+    """`run_all.sh` with a python that says where, and with which words after its program."""
     fake = tmp_path / "bin/python3"
     fake.parent.mkdir()
-    fake.write_text('#!/usr/bin/env bash\necho "$PWD:" "$@"\n')
+    fake.write_text('#!/usr/bin/env bash\necho "$PWD:" "${@:3}"\n')
     fake.chmod(0o755)
 
     def call(*words, **around):
@@ -219,16 +240,19 @@ def test_run_all_hands_every_word_on(run_all, tmp_path):
     commands = next(action.choices for action in command_line.make_parser()._actions if action.metavar == "COMMAND")
     assert {"run", "upscale", "pictures", "train-encoder"} <= set(commands)
     for words in (*[(name, "a b", "--list") for name in commands], ("nonsense",), ("upscale", "--help")):
-        assert run_all(*words).stdout == f"{tmp_path}: -m srlib {' '.join(words)}\n"
+        assert run_all(*words).stdout == f"{tmp_path}: {REPOSITORY} srlib {' '.join(words)}\n"
     for words in ((), ("--profile", "smoke", "--from", "03"), ("--gpus", "2", "-p", "scale", "2")):
-        assert run_all(*words).stdout == " ".join([f"{tmp_path}: -m srlib run", *words]) + "\n"
-    assert run_all("test", "-m", "slow").stdout == f"{REPOSITORY}: -m pytest -m slow\n"
-    assert run_all("lab", "--no-browser").stdout == f"{REPOSITORY}/notebooks: -m jupyterlab --no-browser\n"
+        assert run_all(*words).stdout == " ".join([f"{tmp_path}: {REPOSITORY} srlib run", *words]) + "\n"
+    assert run_all("test", "-m", "slow").stdout == f"{REPOSITORY}: {REPOSITORY} pytest -m slow\n"
+    assert run_all("lab", "--no-browser").stdout == f"{REPOSITORY}/notebooks: {REPOSITORY} jupyterlab --no-browser\n"
 
 
 def test_run_all_help_makes_no_environment(run_all, tmp_path):
     said = run_all("--help").stdout
-    assert all(word in said for word in ("test", "lab", "--conda", f"{tmp_path}: -m srlib --help", f"{tmp_path}: -m srlib run --help"))
+    assert all(
+        word in said
+        for word in ("test", "lab", "--conda", f"{tmp_path}: {REPOSITORY} srlib --help", f"{tmp_path}: {REPOSITORY} srlib run --help")
+    )
     copy = tmp_path / "clone"
     copy.mkdir()
     for name in ("run_all.sh", "environment.yml"):

@@ -316,3 +316,25 @@ def test_bands_tell_blur_from_texture(pair):
     sr, hr = (metrics.spectrum(image) for image in pair)
     found = metrics.band_power_db(sr, hr)
     assert found[0] < -3 and all(b < a for a, b in itertools.pairwise(found[:3])) and max(found[1:]) < -9
+
+
+def test_a_flat_image_has_no_power():
+    """Whatever its level, to the last digit, and with one pixel a level off; a texture of one grey level has."""
+    for level in (0, 90, 91, 254.7):
+        flat = np.full((96, 112), level)
+        assert not metrics.spectrum(flat).any()
+        flat[40, 50] += 1
+        assert not metrics.spectrum(flat).any()
+        frequency, curve = metrics.against_hr({"sr": white(0, shape=(96, 112))}, flat)["sr"]
+        assert np.isnan(curve).all() and np.isfinite(frequency).all()
+    faint = 90 + np.random.default_rng(0).integers(0, 2, (96, 112)).astype(np.uint8)
+    assert metrics.spectrum(faint).all()
+
+
+def test_contrast_without_noise_is_nan():
+    """Two flat regions have no noise, two equal ones no contrast: neither is 120 dB."""
+    image, left = np.full((20, 20), 50, np.uint8), np.zeros((20, 20), bool)
+    left[:, :10] = True
+    assert np.isnan(metrics.cnr(image, left, ~left))
+    image[:, 10:] = 80
+    assert np.isnan(metrics.cnr(image, left, ~left))

@@ -167,7 +167,7 @@ def test_a_run_refuses_what_contradicts_it(smoke_run):
 
 
 def test_one_seed_repeats_to_the_byte(smoke_run, tmp_path):
-    """Training again from nothing with the same seed gives the same bytes."""
+    """Training again from nothing with the same seed and number of threads gives the same bytes."""
     folder, _ = smoke_run
     done = srlib("run", "--profile", "smoke", "--run-dir", tmp_path / "again")
     assert done.returncode == 0, done.stderr

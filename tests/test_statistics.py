@@ -56,10 +56,18 @@ def test_too_smooth_and_too_noisy_do_not_cancel():
 
 
 def test_what_is_no_number_is_left_out_and_counted():
-    """A blank image has no PSNR, SR equal to HR an endless one: neither rules the mean."""
+    """An image without a region has no PSNR, SR equal to HR an endless one, a blank one no power: none rules a mean, and methods are compared on the
+    same images."""
     found = table({"bicubic": [np.nan, 20, 30, np.inf], "srgan": [np.nan, 21, 31, 40]})
-    assert statistics.summarise(found).psnr["bicubic"] == 25 and statistics.summarise(found).psnr_n["bicubic"] == 2
-    assert "4 images (2 with nothing to measure left out) of 3 patients" in statistics.caution(found)
+    assert statistics.summarise(found).psnr.tolist() == [25, 26] and statistics.summarise(found).psnr_n["bicubic"] == 2
+    assert (
+        "4 images of 3 patients (1 image(s) left out: nothing to measure; 1 image(s) left out of PSNR: SR equals HR)"
+        in statistics.caution(found)
+    )
+    found["texture_error_db"] = [np.nan, np.nan, 1, 2] * 2
+    assert statistics.summarise(found).texture_error_db.tolist() == [1.5, 1.5]
+    assert statistics.left_out(found).endswith("SR equals HR; 1 image(s) left out of power: blank")
+    assert not statistics.left_out(table({"bicubic": [1, 2, 3, 4]}))
 
 
 def test_intervals_of_many_columns_at_once():

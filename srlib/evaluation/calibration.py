@@ -72,8 +72,10 @@ def autocorrelation(image: np.ndarray, region: np.ndarray, axis: int, lag: int) 
 
 
 def slopes(image: np.ndarray, region: np.ndarray | None = None) -> list[float]:
-    """The exponent of the radial power spectrum in each of BANDS (power ~ frequency to this)."""
+    """The exponent of the radial power spectrum in each of BANDS (power ~ frequency to this); nan of a flat image."""
     power = metrics.spectrum(image, region)
+    if not power.any():
+        return [float("nan")] * len(BANDS)
     f = np.hypot(np.fft.fftfreq(power.shape[0])[:, None], np.fft.fftfreq(power.shape[1])[None])
     found = []
     for low, high in BANDS:
@@ -109,9 +111,13 @@ def measure(images: Iterable[np.ndarray]) -> pd.Series:
     the radial spectrum, and the gain of a linear filter (`LinearFilter`) over bicubic at x4, fitted on every other scan and
     measured on those between. Give one scan of each patient. Raises UserError for fewer than four of 96 x 96 pixels or more."""
     images = [image for image in images if min(image.shape) >= 96]
+    blank = sum(not np.ptp(image) for image in images)
+    if blank:
+        print(f"{blank} image(s) left out: blank")
+        images = [image for image in images if np.ptp(image)]
     if len(images) < 4:
         raise UserError(f"the statistics need four scans of four patients, of 96 x 96 pixels or more; there are {len(images)}")
-    means = pd.DataFrame([measure_one(image) for image in images]).mean()
+    means = pd.DataFrame([measure_one(image) for image in images]).replace(np.inf, np.nan).mean()
     pairs = [(downsample(to_tensor(hr)), to_tensor(hr)) for hr in (crop_to_multiple(image, 4) for image in images)]
     linear, gains = LinearFilter(4).fit(pairs[::2]), []
     for lr, hr in pairs[1::2]:

@@ -10,6 +10,7 @@ from scipy.ndimage import gaussian_gradient_magnitude
 
 from .. import metrics
 from ..config import Config
+from ..files import write
 from ..inference.upscaling import self_ensemble
 from ..metrics.regions import retina, valid_region
 from .methods import Scene
@@ -62,16 +63,17 @@ class Drawn:
         srgan_spread, the error that the draws predict for their mean (root mean square, grey levels), and srgan_error, the real one; srresnet_spread and
         srresnet_error, those of SRResNet's x8 self-ensemble; rank_REGION (`metrics.rank_distance`). ranks.csv: region, rank, share. calibration.csv:
         method, predicted, error. Means over images."""
-        pd.DataFrame(self.rows).round(6).to_csv(folder / "draws.csv", index=False)
+        write(folder / "draws.csv", pd.DataFrame(self.rows).round(6).to_csv(index=False))
         ranks = pd.DataFrame(self.ranks)
         ranks["share"] = ranks.pixels / ranks.groupby(["image", "region"]).pixels.transform("sum")
-        ranks.groupby(["region", "rank"], sort=False).share.mean().round(6).reset_index().to_csv(folder / "ranks.csv", index=False)
+        shares = ranks.groupby(["region", "rank"], sort=False).share.mean().round(6).reset_index()
+        write(folder / "ranks.csv", shares.to_csv(index=False))
         curves = []
         for method, found in self.curves.items():
             found = [curve for curve in found if len(curve)]
             if found:
                 curves.append(pd.DataFrame(_rms(np.array(found), 0), columns=["predicted", "error"]).assign(method=method))
-        pd.concat(curves)[["method", "predicted", "error"]].round(6).to_csv(folder / "calibration.csv", index=False)
+        write(folder / "calibration.csv", pd.concat(curves)[["method", "predicted", "error"]].round(6).to_csv(index=False))
 
 
 def _rms(values: np.ndarray, axis=None):

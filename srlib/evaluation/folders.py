@@ -51,6 +51,8 @@ def evaluate_folders(
     made from it. `wanted`: of `features.PERCEPTUAL`; `steps`: of the fresh classifier. Images whose names have a patient number, as Kermany's,
     are that patient's, others (volumes as a whole) a patient each. Raises UserError where nothing could be measured.
     """
+    if steps < 0:
+        raise UserError(f"steps cannot be {steps}; it is 0 (no classifier) or more")
     config, rows, drawn = load_config("quick", scale=scale, channels=channels, bits=bits, reflectivity=reflectivity), [], []
     matched, said, failed = _match(Path(sr_dir), Path(hr_dir))
     network, perceptual = features.judge(), {name: features.perceptual(name) for name in wanted}
@@ -63,8 +65,8 @@ def evaluate_folders(
             measured = Protocol(lr, hr, config.reduction, border, network, "cpu", None, bscan, perceptual).measure(images[0])
             if len(images) > 1:
                 drawn.append({"image": name, "draws": len(images)} | _of_draws(images, hr, valid, border))
-        except ValueError as error:  # UserError among them
-            failed.append(f"{paths[0]}: {error}")
+        except (ValueError, OSError, MemoryError) as error:  # UserError among them
+            failed.append(f"{paths[0]}: {getattr(error, 'strerror', None) or str(error) or 'memory ran out'}")
             continue
         file = page_of(hr_path)[0]
         of = file.relative_to(hr_dir).as_posix()
@@ -171,7 +173,7 @@ def _of_draws(images: list[np.ndarray], hr: np.ndarray, valid: np.ndarray, borde
 
 def as_text(found: Measured) -> str:
     """What the command prints: a line for each measure with its mean over the images of each region, then draws and patches."""
-    from .statistics import MEASURES, by_patient, is_power
+    from .statistics import MEASURES, by_patient, is_power, left_out
 
     table, lines = found.table, []
     means = {region: by_patient(table.assign(patient=table.image), region).mean() for region in dict.fromkeys(table.region)}
@@ -181,7 +183,7 @@ def as_text(found: Measured) -> str:
             values = [f"{mean[name]:.3f}" + (f" ({mean[f'{name}_abs']:.3f})" if is_power(name) else "") for mean in means.values()]
             lines.append(f"{what:72}" + "".join(f"{value:>18}" for value in values))
     if len(found.draws):
-        n, mean = int(found.draws.draws.max()), found.draws.mean(numeric_only=True)
+        n, mean = int(found.draws.draws.max()), found.draws.select_dtypes("number").where(np.isfinite).mean()
         for what, value, right in (
             (f"regain, the mean of {n} draws over one (dB)", mean.regain_db, f"{10 * np.log10(2 / (1 + 1 / n)):.2f}"),
             ("HR's rank among the draws, distance from equal", mean["rank"], "0"),
@@ -196,4 +198,6 @@ def as_text(found: Measured) -> str:
             + ", HR against HR" * (row.method == "hr")
         )
         lines.append(f"{what:72}{row.value:18.3f}   [{row.low:.3f}, {row.high:.3f}]")
+    if left := left_out(table):
+        lines.append(left)
     return "\n".join([*lines, f"{table.image.nunique()} image(s) measured, {len(found.failed)} not"])

@@ -9,6 +9,7 @@ import pandas as pd
 import torch
 
 from ..config import Config, UserError
+from ..files import write
 from ..metrics import unpaired
 from ..models.features import feature_extractor, judge
 from .statistics import interval
@@ -67,7 +68,8 @@ class Patches:
     def write(self, folder: Path, config: Config, device) -> None:
         """`measure` to `folder`/unpaired.csv."""
         name, network = measuring_network(config)
-        self.measure(network, name, config.classifier_steps, config.seed, device).to_csv(folder / "unpaired.csv", index=False)
+        table = self.measure(network, name, config.classifier_steps, config.seed, device)
+        write(folder / "unpaired.csv", table.to_csv(index=False))
 
 
 @torch.inference_mode()

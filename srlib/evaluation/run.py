@@ -20,7 +20,7 @@ from ..data.reading import jpeg_tables, png_names, read_image, read_pair
 from ..data.sources import phantom_tables, phantom_truth
 from ..degrade import crop_to_multiple
 from ..device import pick_device
-from ..files import read_table
+from ..files import read_table, write, write_image
 from ..inference.upscaling import upscale
 from ..metrics.regions import valid_region
 from ..models import features
@@ -94,19 +94,17 @@ def evaluate_run(config: Config, root: Path, manifest: pd.DataFrame, folder: Pat
         images, size = {method: scene[method] for method in METHODS}, {"height": len(hr), "width": hr.shape[1]}
         with ThreadPoolExecutor(MEASURED) as pool:
             for method, measures in zip(images, pool.map(protocol.measure, images.values()), strict=True):
-                target = out / "sr" / method / names[item.path]
-                target.parent.mkdir(parents=True, exist_ok=True)
-                Image.fromarray(images[method]).save(target, compress_level=1)
+                write_image(out / "sr" / method / names[item.path], Image.fromarray(images[method]), compress_level=1)
                 rows += [facts | {"method": method} | measured | size for measured in measures]
         tables = phantom_tables(config) if config.data == "phantom" else jpeg_tables(root / item.path)
         patches.add(images | {"hr": hr}, valid_region(hr), item.patient, scene.seed % 2**32, tables)
     table = pd.DataFrame(rows).round(6)
-    table.to_csv(out / "metrics.csv", index=False)
+    write(out / "metrics.csv", table.to_csv(index=False))
     drawn.write(out)
     patches.write(out, config, device)
     facts = {"images": len(chosen), "patients": int(chosen.patient.nunique())}
     text = json.dumps(facts | {"means_by_patient": json.loads(summarise(table).reset_index().to_json(orient="records"))}, indent=1)
-    (out / "summary.json").write_text(text + "\n", encoding="utf-8")
+    write(out / "summary.json", text + "\n")
     return table
 
 
@@ -130,11 +128,12 @@ def captions(table: pd.DataFrame, path: str, region: str = "valid") -> dict[str,
 def mean_spectra(
     folder: Path, root: Path, paths, config: Config, methods, direction: str = "all"
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """`metrics.against_hr` of each method and of rounding, mean over the given test images: {name: (frequency, dB)}."""
+    """`metrics.against_hr` of each method and of rounding, mean over the given test images, flat ones left out: {name: (frequency, dB)}."""
     found: dict[str, list] = {}
     for path in paths:
         images = evaluated_images(folder, root, path, config, methods)
         hr = images.pop("hr")
         for name, curve in metrics.against_hr(images, hr, valid_region(hr), config.scale, direction).items():
             found.setdefault(name, []).append(curve)
-    return {name: tuple(np.mean(curves, 0)) for name, curves in found.items()}
+    there = {name: [curve for curve in curves if np.isfinite(curve).all()] or curves[:1] for name, curves in found.items()}
+    return {name: tuple(np.mean(curves, 0)) for name, curves in there.items()}

@@ -62,9 +62,12 @@ def measures(table: pd.DataFrame) -> list[str]:
 
 def by_patient(table: pd.DataFrame, region: str = "valid") -> pd.DataFrame:
     """Means within a patient: a row for each (method, patient), a column for each measure; `gain_db` is PSNR minus bicubic's, M_abs the mean
-    absolute value of a power M. What is no number (a blank image, an empty region) is left out."""
+    absolute value of a power M. What is no number (a blank image, an empty region) is left out; an image without PSNR in one method has none in
+    all, so that methods are compared on the same images."""
     rows = table[table.region == region]
+    names = rows.image
     rows = rows[["method", "patient"]].join(rows[measures(table)].astype(float).where(np.isfinite))
+    rows.loc[names.isin(names[rows.psnr.isna()]), "psnr"] = np.nan
     powers = [c for c in rows if is_power(c)]
     rows = rows.join(rows[powers].abs().add_suffix("_abs"))
     means = rows.groupby(["method", "patient"]).mean()
@@ -180,13 +183,19 @@ def compare(table: pd.DataFrame, measure: str, region: str = "valid") -> pd.Data
     return found
 
 
+def left_out(table: pd.DataFrame, region: str = "valid") -> str:
+    """How many images have no number in a measure and are left out of its mean, and why, in words; '' where all have one."""
+    rows = table[table.region == region]
+    equal, empty = (set(rows.image[found]) for found in (rows.psnr == np.inf, rows.psnr.isna()))
+    flat = set(rows.image[rows.texture_error_db.isna()]) - empty if "texture_error_db" in rows else set()
+    reasons = {"": (empty, "nothing to measure"), " of PSNR": (equal - empty, "SR equals HR"), " of power": (flat, "blank")}
+    return "; ".join(f"{len(images)} image(s) left out{what}: {why}" for what, (images, why) in reasons.items() if images)
+
+
 def caution(table: pd.DataFrame) -> str:
     """What a reader must know of how far the intervals of one run reach, in words."""
-    patients = table.patient.nunique()
-    valid = table[(table.region == "valid") & (table.method == table.method.iloc[0])]
-    blank = int((~np.isfinite(valid.psnr)).sum())
-    left = f" ({blank} with nothing to measure left out)" if blank else ""
-    said = f"{table.image.nunique()} images{left} of {patients} patients; intervals: 95 %, bootstrap over patients"
+    patients, left = table.patient.nunique(), left_out(table)
+    said = f"{table.image.nunique()} images of {patients} patients{f' ({left})' if left else ''}; intervals: 95 %, bootstrap over patients"
     if patients < FEW:
         said += f"; only {patients} patients, so the intervals are a rough guide"
         if len(questions()) * 2 / 2**patients > 0.05:

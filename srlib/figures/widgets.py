@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from ..evaluation.methods import named
+from ..files import write_image
 from .panels import zoom_box
 
 
@@ -24,7 +25,7 @@ def animation(frames: list[tuple[str, np.ndarray]], path: Path, seconds: float =
         ImageDraw.Draw(page).text((6, 3), title, fill="#222222", font_size=14)
         pages.append(page)
     times = [int(1000 * seconds)] * (len(pages) - 1) + [2000]
-    pages[0].save(path, "GIF", save_all=True, append_images=pages[1:], duration=times, loop=0)
+    write_image(path, pages[0], save_all=True, append_images=pages[1:], duration=times, loop=0)
     return f'<img alt="the crop over the steps" width="360" src="data:image/gif;base64,{base64.b64encode(path.read_bytes()).decode()}">'
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import uuid
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +14,8 @@ from tqdm import tqdm
 from ..config import UserError
 from ..data.reading import EXTENSIONS, Scan, few_values, find_images, png_names, read_image, read_scan, slices
 from ..data.stacks import MAX_PIXELS, Facts
+from ..device import memory_ran_out
+from ..files import write_image
 from ..models.texture import TextureGenerator
 from . import domain, upscaling
 
@@ -49,8 +50,8 @@ def upscale_files(
     Each file says in its metadata that its detail is synthetic, what it was made from and by (`name`), and what the source says of its pixels' size
     (divided by the scale here), the eye and the scan's position. With `known`, the domain of the training set, it says in what the source is unlike that, too. Returns
     (written, there already, failed, warned): a file whose metadata show that it was made from the same source in the same way is left;
-    `failed` has a line for each source that could not be read, would be too large, or whose name is taken, `warned` one for each that is
-    unlike the training set. Raises UserError where a source would be overwritten, for an `out` that looks like a file of another kind, and
+    `failed` has a line for each source that could not be read, would be too large, whose name is taken or whose result could not be written,
+    `warned` one for each that is unlike the training set. Raises UserError where a source would be overwritten, for an `out` that looks like a file of another kind, and
     for what the network cannot do.
     """
     noisy, seeds, scale = isinstance(generator, TextureGenerator), range(seed, seed + draws), generator.settings["scale"]
@@ -82,8 +83,8 @@ def upscale_files(
             if height * width > MAX_PIXELS:
                 raise UserError(f"{path}: would become {width} x {height} pixels, more than the limit of {MAX_PIXELS:,}; cut it into parts")
             unlike = domain.warning(read_image(path, 3, bits=bits, reflectivity=reflectivity), known) if known else ""
-        except UserError as error:
-            failed.append(str(error))
+        except (UserError, OSError, MemoryError) as error:
+            failed.append(_sentence(path, error))
             continue
         readable = path.name.encode(errors="backslashreplace").decode()
         facts = {"Source": f"{readable} {hashlib.sha256(image.tobytes()).hexdigest()[:16]}"}
@@ -100,16 +101,29 @@ def upscale_files(
         there += [target for k, target in enumerate(targets[path]) if k not in missing]
         if not missing:
             continue
-        if ensemble:
-            images = [upscaling.self_ensemble(image, generator, consistent)[0]]
-        else:
-            images = upscaling.draws(image, generator, seeds, strength, consistent)
-        if spread:
-            images.append(np.round(upscaling.spread(images)).astype(image.dtype))
-        for k in missing:
-            _save(targets[path][k], _as_source(images[k], scan), texts[k], scan.facts, scale)
-            written.append(targets[path][k])
+        try:
+            if ensemble:
+                images = [upscaling.self_ensemble(image, generator, consistent)[0]]
+            else:
+                images = upscaling.draws(image, generator, seeds, strength, consistent)
+            if spread:
+                images.append(np.round(upscaling.spread(images)).astype(image.dtype))
+            for k in missing:
+                _save(targets[path][k], _as_source(images[k], scan), texts[k], scan.facts, scale)
+                written.append(targets[path][k])
+        except (UserError, MemoryError, RuntimeError) as error:  # the disk refuses this one, or it is too large: the others go on
+            if not (isinstance(error, UserError) or memory_ran_out(error)):
+                raise
+            failed.append(_sentence(path, error))
     return written, there, failed, warned
+
+
+def _sentence(path: Path, error: Exception) -> str:
+    """What is said of an image that failed."""
+    if isinstance(error, UserError):
+        return str(error)
+    reason = error.strerror or error if isinstance(error, OSError) else "memory ran out; cut it into parts, or close other programs"
+    return f"{path}: {reason}"
 
 
 def _plan(source: Path, out: Path, endings: list[str]) -> tuple[dict[Path, list[Path]], list[str]]:
@@ -182,10 +196,4 @@ def _save(target: Path, sr: np.ndarray, texts: dict[str, str], facts: Facts, sca
     if size := facts.pixel_um:
         text.add_text("Pixel size (um)", " x ".join(f"{s / scale:.4g}" for s in size))
         options["dpi"] = tuple(25_400 / s * scale for s in size)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(f"{target.stem[:40]}.{uuid.uuid4().hex}.part")  # its own: the same command may run twice at once
-    try:
-        Image.fromarray(sr).save(part, "PNG", pnginfo=text, **options)
-        part.replace(target)
-    finally:
-        part.unlink(missing_ok=True)
+    write_image(target, Image.fromarray(sr), pnginfo=text, **options)

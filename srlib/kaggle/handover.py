@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from ..config import OutOfTime, UserError
-from ..files import HOME, file_hash, mounts, write
+from ..files import HOME, file_hash, mounts, read_json, write, writing
 from ..series.run_folder import Run, read_config, run_path
 
 LIST = "handover.json"
@@ -53,14 +53,15 @@ def take_over(kernels: list[str], profile: str, run_dir: str = "", needed: bool 
     source = mount / folder.relative_to(HOME)
     if not (source / LIST).exists():
         raise UserError(f"{source / LIST} is missing; run that kernel to its end, with the same profile and run_dir, and attach it again")
-    files = json.loads((source / LIST).read_text(encoding="utf-8"))["files"]
+    files = read_json(source / LIST)["files"]
     for name, sha256 in files.items():
         if not (source / name).is_file() or file_hash(source / name) != sha256:
             reason = "was changed" if (source / name).is_file() else "is missing"
             raise UserError(f"{source / name} {reason} since the kernel before wrote it; run that kernel again")
     for name in files:
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source / name, folder / name)
+        with writing(folder / name):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source / name, folder / name)
     print(f"{len(files)} files taken over from {mount}")
     run = Run(folder, read_config(folder / "config.json"))
     images = run.provenance.get("data", {}).get("images")

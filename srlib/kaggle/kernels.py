@@ -15,7 +15,7 @@ import nbformat
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from ..config import Config, UserError, load_config, nearest
-from ..files import REPOSITORY
+from ..files import REPOSITORY, write
 from ..series.run_folder import NOTEBOOKS
 
 OUT = REPOSITORY / "build" / "kaggle"
@@ -86,8 +86,8 @@ def build(
         own = f"{user}/{slug(title)}"
         notebook = _notebook(names, parameters, payload, user, own, before, chain)
         code = "\n".join(c.source for c in notebook.cells if c.cell_type == "code")
-        needs_vgg = 'run.stage("srgan")' in code and config.content_features.partition(":")[0] in IMAGENET
         trains = bool(TRAINING.search(code))
+        needs_vgg = trains and config.content_features.partition(":")[0] in IMAGENET  # (the pretraining asks for it)
         metadata = {
             "id": own, "title": title, "code_file": f"{slug(title)}.ipynb", "language": "python", "kernel_type": "notebook",
             "is_private": not public, "enable_gpu": trains, "enable_tpu": False, "machine_shape": GPU if trains else "",
@@ -96,9 +96,8 @@ def build(
             "kernel_sources": list(before), "competition_sources": [], "model_sources": [],
         }  # fmt: skip
         folder = Path(out or OUT) / slug(title)
-        folder.mkdir(parents=True, exist_ok=True)
-        nbformat.write(notebook, folder / metadata["code_file"])
-        (folder / "kernel-metadata.json").write_text(json.dumps(metadata, indent=1) + "\n", encoding="utf-8")
+        write(folder / metadata["code_file"], nbformat.writes(notebook) + "\n")
+        write(folder / "kernel-metadata.json", json.dumps(metadata, indent=1) + "\n")
         folders.append(folder)
         before = [own]
     return folders

@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 
 from ..config import UserError
-from ..files import REPOSITORY, file_hash
+from ..files import REPOSITORY, file_hash, read_json, write
 from . import kernels
 from .handover import LIST
 
@@ -59,7 +59,7 @@ def push(user: str, chain: bool = False, wait: bool = False, every: float = 60.0
             if state == "COMPLETE" and not unfinished:
                 break
             said = _send(folder, name, resume=unfinished)
-            (folder / "sent.txt").write_text(built + "\n", encoding="utf-8")
+            write(folder / "sent.txt", built + "\n")
             if not chain:
                 said += _badge(name)
             if not wait:
@@ -107,7 +107,7 @@ def pull(user: str, chain: bool = False, out: Path = REPOSITORY / "runs" / "kagg
     lists = list(target.rglob(LIST))
     if code or len(lists) != 1:
         raise UserError(f"the output of {name} cannot be had: {_reason(code, text)}")
-    for file, sha256 in json.loads(lists[0].read_text(encoding="utf-8"))["files"].items():
+    for file, sha256 in read_json(lists[0])["files"].items():
         path = lists[0].parent / file
         if not path.exists() or file_hash(path) != sha256:
             raise UserError(f"{path} did not arrive whole; call the same again")
@@ -121,15 +121,15 @@ def _handed_over(name: str) -> bool:
         found = sorted(Path(place).rglob(LIST))
         if not found:
             raise UserError(f"{name} is complete but its {LIST} cannot be had: {_reason(code, text)}")
-        return json.loads(found[0].read_text(encoding="utf-8"))["finished"]
+        return read_json(found[0])["finished"]
 
 
 def _send(folder: Path, name: str, resume: bool) -> str:
     file = folder / "kernel-metadata.json"
     if resume:
-        metadata = json.loads(file.read_text(encoding="utf-8"))
+        metadata = read_json(file)
         metadata["kernel_sources"] = [name, *metadata["kernel_sources"]]
-        file.write_text(json.dumps(metadata, indent=1) + "\n", encoding="utf-8")
+        write(file, json.dumps(metadata, indent=1) + "\n")
     code, text = _call("push", "-p", str(folder))
     refused = re.search(r"not valid (?:\w+ )?(?:sources|tags)[^\n]*", text)
     if code or "successfully pushed" not in text or refused:

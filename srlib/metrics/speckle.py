@@ -43,12 +43,12 @@ def edge_preservation(sr: np.ndarray, hr: np.ndarray, region: np.ndarray | None 
 
 def cnr(image: np.ndarray, signal: np.ndarray, background: np.ndarray) -> float:
     """Contrast-to-noise ratio in dB on grey levels, 10 log10(|mean_s - mean_b| / sqrt(var_s + var_b)); `signal` and `background` are
-    bool arrays. nan where one is empty. It rewards blur: read its distance to HR's."""
+    bool arrays. nan where one is empty, both are flat, or nothing lies between them. It rewards blur: read its distance to HR's."""
     y = luma(image)
     if not signal.any() or not background.any():
         return float("nan")
-    noise = np.sqrt(y[signal].var() + y[background].var())
-    return float(10 * np.log10(max(abs(y[signal].mean() - y[background].mean()), 1e-12) / max(noise, 1e-12)))
+    noise, contrast = np.sqrt(y[signal].var() + y[background].var()), abs(y[signal].mean() - y[background].mean())
+    return float(10 * np.log10(contrast / noise)) if min(noise, contrast) > 1e-12 else float("nan")
 
 
 def enl(image: np.ndarray, background: np.ndarray) -> float:

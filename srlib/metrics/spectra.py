@@ -16,6 +16,7 @@ from scipy.ndimage import distance_transform_edt
 from .pixels import luma
 
 DIRECTIONS = ("all", "depth", "across")
+FLAT = 0.01 / 12  # variance in squared grey levels, a hundredth of what rounding to whole ones leaves
 
 
 def _window(shape, region: np.ndarray | None) -> np.ndarray:
@@ -27,11 +28,16 @@ def _window(shape, region: np.ndarray | None) -> np.ndarray:
 
 
 def spectrum(image: np.ndarray, region: np.ndarray | None = None) -> np.ndarray:
-    """|FFT|^2 of the luma less its mean, under a Hann window that falls to 0 within 16 pixels of what is outside the region; (H, W)."""
+    """|FFT|^2 of the luma less its mean, under a Hann window that falls to 0 within 16 pixels of what is outside the region; (H, W).
+
+    Zeros where the image is flat there (FLAT): what is left is the rounding of numbers, and a ratio to it says nothing."""
     y, window = luma(image), _window(image.shape[:2], region)
     total = window.sum()
     mean = (y * window).sum() / total if total else 0
-    return np.abs(np.fft.fft2((y - mean) * window)) ** 2
+    found = (y - mean) * window
+    if (found**2).sum() <= FLAT * (window**2).sum():
+        return np.zeros(window.shape)
+    return np.abs(np.fft.fft2(found)) ** 2
 
 
 def rounding_floor(shape: tuple, region: np.ndarray | None = None) -> float:
@@ -68,11 +74,13 @@ def against_hr(
     images: dict[str, np.ndarray], hr: np.ndarray, region: np.ndarray | None = None, scale: int = 4, direction: str = "all"
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """{name: (frequency, dB)}: the `psd` of each image over HR's, on a grid of 90 frequencies to 1/2; 'rounding': what rounding to whole grey
-    levels alone has, over HR's."""
+    levels alone has, over HR's. nan where HR is flat."""
     f, reference = psd(spectrum(hr, region), scale, direction)
     found = {name: psd(spectrum(image, region), scale, direction)[1] for name, image in images.items()}
     found["rounding"] = np.full_like(reference, rounding_floor(hr.shape, region))
     grid = np.linspace(0, 0.5, 91)[1:]
+    if not reference.any():
+        return {name: (grid, np.full(grid.shape, np.nan)) for name in found}
     return {n: (grid, np.interp(grid, f, 10 * np.log10((power + 1e-9) / (reference + 1e-9)))) for n, power in found.items()}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 from tqdm import tqdm
@@ -53,5 +54,6 @@ def evaluate_cross(trained: dict[Path, Config], tests: list[Config]) -> pd.DataF
 
 def cross_table(table: pd.DataFrame, measure: str = "gain_db") -> pd.DataFrame:
     """`evaluate_cross`'s table as means over patients, then seeds: a row for (method, trained on), a column for each tested degradation."""
+    table = table.assign(**{measure: table[measure].where(np.isfinite)})  # a blank image has no PSNR
     by_seed = table.groupby(["method", "trained", "tested", "seed", "patient"], sort=False)[measure].mean()
     return by_seed.groupby(["method", "trained", "tested"], sort=False).mean().unstack("tested")

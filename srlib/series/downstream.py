@@ -17,6 +17,7 @@ from ..data.reading import read_pair
 from ..degrade import to_image, to_tensor, upsample
 from ..device import pick_device
 from ..evaluation.run import choose
+from ..files import write
 from ..inference.upscaling import upscale
 from ..models.encoders import OctEncoder
 from ..models.weights import load_generator
@@ -36,6 +37,8 @@ def downstream(run_dir: str, seeds=(0, 1, 2), steps: int = 400) -> str:
     row for each classifier, arm and test scan, with the probability of each class) and `downstream_summary.csv` into the finished run
     `run_dir`, and returns the summary as text. Raises UserError for a run that is not finished or whose patients do not suffice.
     """
+    if steps < 1 or min(seeds) < 0:
+        raise UserError(f"steps={steps}, seeds={list(seeds)}: a classifier needs 1 step or more, and its seeds are 0 or more")
     folder = run_path("", run_dir)
     if not (folder / "config.json").exists():
         raise UserError(f"{folder} holds no run; name the folder of a finished one")
@@ -63,9 +66,9 @@ def downstream(run_dir: str, seeds=(0, 1, 2), steps: int = 400) -> str:
                 facts = parts["test"][["path", "patient", "label"]].reset_index(drop=True).assign(trained=arm, tested=tested, seed=seed)
                 found.append(facts.join(pd.DataFrame(p, columns=[f"p_{c}" for c in classes])))
     table = pd.concat(found, ignore_index=True).round(6)
-    table.to_csv(folder / "downstream.csv", index=False)
+    write(folder / "downstream.csv", table.to_csv(index=False))
     summary = summarise(table)
-    summary.to_csv(folder / "downstream_summary.csv")
+    write(folder / "downstream_summary.csv", summary.to_csv())
     return f"{caution(table, run.is_phantom)}\n{readable(summary).to_string()}"
 
 

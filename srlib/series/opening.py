@@ -18,7 +18,7 @@ def open_run(notebook: str, profile: str = "quick", run_dir: str = "", data: str
 
     Notebook 01 writes config.json; a later one reads it and accepts changes to its own stage's settings (and to the machine's).
     Raises UserError, one sentence, for a wrong name or value, a setting of another stage, a missing earlier stage, or a setting
-    that contradicts what the folder already holds.
+    that contradicts what the folder already holds; before the pretraining also for weights that are missing.
     """
     name, stage, needs = NOTEBOOKS[notebook]
     wanted = dict(overrides or {})
@@ -62,11 +62,29 @@ def open_run(notebook: str, profile: str = "quick", run_dir: str = "", data: str
                 number = next(n for n, (_, s, _) in NOTEBOOKS.items() if s == need)
                 raise UserError(f"{folder / MAKES[need][0]} was trained with {why}; --from {number} trains it again")
         run.refuse_changes(stored)
+        if notebook == "03":
+            _ask_for_weights(run)
         if run.config.start != stored.start:
             _take_start(run)
         if run.config != stored:
             run.write_config()
     return run
+
+
+def _ask_for_weights(run: Run) -> None:
+    """Raise UserError where networks that later notebooks measure by, in losses or in measures, cannot be had: before the hours of the pretraining,
+    not after them."""
+    if run.provenance["stages"].get("pretrain", {}).get("finished"):
+        return
+    from ..models import features
+
+    try:
+        features.feature_extractor(run.config.content_features, run.config.feature_weights)
+        for name in features.PERCEPTUAL:
+            if getattr(run.config, name):
+                features.perceptual(name)
+    except UserError as error:
+        raise UserError(f"{error} (later notebooks need this; change it in 01_explore_data or on the command line)") from None
 
 
 def _take_networks(run: Run) -> None:

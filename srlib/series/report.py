@@ -5,18 +5,17 @@ from __future__ import annotations
 import base64
 import hashlib
 import html
-import json
 import re
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from ..config import FIELDS
+from ..config import FIELDS, UserError
 from ..evaluation import statistics
 from ..evaluation.drawn import DRAWS
 from ..evaluation.methods import named
-from ..files import read_table
+from ..files import read_json, read_table, write
 from .run_folder import NOTEBOOKS, read_config
 
 CSS = """
@@ -111,7 +110,7 @@ def readable_draws(drawn: pd.DataFrame) -> pd.DataFrame:
         "srresnet_spread": ("SRResNet's x8 spread (grey levels)", "the next row"),
         "srresnet_error": ("real error of its x8 mean", ""),
     } | {c: (f"HR's rank, {c[5:]}: distance from equal", "0") for c in drawn if c.startswith("rank_")}
-    means = drawn.groupby("patient")[list(rows)].mean()
+    means = drawn[list(rows)].where(np.isfinite).groupby(drawn.patient).mean()  # a blank image has no PSNR
     low, high = statistics.intervals(means.to_numpy())
     text = [f"{m:.2f} [{a:.2f},\u00a0{b:.2f}]" for m, a, b in zip(means.mean(), low, high, strict=True)]
     named_rows = pd.Index([what for what, _ in rows.values()], name=f"{len(drawn)} images of {len(means)} patients")
@@ -137,7 +136,7 @@ def build_report(folder: Path) -> Path:
     """Write `folder`/index.html from what the run folder holds, and notebooks/*.html; returns its path."""
     folder = Path(folder)
     config = read_config(folder / "config.json")
-    provenance = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
+    provenance = read_json(folder / "provenance.json")
     parts = [f"<h1>SRGAN for OCT: {html.escape(folder.name)}</h1>"]
     metrics_file = folder / "evaluation" / "metrics.csv"
     table = read_table(metrics_file) if metrics_file.exists() else None
@@ -202,19 +201,23 @@ def build_report(folder: Path) -> Path:
     )
     page = f'<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content="width=device-width, initial-scale=1"><title>{html.escape(folder.name)}</title><style>{CSS}</style><body>{"".join(parts)}</body></html>\n'
     out = folder / "index.html"
-    out.write_text(page, encoding="utf-8")
+    write(out, page)
     return out
 
 
 def notebook_html(source: Path) -> Path:
     """An executed notebook as HTML beside it, without anything from the network."""
     from nbconvert import HTMLExporter
+    from nbformat import ValidationError
 
-    body, _ = HTMLExporter(template_name="lab", embed_images=True).from_filename(str(source))
+    try:
+        body, _ = HTMLExporter(template_name="lab", embed_images=True).from_filename(str(source))
+    except (ValueError, ValidationError) as error:
+        raise UserError(f"{source} is damaged ({type(error).__name__}); --only {source.name[:2]} makes it anew") from None
     body = re.sub(r'<script[^>]*\bsrc="https?://[^"]*"[^>]*>\s*</script>', "", body)
     body = re.sub(r"<script[^>]*>[^<]*(?:MathJax|mermaid)[\s\S]*?</script>", "", body)
     out = source.with_suffix(".html")
-    out.write_text(body, encoding="utf-8")
+    write(out, body)
     return out
 
 

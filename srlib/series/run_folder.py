@@ -15,7 +15,7 @@ import pandas as pd
 from filelock import FileLock, Timeout
 
 from ..config import FIELDS, STAGES, Config, UserError, load_config
-from ..files import HOME, file_hash, read_table, write
+from ..files import HOME, damaged, file_hash, read_json, read_table, read_text, write, writing
 from .provenance import device_used, made_by, timestamp
 
 NOTEBOOKS = {  # number: (file, stage whose settings it accepts, stages it needs)
@@ -77,7 +77,10 @@ class Run:
     @property
     def provenance(self) -> dict:
         file = self.folder / "provenance.json"
-        return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {"stages": {}, "notebooks": {}}
+        record = {"stages": {}, "notebooks": {}} | (read_json(file) if file.exists() else {})
+        if wrong := [name for name, part in record.items() if not isinstance(part, dict)]:
+            raise damaged(file, f"{wrong[0]} is no JSON object")
+        return record
 
     def record(self, part: str, name: str, **facts) -> None:
         """Merge `facts` into provenance[part][name]."""
@@ -217,7 +220,7 @@ class Run:
         manifest.check_split(table)
         text = table.to_csv(index=False)
         file = self.folder / "manifest.csv"
-        if file.exists() and file.read_text(encoding="utf-8") != text and self.is_trained("pretrain"):
+        if file.exists() and read_text(file) != text and self.is_trained("pretrain"):
             raise UserError(f"the images in {root} changed since {self.folder} was trained; choose another folder with run_dir (--run-dir)")
         write(file, text)
         skipped = pd.DataFrame(table.attrs["skipped"], columns=["path", "reason"])
@@ -234,7 +237,10 @@ class Run:
     @property
     def root(self) -> Path:
         """The folder that the manifest's paths start from."""
-        root = Path(self.provenance["data"]["images"]["root"])
+        try:
+            root = Path(self.provenance["data"]["images"]["root"])
+        except (KeyError, TypeError):
+            raise damaged(self.folder / "provenance.json", "it does not say where the images are") from None
         if not root.is_dir():
             raise UserError(f"{root}, where this run's images were, is gone; run 01_explore_data with another run_dir")
         return root
@@ -272,5 +278,6 @@ class Run:
     @property
     def figures(self) -> Path:
         path = self.folder / "figures"
-        path.mkdir(exist_ok=True)
+        with writing(path):
+            path.mkdir(exist_ok=True)
         return path

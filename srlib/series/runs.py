@@ -15,13 +15,13 @@ from ..config import FIELDS, Config, UserError, stage_of
 from ..data import sources
 from ..data.reading import find_images
 from ..evaluation.statistics import by_patient
-from ..files import REPOSITORY, read_table
+from ..files import REPOSITORY, read_json, read_table
 from .run_folder import read_config
 
 SRLIB = REPOSITORY / "srlib"
 SHARES = ["adversarial_share", "content_share", "pixel_share"]
 NO_RESULT = {  # files or folders whose change changes no number of a run
-    "__main__", "calibration", "cross", "diagnostics", "domain", "downstream", "export", "figures", "files", "folders", "kaggle", "notebook",
+    "__main__", "calibration", "cross", "diagnostics", "domain", "downstream", "export", "figures", "files", "folders", "home", "kaggle", "notebook",
     "provenance", "report", "runner", "runs", "sweep", "tools",
 }  # fmt: skip
 
@@ -72,7 +72,7 @@ def stale(folder: Path) -> str:
     file = folder / "sweep.json"
     if not file.exists():
         return ""
-    then, now = json.loads(file.read_text(encoding="utf-8"))["made_from"], made_from(read_config(folder / "config.json"))
+    then, now = read_json(file)["made_from"], made_from(read_config(folder / "config.json"))
     return " and ".join(key for key in ("code", "data") if then[key] != now[key])
 
 

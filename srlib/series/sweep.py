@@ -20,7 +20,7 @@ import pandas as pd
 import yaml
 
 from ..config import PROFILES, Config, UserError, load_config
-from ..files import NOTEBOOK_FOLDER, write
+from ..files import NOTEBOOK_FOLDER, read_json, read_text, write, writing
 from . import runs
 from .provenance import timestamp
 from .run_folder import MAKES, SALT, Run, run_path
@@ -41,7 +41,7 @@ class Point:
     @property
     def record(self) -> dict:
         file = self.folder / "sweep.json"
-        return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+        return read_json(file) if file.exists() else {}
 
     def note(self, **facts) -> None:
         write(self.folder / "sweep.json", json.dumps(self.record | facts, indent=1) + "\n")
@@ -67,7 +67,7 @@ def read_sweep(which: str) -> tuple[str, dict]:
             f"there is no sweep {which!r}; give a YAML file, or one of {', '.join(sorted(p.stem for p in EXPERIMENTS.glob('*.yaml')))}"
         )
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        content = yaml.safe_load(read_text(file))
     except yaml.YAMLError as error:
         raise UserError(f"{file} is not YAML ({str(error).splitlines()[0]})") from None
     if not isinstance(content, dict) or not KEYS >= content.keys() >= {"points"}:
@@ -77,6 +77,15 @@ def read_sweep(which: str) -> tuple[str, dict]:
     for key in ("settings", *PROFILES):
         if not isinstance(content.get(key, {}), dict):
             raise UserError(f"{file}: {key} must be settings, such as '{key}: {{blocks: 8}}'")
+    for settings in (*content["points"], *(content.get(key, {}) for key in ("settings", *PROFILES))):
+        if wrong := [name for name in settings if name in ("seed", "profile") or not isinstance(name, str)]:
+            todo = {"seed": "give them as 'seeds: [0, 1]'", "profile": "give it as 'profile: quick'"}
+            raise UserError(f"{file}: {wrong[0]} is no setting of a point or of all; {todo.get(wrong[0], 'leave it out')}")
+    if not isinstance(content.get("profile", ""), str):
+        raise UserError(f"{file}: profile must be a name, one of {', '.join(PROFILES)}")
+    seeds = content.get("seeds", [0])
+    if not isinstance(seeds, list) or not seeds or not all(type(seed) is int and seed >= 0 for seed in seeds):
+        raise UserError(f"{file}: seeds must be a list of whole numbers, such as 'seeds: [0, 1]'")
     return file.stem, content
 
 
@@ -125,6 +134,8 @@ def sweep(
     moved to `stale/` and run anew; with `only_list`, nothing is run. The table of finished points goes to table.csv. Raises Paused, at
     the end, where `max_hours` interrupted points and none failed."""
     name, content = read_sweep(which)
+    if "seed" in (overrides or {}):
+        raise UserError("a sweep has seeds; give --seeds in the place of -p seed")
     home = run_path("", run_dir or f"runs/sweeps/{name}").resolve()
     points = make_points(content, home, profile, seeds, data, overrides)
     print(f"{name}: {content.get('about', '')}\n{len(points)} points in {home}")
@@ -164,14 +175,14 @@ def _run(point: Point, points: list[Point], again: bool) -> str:
         return f"skipped: {error}"
     except Paused:
         pass
-    except (UserError, RuntimeError) as error:
+    except (UserError, OSError, RuntimeError) as error:
         point.note(made_from=runs.made_from(point.config), finished=None, error=str(error))
     return point.state
 
 
 def _share_pretraining(point: Point, points: list[Point]) -> None:
-    """Give a new point the finished pretraining of another that was made from the same, with what went into it: with one seed it would be
-    the same to the byte."""
+    """Give a new point the finished pretraining of another that was made from the same, with what went into it: with one seed, on one
+    machine with one number of threads, it would be the same to the byte."""
     if point.folder.exists():
         return
     for other in points:  # one name for a patient in all points
@@ -186,9 +197,14 @@ def _share_pretraining(point: Point, points: list[Point]) -> None:
         facts = record["stages"].get(stage, {})
         same = facts.get("finished") and theirs.settings(stage) == mine.settings(stage)
         if same and other.record and not other.state.startswith("stale"):
-            shutil.copytree(other.folder / stage, point.folder / stage)
-            for name in (*theirs.inputs(stage), *MAKES[stage]):
-                shutil.copy2(other.folder / name, point.folder)
+            try:
+                with writing(point.folder):
+                    shutil.copytree(other.folder / stage, point.folder / stage)
+                    for name in (*theirs.inputs(stage), *MAKES[stage]):
+                        shutil.copy2(other.folder / name, point.folder)
+            except UserError:
+                shutil.rmtree(point.folder, ignore_errors=True)  # half of it would look like a training of its own
+                raise
             if point.config.start:
                 mine.record("networks", "start", **record["networks"]["start"])
             mine.record("stages", stage, **{"taken_from": other.folder.name} | facts)
@@ -199,12 +215,12 @@ def _share_pretraining(point: Point, points: list[Point]) -> None:
 def _tables(home: Path, done: list[Point], cross: bool) -> None:
     means, _, _ = runs.read_runs([p.folder for p in done], done[0].folder)
     table = runs.group_table(means)
-    table.to_csv(home / "table.csv")
+    write(home / "table.csv", table.to_csv())
     print(table.round(3).to_string())
     if cross:
         from .cross import cross_table, evaluate_cross
 
         kinds = list(dict.fromkeys(p.config.degradation for p in done))
         table = evaluate_cross({p.folder: p.config for p in done}, [dataclasses.replace(done[0].config, degradation=k) for k in kinds])
-        table.to_csv(home / "cross.csv", index=False)
+        write(home / "cross.csv", table.to_csv(index=False))
         print(cross_table(table).round(2).to_string())

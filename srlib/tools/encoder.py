@@ -6,6 +6,7 @@ Both learn to tell normal, drusen, DME and CNV in crops of phantoms that no prof
 from __future__ import annotations
 
 import hashlib
+import io
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ import torch
 from tqdm import tqdm
 
 from ..data.phantom import PATHOLOGIES, bscan
-from ..files import WEIGHTS
+from ..files import WEIGHTS, write, writing
 from ..models.encoders import Judge, OctEncoder
 from ..training.classifier import probabilities, retina_row, train_classifier
 
@@ -26,7 +27,8 @@ def train_encoders(out: str | Path = WEIGHTS, eyes: int = 240, steps: int = 500,
     Seeded. `accuracy` is over held-out eyes (a fifth). About six minutes on two cores.
     """
     out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
+    with writing(out):  # before the work
+        out.mkdir(parents=True, exist_ok=True)
     images, labels = [], []
     for k in tqdm(range(eyes), desc="phantoms"):
         labels.append(k % len(PATHOLOGIES))
@@ -41,10 +43,12 @@ def train_encoders(out: str | Path = WEIGHTS, eyes: int = 240, steps: int = 500,
         train_classifier(model, images[held:], rows[held:], labels[held:], steps, batch, seed, name=name)
         accuracy = float(np.mean(probabilities(model, images[:held], rows[:held]).argmax(1) == labels[:held]))
         path = out / f"{name}.pt"
-        torch.save({k: v.half() if v.is_floating_point() else v for k, v in model.state_dict().items()}, path)
+        buffer = io.BytesIO()
+        torch.save({k: v.half() if v.is_floating_point() else v for k, v in model.state_dict().items()}, buffer)
+        write(path, buffer.getvalue())
         result[name] = {
             "accuracy": accuracy,
-            "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+            "sha256": hashlib.sha256(buffer.getvalue()).hexdigest(),
             "parameters": sum(p.numel() for p in model.parameters()),
         }
     return result

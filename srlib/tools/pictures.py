@@ -13,7 +13,7 @@ from PIL import Image
 
 from ..config import UserError
 from ..evaluation import statistics
-from ..files import HOME, REPOSITORY, read_table
+from ..files import HOME, REPOSITORY, read_table, read_text, write
 from ..series import report
 from ..series.opening import open_run
 from ..series.run_folder import NOTEBOOKS, Run
@@ -44,18 +44,15 @@ def update_pictures(run_dir: str, profile: str = "quick") -> list[Path]:
             small = _jpeg(made[0].read_bytes(), 800, 72)  # all six go into a Kaggle kernel of 1 MB, beside srlib
             first["attachments"] = {target.name: {"image/jpeg": base64.b64encode(small).decode()}}
             written.append(target)
-        nbformat.write(notebook, path)
+        write(path, nbformat.writes(notebook) + "\n")
     return [*written, *_publish(run), *_executed(run)]
 
 
 def _small(figure: Path, stem: str) -> Path:
     """The figure as a JPEG (a GIF as it is) in notebooks/pictures/."""
     target = REPOSITORY / "notebooks" / "pictures" / f"{stem}{'.gif' if figure.suffix == '.gif' else '.jpg'}"
-    target.parent.mkdir(exist_ok=True)
-    if figure.suffix == ".gif":
-        target.write_bytes(figure.read_bytes())
-        return target
-    target.write_bytes(_jpeg(figure.read_bytes(), WIDTH))
+    content = figure.read_bytes()
+    write(target, content if figure.suffix == ".gif" else _jpeg(content, WIDTH))
     return target
 
 
@@ -84,8 +81,7 @@ def _executed(run: Run) -> list[Path]:
             for output in cell.outputs:
                 _for_the_page(output)
         written.append(EXECUTED / f"{name}.ipynb")
-        EXECUTED.mkdir(exist_ok=True)
-        nbformat.write(notebook, written[-1])
+        write(written[-1], nbformat.writes(notebook) + "\n")
     return written
 
 
@@ -133,5 +129,5 @@ def _publish(run: Run) -> list[Path]:
         written.append(_small(picture, picture.stem))
         text.append(f"![phantom](pictures/{written[-1].name})\n\n*Phantom. {caption}*")
     page = REPOSITORY / "notebooks" / "RESULTS.md"
-    page.write_text(page.read_text(encoding="utf-8").partition(MARK)[0] + MARK + "\n\n" + "\n\n".join(text) + "\n")
+    write(page, read_text(page).partition(MARK)[0] + MARK + "\n\n" + "\n\n".join(text) + "\n")
     return [*written, page]

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..config import STAGES, UserError
 from ..data.reading import read_pair
-from ..files import WEIGHTS, file_hash, read_table, write
+from ..files import WEIGHTS, file_hash, read_table, read_text, write, write_image, writing
 from ..inference import domain
 from ..inference.export import export_onnx
 from ..inference.upscaling import upscale
@@ -45,15 +45,16 @@ def release(run_dir: str, out: str = "", data: str = "", source: str = "", allow
     train = splits["train"][:: -(-len(splits["train"]) // SAMPLE)]
     known = domain.describe(read_pair(path, config)[0] for path in train)
     entry = {"scale": config.scale, "reduction": config.degradation, "amount": config.degradation_amount, "phantom": run.is_phantom}
-    out.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out, prefix=".release-") as part:
+    with writing(out):
+        out.mkdir(parents=True, exist_ok=True)
+    with writing(out), tempfile.TemporaryDirectory(dir=out, prefix=".release-") as part:
         facts = _networks(folder, Path(part), entry, test[0])
         facts |= {"warned": sum(bool(domain.warning(lr, known)) for lr in test), "tested": len(test)}
         entry |= {"card": f"card-x{config.scale}.md", "picture": f"card-x{config.scale}.jpg", "domain": known}
-        said = Path(chosen).read_text(encoding="utf-8").strip() if chosen else ""
+        said = read_text(chosen).strip() if chosen else ""
         write(Path(part) / entry["card"], model_card(run, table, source, entry, facts, said))
         networks = {name: load_generator(folder / f"{name}.pt") for name in weights.NAMES}
-        phantom_picture(networks, config.scale).save(Path(part) / entry["picture"], quality=85)
+        write_image(Path(part) / entry["picture"], phantom_picture(networks, config.scale), quality=85)
         written = [file.replace(out / file.name) for file in sorted(Path(part).iterdir())]
     entries = weights.listed(out) | {str(config.scale): entry}
     write(out / weights.LIST, json.dumps(dict(sorted(entries.items())), indent=1) + "\n")

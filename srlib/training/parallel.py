@@ -25,7 +25,7 @@ from torch import nn
 
 from ..config import Config, OutOfTime, UserError
 from ..device import pick_device
-from ..files import REPOSITORY, read_table
+from ..files import REPOSITORY, read_table, write
 
 GRACE_SECONDS = 90  # that the processes get to save when they are asked to stop
 
@@ -113,23 +113,23 @@ def on_every_gpu(stage: str) -> Callable:
 
 
 def launch(stage: str, count: int, config: Config, train, val, folder, fingerprint: str, show=lambda history: None) -> pd.DataFrame:
-    """Run a stage, 'pretrain' or 'srgan', in `count` processes under torchrun (`python -m srlib.training JOB`), and return its history; `show` is called when a checkpoint adds to it.
+    """Run a stage, 'pretrain' or 'srgan', in `count` processes under torchrun (`srlib.training.__main__`), and return its history; `show` is called when a checkpoint adds to it.
 
     The processes read what to do from `job.json` in the stage's folder; other hosts join by torchrun's own rendezvous (the setting
     `torchrun`) and that file. Raises what a single process would: UserError with its message, KeyboardInterrupt after an interrupt. A process that dies
     ends all of them, and a RuntimeError says so; the same call continues from the last checkpoint.
     """
     home = Path(folder) / stage
-    home.mkdir(parents=True, exist_ok=True)
     job, failed, log, history = (home / name for name in ("job.json", "job.error", "job.log", "history.csv"))
-    failed.unlink(missing_ok=True)
     facts = {"stage": stage, "config": dataclasses.asdict(config), "folder": str(folder), "fingerprint": fingerprint}
-    job.write_text(json.dumps(facts | {"train": [str(p) for p in train], "val": [str(p) for p in val]}), encoding="utf-8")
+    write(job, json.dumps(facts | {"train": [str(p) for p in train], "val": [str(p) for p in val]}))
+    failed.unlink(missing_ok=True)
     command = [sys.executable, "-m", "torch.distributed.run", *config.torchrun.split(), f"--nproc-per-node={count}"]
-    command += ["-m", "srlib.training", str(job)]
-    paths = [str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])]
+    # not by PYTHONPATH, which cannot hold a path with a colon
+    start = f"import sys; sys.path.insert(0, {str(REPOSITORY)!r}); from srlib.training.__main__ import main; sys.exit(main(sys.argv[1]))"
+    command += ["--no-python", sys.executable, "-u", "-c", start, str(job)]
     threads, grace = max(1, (os.cpu_count() or 1) // count), GRACE_SECONDS - 30
-    around = {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": str(threads), "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(grace)}
+    around = {"OMP_NUM_THREADS": str(threads), "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(grace)}
     with open(log, "wb") as errors:
         process = subprocess.Popen(command, env=os.environ | around, stdout=subprocess.PIPE, stderr=errors, start_new_session=True)
     seen, decoder = 0, codecs.getincrementaldecoder("utf-8")("replace")  # a chunk may end within a character

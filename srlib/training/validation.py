@@ -38,8 +38,9 @@ class Validation:
             hr = hr[top : top + height, left : left + width]
             region = valid_region(hr)
             start = metrics.psnr(to_image(upsample(lr, config.scale)), hr, region=region)
-            if np.isfinite(start):  # an empty valid region or a flat square says nothing
-                self.pairs.append((hr, lr, region, start, metrics.spectrum(hr, region)))
+            power = metrics.spectrum(hr, region)
+            if np.isfinite(start) and power.any():  # an empty valid region or a flat square says nothing
+                self.pairs.append((hr, lr, region, start, power))
         if not self.pairs:
             raise UserError("no validation image has a valid region to measure; give other images or a larger val_share")
 

@@ -1,0 +1,236 @@
+"""What the disk, the memory, a closed pipe or a damaged file does to a command: one sentence that names the file, and the rest of the work is done."""
+
+import errno
+import os
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from srlib import files
+from srlib.__main__ import main
+from srlib.config import UserError, load_config
+from srlib.data.phantom import bscan
+from srlib.evaluation.folders import evaluate_folders
+from srlib.files import REPOSITORY, read_json, read_table
+from srlib.inference import upscaling
+from srlib.models import features
+from srlib.series import downstream, report, sweep
+from srlib.series.opening import open_run
+from srlib.series.run_folder import Run
+
+
+@pytest.fixture
+def scans(tmp_path):
+    for part in ("sr", "hr"):
+        for k in range(2):
+            path = tmp_path / part / f"s{k}.png"
+            path.parent.mkdir(exist_ok=True)
+            Image.fromarray(bscan(k, 96, 112)).save(path)
+    return tmp_path
+
+
+def refuse(monkeypatch, number, name=""):
+    """A disk that refuses files whose names begin with `name`, as root cannot be refused anything; its error names no file."""
+    opened = open
+
+    def refusing(file, mode="r", *args, **kwargs):
+        if "w" in mode and os.path.basename(file).startswith(name):
+            raise OSError(number, os.strerror(number))
+        return opened(file, mode, *args, **kwargs)
+
+    monkeypatch.setattr(files, "open", refusing, raising=False)
+
+
+def one_line(capsys) -> str:
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "%|" not in line]
+    return line
+
+
+@pytest.mark.parametrize("number, todo", [(errno.ENOSPC, "free the disk"), (errno.EACCES, "choose another place")])
+def test_a_disk_that_refuses_is_a_sentence_with_the_file(tmp_path, monkeypatch, capsys, number, todo):
+    refuse(monkeypatch, number)
+    assert main(["phantom", str(tmp_path / "x.png")]) == 1
+    assert one_line(capsys) == f"error: {tmp_path / 'x.png'} cannot be written ({os.strerror(number)}); " + {
+        "free the disk": "free the disk, or choose another folder"
+    }.get(todo, todo)
+    assert not list(tmp_path.iterdir())
+
+
+def test_phantom(tmp_path, capsys):
+    (tmp_path / "d.png").mkdir()
+    for words, said in (
+        (("scan",), "error: scan: a phantom is a PNG file; call it scan.png"),
+        (("--seed", "-1", "q.png"), "error: seed cannot be -1; it is 0 or more"),
+        ((str(tmp_path / "d.png"),), "d.png cannot be written (Is a directory); choose another place"),
+        ((str(tmp_path / ("a" * 300 + ".png")),), "(File name too long); give a shorter name"),
+    ):
+        assert main(["phantom", *words]) == 1
+        assert said in one_line(capsys)
+    assert main(["phantom", str(tmp_path / "new/folder/x.png")]) == 0 and (tmp_path / "new/folder/x.png").exists()
+
+
+def test_one_bad_target_does_not_end_a_batch(scans, monkeypatch, capsys):
+    """A name that is too long once it is a slice's, and a subfolder that is a file: both are said, the rest is written."""
+    pages = [Image.fromarray(bscan(k, 64, 64)) for k in range(2)]
+    pages[0].save(scans / "sr" / ("a" * 250 + ".tif"), save_all=True, append_images=pages[1:])
+    (scans / "sr/sub").mkdir()
+    shutil.copy(scans / "sr/s0.png", scans / "sr/sub/s0.png")
+    (scans / "out").mkdir()
+    (scans / "out/sub").write_text("in the way")
+    assert main(["upscale", str(scans / "sr"), str(scans / "out")]) == 1
+    said = capsys.readouterr()
+    lines = [line for line in said.err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 3 and all("File name too long" in line for line in lines[:2]) and str(scans / "out/sub/s0.png") in lines[2]
+    assert "2 image(s) written, 3 failed" in said.out and (scans / "out/s1.png").exists()
+    assert not list((scans / "out").rglob("*.part"))
+
+
+def test_an_image_without_memory_does_not_end_a_batch(scans, monkeypatch, capsys):
+    draws, calls = upscaling.draws, []
+
+    def short(image, *args):
+        calls.append(image)
+        if len(calls) == 1:
+            raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+        return draws(image, *args)
+
+    monkeypatch.setattr(upscaling, "draws", short)
+    assert main(["upscale", str(scans / "sr"), str(scans / "out")]) == 1
+    said = capsys.readouterr()
+    assert f"error: {scans / 'sr/s0.png'}: memory ran out; cut it into parts" in said.err and "1 image(s) written, 1 failed" in said.out
+    monkeypatch.setattr(upscaling, "draws", lambda *args: 1 / 0)
+    with pytest.raises(ZeroDivisionError):  # a mistake of ours is no sentence
+        main(["upscale", str(scans / "sr"), str(scans / "other")])
+
+
+def test_a_table_that_cannot_be_saved_is_printed(scans, capsys):
+    (scans / "file").write_text("in the way")
+    for out in (scans / "file/m.csv", scans / "hr"):
+        assert main(["evaluate", str(scans / "sr"), str(scans / "hr"), "--steps", "0", "--out", str(out)]) == 1
+        said = capsys.readouterr()
+        assert "2 image(s) measured, 0 not" in said.out
+        (line,) = [line for line in said.err.splitlines() if line and "%|" not in line]
+        assert line.startswith(f"error: {out} cannot be written (")
+
+
+def test_a_reader_that_has_enough_and_a_full_output():
+    """`| head` ends a command in silence; an output that takes no more is a sentence. No second complaint at Python's end."""
+    code = "import sys; from srlib import __main__ as m; m._kaggle = lambda args: print('x' * 10); sys.exit(m.main(['kaggle', 'check']))"
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open("/dev/full", "w") as full:
+        for output, said in (
+            (writer, ""),
+            (full, "error: a file or the output: No space left on device; choose another place or free it\n"),
+        ):
+            done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, stdout=output, stderr=subprocess.PIPE, text=True)
+            assert (done.returncode, done.stderr) == (1, said)
+    os.close(writer)
+
+
+@pytest.mark.parametrize(
+    "name, content, said",
+    [
+        ("provenance.json", b"{", "is damaged"),
+        ("provenance.json", b"[]", "it holds no JSON object"),
+        ("provenance.json", b'{"stages": 3}', "stages is no JSON object"),
+        ("provenance.json", b"\xff", "is damaged"),
+        ("config.json", b"\xff{", "cannot be used"),
+        ("manifest.csv", b"", "is damaged"),
+        ("manifest.csv", b"path,label\n", "no whole column"),
+        ("manifest.csv", b"path,label,patient,split,height,width\na.png,x,1,test,12,14\nb.png,x,", "is damaged"),
+        ("manifest.csv", b"path,label,patient,split,height,width\na.png,x,1,test,12", "its end is missing"),
+        ("manifest.csv", b"path,label,patient,split,height,width\na.png,x,1,test,12,14w\n", "column width is not all numbers"),
+        ("manifest.csv", b"path,label,patient,split\n\xff,x,1,test\n", "is damaged"),
+        ("manifest.csv", b"path,label\na,b\nc,d,e,f\n", "is damaged"),
+    ],
+)
+def test_a_damaged_file_of_a_run_is_named(tmp_path, name, content, said):
+    from srlib.series.run_folder import read_config
+
+    run = Run(tmp_path, load_config("smoke"))
+    run.write_config()
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=f"{name} ") as found:
+        read_config(tmp_path / "config.json"), run.provenance, run.manifest
+    assert said in str(found.value) and len(str(found.value).splitlines()) == 1 and str(tmp_path / name) in str(found.value)
+
+
+def test_a_provenance_without_images_is_a_sentence(tmp_path):
+    with pytest.raises(UserError, match=r"provenance\.json is damaged .it does not say where the images are"):
+        Run(tmp_path, load_config("smoke")).root  # noqa: B018
+
+
+def test_damaged_tables_and_records_elsewhere(tmp_path):
+    (tmp_path / "metrics.csv").write_text("image,patient,label,method,psnr\na,b,c,d,1\n")
+    (tmp_path / "sweep.json").write_text("{'a'}")
+    for read, name in ((read_table, "metrics.csv"), (read_json, "sweep.json")):
+        with pytest.raises(UserError, match=f"{name} is damaged"):
+            read(tmp_path / name)
+    (tmp_path / "mine.yaml").write_bytes("points: [{}] # é".encode("latin-1"))
+    with pytest.raises(UserError, match=r"mine\.yaml is no text in UTF-8; save it as such"):
+        sweep.read_sweep(str(tmp_path / "mine.yaml"))
+
+
+def test_a_point_whose_pretraining_cannot_be_copied_is_no_half_point(tmp_path, monkeypatch):
+    content = {"points": [{}, {"gan_steps": 3}], "profile": "smoke"}
+    first, second = sweep.make_points(content, tmp_path)
+    run = Run(first.folder, first.config)
+    run.write_config()
+    for name in ("manifest.csv", "srresnet.pt", "pretrain/checkpoint.pt"):
+        (first.folder / name).parent.mkdir(exist_ok=True)
+        (first.folder / name).write_text("x")
+    run.record("stages", "pretrain", finished="yes", settings=run.settings("pretrain"))
+    first.note(made_from=sweep.runs.made_from(first.config), finished=None, error=None)
+
+    def full(source, target):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(sweep.shutil, "copy2", full)
+    with pytest.raises(UserError, match="gan_steps-3-seed0 cannot be written"):
+        sweep._share_pretraining(second, [first, second])
+    assert not second.folder.exists()
+
+
+def test_grey_levels_survive_the_writing(tmp_path):
+    """`write_image` writes what Pillow's own `save` does."""
+    image = Image.fromarray(np.arange(256, dtype=np.uint8).reshape(16, 16))
+    files.write_image(tmp_path / "new/a.png", image, compress_level=1)
+    image.save(tmp_path / "b.png", compress_level=1)
+    assert (tmp_path / "new/a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+
+
+def test_weights_that_a_later_notebook_needs_are_asked_for_before_the_pretraining(tmp_path, monkeypatch):
+    """Not after hours of it. Where it has ended, or where the weights are there, nothing is said."""
+    run = Run(tmp_path, load_config("smoke", content_features="vgg19:relu5_4", feature_weights=str(tmp_path / "nowhere")))
+    run.write_config()
+    (tmp_path / "manifest.csv").write_text("path,sha256,height,width,label,patient,split\n")
+    with pytest.raises(UserError, match=r"no vgg19 weights there; .*change it in 01_explore_data"):
+        open_run("03", "smoke", str(tmp_path))
+    asked = []
+    monkeypatch.setattr(features, "feature_extractor", lambda *words: asked.append(words))
+    monkeypatch.setattr(features, "perceptual", asked.append)
+    open_run("03", "smoke", str(tmp_path))
+    Run(tmp_path, load_config("smoke", lpips=True)).write_config()
+    open_run("03", "smoke", str(tmp_path))
+    assert asked == [("vgg19:relu5_4", str(tmp_path / "nowhere")), ("local-power", ""), "lpips"]
+    run.record("stages", "pretrain", finished="yes")
+    open_run("03", "smoke", str(tmp_path))
+    assert len(asked) == 3
+
+
+def test_a_damaged_notebook_and_wrong_counts_are_sentences(tmp_path):
+    notebook = tmp_path / "05_evaluate.ipynb"
+    for content in (b"", b"{", b"{}", b"\xe3"):
+        notebook.write_bytes(content)
+        with pytest.raises(UserError, match=r"05_evaluate\.ipynb is damaged .*--only 05 makes it anew"):
+            report.notebook_html(notebook)
+    for steps, seeds in ((0, [0]), (1, [0, -1])):
+        with pytest.raises(UserError, match="1 step or more, and its seeds are 0 or more"):
+            downstream.downstream(str(tmp_path), seeds, steps)
+    with pytest.raises(UserError, match="steps cannot be -1"):
+        evaluate_folders(tmp_path, tmp_path, steps=-1)
