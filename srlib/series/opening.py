@@ -125,11 +125,15 @@ def _take_start(run: Run) -> None:
     from ..training.stage import make_generator
 
     source = None if wanted == "released" else run_path("", wanted)
-    file = source if source and source.is_file() else weights.pair(source, run.config.scale)[0]["srresnet"]
+    if source and source.is_file():
+        file = source
+    else:  # of this scale or, where there is none, of another
+        there = str(run.config.scale) in weights.listed(source or weights.WEIGHTS)
+        file = weights.pair(source, run.config.scale if there else 0)[0]["srresnet"]
     theirs, mine = weights.load_generator(file).settings, make_generator(run.config).settings
     if "texture" in theirs:
         raise UserError(f"start={wanted!r} is an SRGAN, whose SRResNet does not learn; name the srresnet.pt beside it")
-    if other := {key: value for key, value in theirs.items() if mine.get(key) != value}:
+    if other := {key: value for key, value in theirs.items() if mine.get(key) != value and key != "scale"}:
         words = " ".join(f"-p {key} {str(value).lower()}" for key, value in other.items())
         raise UserError(f"start={wanted!r} is a network of another shape; set {words}, or other weights")
     write(run.folder / "start.pt", file.read_bytes())

@@ -26,10 +26,12 @@ def make_generator(config: Config) -> torch.nn.Module:
 
 
 def first_generator(config: Config, folder: Path) -> torch.nn.Module:
-    """The generator before its first step: random, or with the weights in `folder`/start.pt, which `Run` puts there for the setting `start`."""
+    """The generator before its first step: random, or with the weights in `folder`/start.pt, which `Run` puts there for the setting `start`; of
+    another scale, with those up to its upsampling and what fits of that (as Lim et al. 2017, section 4.3, begin x3 and x4)."""
     generator = make_generator(config)
     if config.start:
-        generator.load_state_dict(load_weights(folder / "start.pt")["weights"])
+        weights, own = load_weights(folder / "start.pt")["weights"], generator.state_dict()
+        generator.load_state_dict(own | {name: weights[name] for name in own.keys() & weights.keys()})
     return generator
 
 
