@@ -100,7 +100,9 @@ class Config:
         registry="models.networks.GENERATORS",
     )
     start: str = _setting(
-        "", "pretrain", "weights that the pretraining goes on from: 'released', a run's or a release's folder, or a file, of another scale too; '': random ones"
+        "",
+        "pretrain",
+        "weights that the pretraining goes on from: 'released', a run's or a release's folder, or a file, of another scale too; '': random ones",
     )
     width: int = _setting(64, "pretrain", "feature maps of the generator", low=4)
     blocks: int = _setting(16, "pretrain", "residual blocks of the generator", low=1)

@@ -140,7 +140,7 @@ def read_table(path: str | Path) -> pd.DataFrame:
         if name not in table or not len(table) or (name == needed[-1] and (table[name].isna() | (table[name] == "")).any()):
             raise damaged(path, f"it has no whole column {name}")
     for name in table.columns.difference(NAMES):
-        if not pd.api.types.is_numeric_dtype(table[name]):
+        if len(table) and not pd.api.types.is_numeric_dtype(table[name]):
             raise damaged(path, f"column {name} is not all numbers")
     return table
 

@@ -140,7 +140,7 @@ def test_evaluate_takes_a_stem_only_where_it_is_alone(tmp_path):
         evaluate_folders(tmp_path / "sr", tmp_path / "hr", steps=0)
     save(tmp_path / "sr/P2/b.png", bscan(1, 96, 112))  # this one is
     found = evaluate_folders(tmp_path / "sr", tmp_path / "hr", steps=0)
-    assert list(found.table.image.unique()) == ["P2/b"] and "the stem of another SR image" in "\n".join(found.failed)
+    assert list(found.table.image.unique()) == ["P2/b"] and "one method at a time" in "\n".join(found.failed)
 
 
 # --------------------------------------------------------------------------------------------- the command line

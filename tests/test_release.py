@@ -377,7 +377,7 @@ def test_careless_inputs_are_warned_of(installed, tmp_path, capsys):
     for made in ("7 image(s) written", "0 image(s) written, 7 made earlier"):
         assert main(["upscale", str(scans), str(tmp_path / "out")]) == 0
         said = capsys.readouterr()
-        assert f"{made}, 0 failed, 6 unlike the training scans; by srgan-x4.pt" in said.out
+        assert f"{made}, 0 failed, 6 warning(s); by srgan-x4.pt" in said.out
         assert said.err.count("warning: ") == 6 and "volume.tif#1" not in said.err
     for path in (tmp_path / "out").iterdir():
         with Image.open(path) as sr:
