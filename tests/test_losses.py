@@ -105,7 +105,7 @@ def tuned(tmp_path, monkeypatch):
     count, scans = [], {label: tmp_path / label / "a.png" for label in ("CNV", "NORMAL", "DME")}
     monkeypatch.setattr(classifier, "VggClassifier", Small)
     monkeypatch.setattr(classifier, "load_imagenet", lambda *_: None)
-    monkeypatch.setattr(classifier, "read_image", lambda *_: torch.zeros(64, 64, dtype=torch.uint8).numpy())
+    monkeypatch.setattr(classifier, "read_image", lambda *_, **reading: torch.zeros(64, 64, dtype=torch.uint8).numpy())
     monkeypatch.setattr(classifier, "train_classifier", lambda *_: count.append(1))
     (tmp_path / "vgg19.pth").write_bytes(b"weights")
 
