@@ -71,7 +71,7 @@ class Config:
         "its one number: gaussian: sigma in HR pixels; axial: spectrum's width in LR Nyquist; speckle: looks; 0: usual",
         low=0,
     )
-    bits: int = _setting(0, "data", "bits of a value in deep grey images, as 12 in files of 16; 0: what the file says", low=0, high=16)
+    bits: int = _setting(0, "data", "bits of a value in deep grey images, as 12 in files of 16; 0: what the file says", low=0, high=32)
     reflectivity: str = _setting(
         "log", "data", "how raw reflectivity (.vol, .e2e) becomes grey (srlib/data/instruments.py)", ("log", "fourth-root")
     )

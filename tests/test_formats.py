@@ -448,6 +448,20 @@ def test_dicom_depths_and_colours(tmp_path):
     assert (read_image(tmp_path / "c.dcm", 3) == colour[0]).all()
 
 
+def test_dicom_that_is_a_tiff_too_and_other_codings(tmp_path):
+    """pydicom's own files: a preamble that begins as a TIFF, halved colours, deflated, RLE, and a compression that needs more than Pillow."""
+    from pydicom.data import get_testdata_file
+
+    for name, right in (("MR_small.dcm", "MR_small_RLE.dcm"), ("SC_ybr_full_422_uncompressed.dcm", ""), ("image_dfl.dcm", "")):
+        d = pydicom.dcmread(get_testdata_file(name))
+        image = read_image(get_testdata_file(name), d.SamplesPerPixel)
+        assert image.shape[:2] == (d.Rows, d.Columns) and (not right or (image == read_image(get_testdata_file(right))).all())
+    dicom(tmp_path / "one.dcm", np.stack([SCAN // 64]), bits=2)
+    assert (read_image(tmp_path / "one.dcm") == SCAN // 64 * 85).all()
+    with pytest.raises(UserError, match=r"MR_small_jpeg_ls_lossless\.dcm: its compression, JPEG-LS .*, cannot be undone here"):
+        read_image(get_testdata_file("MR_small_jpeg_ls_lossless.dcm"))
+
+
 def test_dicom_without_a_bscan_is_refused_by_its_kind(tmp_path):
     frames = np.stack([SCAN])
     dicom(tmp_path / "fundus.dcm", frames, sop=OphthalmicPhotography8BitImageStorage)

@@ -40,14 +40,14 @@ def kind(path: Path) -> str:
     """What a file is by its first bytes: 'tiff', 'vol', 'e2e', 'dicom', 'xml' (an export of Heidelberg's), or 'picture' for Pillow to say."""
     with open(path, "rb") as file:
         head = file.read(1024)
+    if head[128:132] == b"DICM":  # before TIFF: some files can be read as either
+        return "dicom"
     if head[:4] in MAGIC:
         return "tiff"
     if head.startswith(b"HSF-OCT") or (head.startswith(b"ep-v") and path.suffix.lower() == ".vol"):
         return "vol"
     if head.startswith((b"CMDb", b"MDbMDir")):
         return "e2e"
-    if head[128:132] == b"DICM":
-        return "dicom"
     if b"<HEDX" in head:
         return "xml"
     for name, (marks, _) in UNSUPPORTED.items():

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from ..config import UserError
-from .stacks import MAX_PIXELS, REFLECTIVITY, Facts, Page, Picture, Stack, check_size
+from .stacks import REFLECTIVITY, Facts, Page, Picture, Stack, check_size
 from .tiff import MAGIC, Tiff
 
 EMPTY = np.finfo(np.float32).max  # what Heidelberg's files hold where nothing was measured
@@ -199,10 +199,12 @@ class Dicom(Stack):
                 raise UserError(f"{path}: is a fundus photograph (DICOM's ophthalmic photography), no B-scan")
             self.width, self.height, self.frames = int(d.Columns), int(d.Rows), int(d.get("NumberOfFrames") or 1)
             check_size(path, self.width, self.height)
-            bits = self.frames * self.width * self.height * int(d.get("SamplesPerPixel", 1)) * int(d.BitsAllocated)
-            if self.frames < 1 or bits > 8 * path.stat().st_size * (MAX_PIXELS if d.file_meta.TransferSyntaxUID.is_compressed else 1):
+            self.syntax, held = d.file_meta.TransferSyntaxUID, path.stat().st_size
+            samples = 2 if d.PhotometricInterpretation == "YBR_FULL_422" else int(d.get("SamplesPerPixel", 1))
+            needed = self.frames * self.width * self.height * samples * int(d.BitsAllocated) / 8
+            if self.frames < 1 or (needed > held and not self.syntax.is_compressed and not self.syntax.is_deflated):
                 raise UserError(f"{path}: is cut off; it says that it holds {self.frames} frames of {self.width} x {self.height} pixels")
-            if self.frames > path.stat().st_size:
+            if self.frames > held:
                 raise UserError(f"{path}: says that it holds {self.frames} frames, more than it has bytes; it is damaged")
             who = (str(d.get(name, "")).strip() for name in ("PatientID", "PatientName", "PatientBirthDate"))
             self.identity = "|".join(who).strip("|").encode()
@@ -213,9 +215,17 @@ class Dicom(Stack):
     def page(self, k: int, reflectivity: str) -> Page:
         d = self.data
         with _library(self.path, "pydicom"):
+            from pydicom import dcmread
             from pydicom.pixels import apply_color_lut, pixel_array
 
-            values = pixel_array(self.path, index=k)
+            try:
+                values = pixel_array(dcmread(self.path) if self.syntax.is_deflated else self.path, index=k)
+            except (RuntimeError, NotImplementedError):
+                if not self.syntax.is_compressed:
+                    raise
+                raise UserError(
+                    f"{self.path}: its compression, {self.syntax.name}, cannot be undone here; save it without compression"
+                ) from None
             if d.PhotometricInterpretation == "PALETTE COLOR":
                 values = apply_color_lut(values, d)
                 bits = 8 * values.dtype.itemsize
@@ -228,7 +238,9 @@ class Dicom(Stack):
             values = white - np.minimum(values, white)
         if values.ndim == 3 and values.shape[2] != 3:
             raise UserError(f"{self.path}: holds {values.shape[2]} values a pixel; save it as grey or RGB")
-        return Page(Image.fromarray(values.astype(np.uint8))) if bits == 8 else Page(values, white)
+        if bits <= 8:
+            return Page(Image.fromarray((values * (255 // white)).astype(np.uint8)))
+        return Page(values, white)
 
     def facts(self, k: int) -> Facts:
         with _library(self.path, "pydicom"):
