@@ -20,7 +20,7 @@ from srlib.__main__ import main
 from srlib.config import UserError, load_config
 from srlib.data import formats
 from srlib.data.instruments import grey
-from srlib.data.manifest import build_manifest
+from srlib.data.manifest import build_manifest, fewer_patients
 from srlib.data.phantom import bscan
 from srlib.data.reading import few_values, find_images, read_image, read_scan, slices
 from srlib.evaluation.folders import evaluate_folders
@@ -293,7 +293,7 @@ def vol(path, seed=0, who="SECRET^NAME", scans=4, eye="OS"):
     data[:, :, :8] = np.finfo(np.float32).max
     sizes = struct.pack("<3I3d2I2dId", 80, scans, 64, 0.0115, 0.12, 0.00387, 8, 8, 0.1, 0.1, 30, 0.0)
     names = struct.pack(
-        "<4sQiI16s16sI24sdI24sd4I34s", eye.encode(), 10**17, 3, 256, b"1", b"1", 7, who.encode(), 18_000.0, 1, b"", 4e4, 0, 0, 0, 0, b""
+        "<4sQiI16s16sI24sdI24sd4I34s", eye.encode(), 10**17, 3, 256, b"1", b"1", 7 * bool(who), who.encode(), 18_000.0, 1, b"", 4e4, 0, 0, 0, 0, b""
     )
     content = b"HSF-OCT-103\0" + sizes + names + bytes(1790 + 64)
     for k in range(scans):
@@ -383,7 +383,7 @@ def test_an_export_is_one_volume_of_both_eyes(tmp_path, encoding):
     assert len(names) == 6 and [read_scan(p).facts.laterality for p in names] == ["OD"] * 3 + ["OS"] * 3
     assert (read_image(names[4]) == bscan(11, 64, 80)).all() and read_scan(names[4]).facts.pixel_um == pytest.approx((10, 4))
     (tmp_path / "case/b11.tif").unlink()
-    with pytest.raises(UserError, match=r"B11\.TIF: no such file, but export\.xml names it"):
+    with pytest.raises(UserError, match=r"export\.xml: the image of B-scan 5 is not beside it"):
         read_image(names[4])
 
 
@@ -542,6 +542,49 @@ def test_patients_are_hashed_with_the_runs_salt(tmp_path, instruments_folder, ca
     for folder in ("run0", "run1", "out"):
         for text in everything(tmp_path / folder):
             assert not any(secret in text for secret in SECRETS)
+
+
+def test_who_a_patient_is(tmp_path):
+    """The identifier alone decides; a file that names nobody is its own patient, or its path's; what the path says counts too."""
+    for k in range(4):
+        vol(tmp_path / f"nobody{k}.vol", k, "")
+    frames = np.stack([bscan(k, 64, 80) for k in range(3)])
+    for k, name in enumerate(("Doe^John", "DOE^JOHN", "")):
+        dicom(tmp_path / f"d{k}.dcm", frames[k : k + 1], name, PatientID="SECRET 5")
+    dicom(tmp_path / "anonymous1.dcm", np.stack([bscan(40, 64, 80)]), "", PatientID="ANONYMOUS")
+    dicom(tmp_path / "anonymous2.dcm", np.stack([bscan(41, 64, 80)]), "", PatientID="ANONYMOUS")
+    for folder in ("P1", "P2", "P3"):
+        (tmp_path / folder).mkdir()
+        vol(tmp_path / folder / "v.vol", ord(folder[1]), f"SECRET{folder}")
+        Image.fromarray(bscan(ord(folder[1]), 64, 80)).save(tmp_path / folder / "x.png")
+    table = build_manifest(tmp_path, patient_pattern=r"^(P\d)/", salt=tmp_path / "salt").set_index("path")
+    assert table.loc[[f"d{k}.dcm" for k in range(3)]].patient.nunique() == 1
+    apart = [f"nobody{k}.vol#1" for k in range(4)] + ["anonymous1.dcm", "anonymous2.dcm"]
+    assert table.loc[apart].patient.tolist() == [name.partition("#")[0] for name in apart]
+    assert all(table[table.index.str.startswith(folder)].split.nunique() == 1 for folder in ("P1", "P2", "P3"))
+    few = [fewer_patients(build_manifest(tmp_path, salt=tmp_path / name), 2).path.tolist() for name in ("salt", "other")]
+    assert few[0] == few[1]
+    (tmp_path / "salt").write_text("")
+    with pytest.raises(UserError, match="salt holds no salt"):
+        build_manifest(tmp_path, salt=tmp_path / "salt")
+
+
+def test_deep_colour_and_pages_with_tags_of_their_own(tmp_path):
+    colour = np.stack([TWELVE, TWELVE // 2, TWELVE // 3], -1)
+    tifffile.imwrite(tmp_path / "rgb.tif", colour, photometric="rgb")
+    written, _, _, _ = upscale_files(
+        tmp_path / "rgb.tif", tmp_path / "out", Generator(2, channels=3, width=4, blocks=1, global_skip=True), bits=12
+    )
+    with Image.open(written[0]) as sr:
+        assert np.asarray(sr).dtype == np.uint8 and np.asarray(sr).max() > 150
+    with tifffile.TiffWriter(tmp_path / "pages.tif") as file:
+        file.write(WIDE, metadata=None)
+        file.write(
+            np.rot90(WIDE, 2).copy(), metadata=None, extratags=[(274, 3, 1, 3, True)], resolution=(1e4 / 5, 1e4 / 4), resolutionunit=3
+        )
+        file.write(TWELVE, metadata=None, extratags=[(281, 3, 1, 4095, True)])
+    assert (read_image(tmp_path / "pages.tif#2") == SCAN).all() and (read_image(tmp_path / "pages.tif#3") == SHOWN).all()
+    assert read_scan(tmp_path / "pages.tif#2").facts.pixel_um == pytest.approx((5, 4), rel=1e-3)
 
 
 def test_pictures_have_no_further_columns(tmp_path):

@@ -21,7 +21,8 @@ from .stacks import REFLECTIVITY, Facts, Page, Picture, Stack, check_size
 from .tiff import MAGIC, Tiff
 
 EMPTY = np.finfo(np.float32).max  # what Heidelberg's files hold where nothing was measured
-FUNDUS = ("1.2.840.10008.5.1.4.1.1.77.1.5.1", "1.2.840.10008.5.1.4.1.1.77.1.5.2")  # DICOM's ophthalmic photography
+FUNDUS = tuple(f"1.2.840.10008.5.1.4.1.1.77.1.5.{k}" for k in (1, 2, 5, 6, 7))  # DICOM's photographs of the fundus, and en-face images
+NOBODY = ("", "unknown", "anonymous", "anonymized", "anonymised", "anon", "none", "0")  # what stands for a name that was taken out
 EYES = {"R": "OD", "L": "OS"}
 
 
@@ -80,7 +81,7 @@ class Vol(Stack):
                         raise UserError(f"{path}: is cut off or damaged at B-scan {len(self.scans)} of {h.n_bscans}")
         if not self.scans:
             raise UserError(f"{path}: holds no B-scan")
-        self.identity = f"{h.patient_id}|{h.pid}|{h.dob}".encode()
+        self.identity = _who(h.patient_id) or (_who(str(h.pid)) if h.pid else b"")
 
     def __len__(self) -> int:
         return len(self.scans)
@@ -117,9 +118,10 @@ class Export(Stack):
                         self.scans.append((name, _exported(image, eye)))
                     elif name:
                         self.fundus.add(name.lower())
-            patient = root.find(".//Patient")
-            fields = ("ID", "PatientID", "LastName", "FirstNames", "Birthdate/Date/Year", "Birthdate/Date/Month", "Birthdate/Date/Day")
-            self.identity = "|".join(patient.findtext(f, "") for f in fields).encode() if patient is not None else b""
+            whose = {_who(p.findtext("PatientID") or "") or _who(p.findtext("ID") or "") for p in root.iter("Patient")}
+            if len(whose) > 1:
+                raise UserError(f"{path}: holds {len(whose)} patients; export one at a time")
+            self.identity = next(iter(whose), b"")
         if not self.scans:
             raise UserError(f"{path}: names no B-scan; export the scans as images beside it")
 
@@ -134,7 +136,7 @@ class Export(Stack):
         name = self.scans[k][0]
         path = self.beside.get(name.lower())
         if not path or not path.is_file():
-            raise UserError(f"{self.path.parent / name}: no such file, but {self.path.name} names it")
+            raise UserError(f"{self.path}: the image of B-scan {k + 1} is not beside it; export it again, and rename none of its images")
         with open(path, "rb") as file:
             kind = Tiff if file.read(4) in MAGIC else Picture
         with contextlib.closing(kind(path)) as stack:
@@ -166,7 +168,7 @@ class E2E(Stack):
         if not self.scans or len(patients) > 1:
             self.close()
             raise UserError(f"{path}: holds " + (f"{len(patients)} patients; export one at a time" if self.scans else "no B-scan"))
-        self.identity = repr(patients).encode()
+        self.identity = b""  # its number counts the patients of one machine's files
 
     def __len__(self) -> int:
         return len(self.scans)
@@ -196,7 +198,7 @@ class Dicom(Stack):
             if "Rows" not in d or "Columns" not in d:
                 raise UserError(f"{path}: is a DICOM file without an image")
             if str(d.get("SOPClassUID", "")) in FUNDUS:
-                raise UserError(f"{path}: is a fundus photograph (DICOM's ophthalmic photography), no B-scan")
+                raise UserError(f"{path}: is a fundus photograph or an en-face image, no B-scan")
             self.width, self.height, self.frames = int(d.Columns), int(d.Rows), int(d.get("NumberOfFrames") or 1)
             check_size(path, self.width, self.height)
             self.syntax, held = d.file_meta.TransferSyntaxUID, path.stat().st_size
@@ -206,8 +208,7 @@ class Dicom(Stack):
                 raise UserError(f"{path}: is cut off; it says that it holds {self.frames} frames of {self.width} x {self.height} pixels")
             if self.frames > held:
                 raise UserError(f"{path}: says that it holds {self.frames} frames, more than it has bytes; it is damaged")
-            who = (str(d.get(name, "")).strip() for name in ("PatientID", "PatientName", "PatientBirthDate"))
-            self.identity = "|".join(who).strip("|").encode()
+            self.identity = _who(str(d.get("PatientID", ""))) or _who(str(d.get("PatientName", "")))
 
     def __len__(self) -> int:
         return self.frames
@@ -239,7 +240,7 @@ class Dicom(Stack):
         if values.ndim == 3 and values.shape[2] != 3:
             raise UserError(f"{self.path}: holds {values.shape[2]} values a pixel; save it as grey or RGB")
         if bits <= 8:
-            return Page(Image.fromarray((values * (255 // white)).astype(np.uint8)))
+            return Page(Image.fromarray(np.round(values * (255 / white)).astype(np.uint8)))
         return Page(values, white)
 
     def facts(self, k: int) -> Facts:
@@ -265,6 +266,12 @@ class Dicom(Stack):
     def _group(self, name: str, k: int):
         groups = self.data.get(name)
         return groups[k] if groups and len(groups) > k else None
+
+
+def _who(text: str) -> bytes:
+    """What a file calls its patient, without what differs from one program to the next; b'' where it names nobody."""
+    text = " ".join(text.replace("\0", " ").replace("^", " ").split()).lower()
+    return b"" if text in NOBODY else text.encode()
 
 
 def _exported(image: ElementTree.Element, eye: str) -> Facts:

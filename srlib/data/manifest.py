@@ -53,15 +53,15 @@ def build_manifest(
     fewer than three groups are left.
     """
     root, reading = Path(root), (reading or {}) | {"channels": channels}
-    patients, hashed, named, left_out, secret = {}, set(), 0, [], ""
+    patients, by_path, hashed, named, left_out, secret = {}, {}, set(), 0, [], ""
     for path in find_images((subfolder(root, "hr") or root) if paired else root, left_out):
         relative = path.relative_to(root).as_posix()
-        if path.suffix.lower() not in EXTENSIONS:
-            secret = secret or _salt(salt)
-        name = patient(path, secret)
-        hashed |= {name} if name else set()
-        if not name and (match := re.search(patient_pattern, relative)):
-            name = match.group(1)
+        match = re.search(patient_pattern, relative)
+        name = (match and match.group(1)) or ""
+        if path.suffix.lower() not in EXTENSIONS and (inside := patient(path, secret := secret or _salt(salt))):
+            hashed.add(inside)
+            by_path[relative] = name or inside
+            name = inside
         named += bool(name)
         patients[relative] = name or relative
     total = len(patients)
@@ -73,7 +73,7 @@ def build_manifest(
         order = np.random.default_rng(seed).permutation(sorted(sizes.index, key=first_path.get))
         kept = set(order[np.cumsum(sizes[order]) <= max(max_images, sizes[order[0]])])
         patients = {relative: patient for relative, patient in patients.items() if patient in kept}
-    rows, skipped, doubtful = [], [(path.relative_to(root).as_posix(), reason) for path, reason in left_out], []
+    rows, skipped, doubtful = [], [(_shown(path.relative_to(root).as_posix()), reason) for path, reason in left_out], []
     for relative, found in zip(patients, inspect_files(root, list(patients), reading), strict=True):
         for slice_path, sha256, height, width, reason, doubt, facts in found:
             if paired and not reason:
@@ -92,20 +92,22 @@ def build_manifest(
     table = pd.DataFrame(rows, columns=["path", "sha256", "height", "width", "label", "patient", *FACTS])
     known = table[list(FACTS)].replace("", None).notna().any()
     table = table.drop(columns=known.index[~known])
-    group = _groups(table)
+    of_file = table.path.str.replace(r"#\d+$", "", regex=True)
+    group = _groups(table.assign(by_path=of_file.map(by_path).fillna(table.patient)))
     if group.nunique() < 3:
         raise UserError(f"{root}: {group.nunique()} patient(s) cannot be split into train, val and test; at least 3 are needed")
     order = table.patient.map(first_path).groupby(group).min().to_dict()
     dealt = _split(table, group, val_share, test_share, seed, order)
     table.insert(6, "split", group.map(dealt))
-    table.attrs.update(skipped=skipped, unnamed=total - named, doubtful=doubtful)
+    table.attrs.update(skipped=skipped, unnamed=total - named, doubtful=doubtful, order={name: first_path[name] for name in hashed})
     return table
 
 
 def fewer_patients(table: pd.DataFrame, count: int, seed: int = 0) -> pd.DataFrame:
     """The manifest with `count` training patients left, the classes in turn; those of a smaller count are among those of a larger one.
     Raises UserError where there are not so many."""
-    first = table[table.split == "train"].groupby("patient", sort=True).label.first()
+    training, order = table[table.split == "train"], table.attrs.get("order", {})
+    first = training.groupby("patient", sort=True).label.first().sort_index(key=lambda names: [order.get(name, name) for name in names])
     if count > len(first):
         raise UserError(f"train_patients={count}, but the training split has {len(first)}; set it to {len(first)} or less, or 0 for all")
     first = first.iloc[np.random.default_rng([seed, 2]).permutation(len(first))]
@@ -116,7 +118,13 @@ def fewer_patients(table: pd.DataFrame, count: int, seed: int = 0) -> pd.DataFra
 def _salt(keep: Path | None) -> str:
     """What the file holds, after one is made where there is none; without a file, something new."""
     if keep and keep.exists():
-        return keep.read_text(encoding="utf-8").strip()
+        try:
+            salt = keep.read_text(encoding="utf-8").strip()
+        except (OSError, ValueError):
+            salt = ""
+        if len(salt) < 16:
+            raise UserError(f"{keep} holds no salt; put back what was there, or delete it and begin with another run folder")
+        return salt
     salt = secrets.token_hex(16)
     if keep:
         write(keep, salt + "\n")
@@ -170,6 +178,11 @@ def inspect_files(root: Path, relatives: list[str], reading: dict | None = None)
             keep()
 
 
+def _shown(name: str) -> str:
+    """A name that can be written: bytes that are no UTF-8 as escapes."""
+    return name.encode(errors="backslashreplace").decode()
+
+
 def _unusable(path: str, reason: str) -> list:
     return [path, "", 0, 0, reason, "", [None, None, "", ""]]
 
@@ -179,7 +192,7 @@ def _inspect(root: Path, relative: str, reading: dict) -> list[list]:
     try:
         relative.encode()
     except UnicodeEncodeError:  # bytes that are no UTF-8: it could not be written into the manifest
-        return [_unusable(relative.encode(errors="backslashreplace").decode(), "its name is not valid Unicode; rename it")]
+        return [_unusable(_shown(relative), "its name is not valid Unicode; rename it")]
     try:
         names = slices(path)
     except UserError as error:
@@ -204,11 +217,13 @@ def _inspect(root: Path, relative: str, reading: dict) -> list[list]:
 
 
 def _groups(table: pd.DataFrame) -> pd.Series:
-    """For each row the smallest patient that it is linked to through shared patients and shared hashes."""
+    """For each row the smallest patient that it is linked to through shared patients, by name inside or by path, and shared hashes."""
     group = table["patient"].astype(str)
     while True:
         merged = group.groupby(table["sha256"]).transform("min")
-        merged = merged.groupby(table["patient"]).transform("min").groupby(group).transform("min")
+        merged = (
+            merged.groupby(table["patient"]).transform("min").groupby(table["by_path"]).transform("min").groupby(group).transform("min")
+        )
         if merged.equals(group):
             return group
         group = merged

@@ -18,8 +18,8 @@ from ..degrade import crop_to_multiple, downsample, to_image, to_tensor
 from .formats import UNSUPPORTED, kind, opened
 from .stacks import Facts, Picture
 
-EXTENSIONS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
-INSTRUMENTS = (".vol", ".e2e", ".dcm", ".dicom", ".xml")
+EXTENSIONS = (".png", ".jpg", ".jpeg", ".jfif", ".jpe", ".tif", ".tiff", ".btf", ".tf8", ".bmp")
+INSTRUMENTS = (".vol", ".e2e", ".dcm", ".dicom", ".dic", ".ima", ".xml")
 SMALL = 8  # values that use less than this part of their range have probably fewer bits than the file says
 
 
@@ -153,12 +153,12 @@ def few_values(scan: Scan) -> str:
 def patient(path: str | Path, salt: str) -> str:
     """A name for the patient that a file names inside: a hash of what it says and `salt`; '' where it says nothing or cannot be read. Of pictures
     always ''."""
-    if Path(path).suffix.lower() in EXTENSIONS:
-        return ""
     try:
+        if kind(Path(path)) in ("picture", "tiff"):
+            return ""
         with opened(Path(path)) as stack:
-            return hashlib.sha256(salt.encode() + stack.identity).hexdigest()[:12] if stack.identity.strip(b"|") else ""
-    except UserError:
+            return hashlib.sha256(salt.encode() + stack.identity).hexdigest()[:12] if stack.identity else ""
+    except (OSError, UserError):
         return ""
 
 

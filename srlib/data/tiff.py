@@ -26,7 +26,7 @@ TURNS = {  # the tag Orientation: what shows a page upright
     7: lambda a: np.swapaxes(np.rot90(a, 2), 0, 1),
     8: np.rot90,
 }
-MICROMETRES = {"micron": 1, "um": 1, "µm": 1, "μm": 1, "\\u00b5m": 1, "mm": 1000, "nm": 0.001}  # ImageJ's units
+MICROMETRES = {"micron": 1, "um": 1, "µm": 1, "μm": 1, "\\u00b5m": 1, "\\u03bcm": 1, "mm": 1000, "nm": 0.001}  # ImageJ's units
 
 
 class Tiff(Stack):
@@ -35,7 +35,7 @@ class Tiff(Stack):
 
     def __init__(self, path: Path):
         super().__init__(path)
-        self.file = tifffile.TiffFile(path)
+        self.file = tifffile.TiffFile(path, is_ome=False)  # whose references lead to other files
         self.size = self.file.filehandle.size
         self.planes, self.pillow = [], None  # (series, number in it, of how many)
         for series in self.file.series:
@@ -59,12 +59,8 @@ class Tiff(Stack):
         return len(self.planes)
 
     def page(self, k: int, reflectivity: str = "") -> Page:
-        series, number, count = self.planes[k]
-        first, pages = series.keyframe, series.pages
-        each = count // len(pages)  # planes in a page; 0 where the file has pages for a part of them alone
-        page = pages[number // each] if each and count == each * len(pages) else first
-        if page is None:
-            raise UserError(f"{self.path}: has no slice {k + 1}")
+        series, number, each, page = self._place(k)
+        first = series.keyframe
         bits, samples, photometric = first.bitspersample, first.samplesperpixel, int(first.photometric)
         packed = bits not in (8, 16, 32, 64)
         if first.dtype is not None and first.dtype.kind == "f":
@@ -83,7 +79,16 @@ class Tiff(Stack):
             values = page.asarray(maxworkers=1).reshape(-1, *_shape(first))[number % each]
         if samples > 1 and int(first.planarconfig) == 2:
             values = np.moveaxis(values, 0, -1)
-        return self._shown(values, first, photometric, bits)
+        return self._shown(values, _whole(page), photometric, bits)
+
+    def _place(self, k: int) -> tuple:
+        """(series, number in it, planes in a page of it, the page) of plane k."""
+        series, number, count = self.planes[k]
+        each = count // len(series.pages)  # 0 where the file has pages for a part of the planes alone
+        page = series.pages[number // each] if each and count == each * len(series.pages) else series.keyframe
+        if page is None:
+            raise UserError(f"{self.path}: has no slice {k + 1}")
+        return series, number, each, page
 
     def _plane_at(self, series, k: int) -> np.ndarray:
         """Plane k of a series that lies in one piece."""
@@ -150,10 +155,10 @@ class Tiff(Stack):
         return page
 
     def facts(self, k: int) -> Facts:
-        page = self.planes[k][0].keyframe
+        page = _whole(self._place(k)[-1])
         unit, turned = None, bool(page.tags.get(274)) and page.tags[274].value >= 5
         if self.file.is_imagej:
-            unit = MICROMETRES.get(str((self.file.imagej_metadata or {}).get("unit", "")))
+            unit = MICROMETRES.get(str((self.file.imagej_metadata or {}).get("unit", "")).lower())
         unit = unit or {2: 25_400, 3: 10_000}.get(int(page.tags[296].value) if 296 in page.tags else 2)
         try:
             size = tuple(unit * den / num for num, den in (page.tags[name].value for name in ("XResolution", "YResolution")))
@@ -165,6 +170,11 @@ class Tiff(Stack):
         self.file.close()
         if self.pillow:
             self.pillow.close()
+
+
+def _whole(page):
+    """A page with its own tags; of pages that look like the first, tifffile keeps less."""
+    return page if isinstance(page, tifffile.TiffPage) else page.aspage()
 
 
 def _shape(page) -> tuple[int, ...]:

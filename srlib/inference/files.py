@@ -167,7 +167,7 @@ def _plan(source: Path, out: Path, endings: list[str]) -> tuple[dict[Path, list[
 
 def _as_source(sr: np.ndarray, scan: Scan) -> np.ndarray:
     """Deep SR in the source's range of values."""
-    return sr if scan.white in (255, 65535) else np.round(sr * (scan.white / 65535)).astype(np.uint16)
+    return sr if sr.dtype == np.uint8 or scan.white == 65535 else np.round(sr * (scan.white / 65535)).astype(np.uint16)
 
 
 def _fingerprint(generator: torch.nn.Module) -> str:
