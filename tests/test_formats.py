@@ -284,7 +284,7 @@ def test_a_known_format_is_called_by_its_name(tmp_path):
 
 
 # ------------------------------------------------------------------------------------------------ Heidelberg
-SECRETS = ("Doe", "John", "Study-01", "SECRET")
+SECRETS = ("SECRET", "Study-01")  # long enough not to stand in a picture by chance
 
 
 def vol(path, seed=0, who="SECRET^NAME", scans=4, eye="OS"):
@@ -293,7 +293,24 @@ def vol(path, seed=0, who="SECRET^NAME", scans=4, eye="OS"):
     data[:, :, :8] = np.finfo(np.float32).max
     sizes = struct.pack("<3I3d2I2dId", 80, scans, 64, 0.0115, 0.12, 0.00387, 8, 8, 0.1, 0.1, 30, 0.0)
     names = struct.pack(
-        "<4sQiI16s16sI24sdI24sd4I34s", eye.encode(), 10**17, 3, 256, b"1", b"1", 7 * bool(who), who.encode(), 18_000.0, 1, b"", 4e4, 0, 0, 0, 0, b""
+        "<4sQiI16s16sI24sdI24sd4I34s",
+        eye.encode(),
+        10**17,
+        3,
+        256,
+        b"1",
+        b"1",
+        7 * bool(who),
+        who.encode(),
+        18_000.0,
+        1,
+        b"",
+        4e4,
+        0,
+        0,
+        0,
+        0,
+        b"",
     )
     content = b"HSF-OCT-103\0" + sizes + names + bytes(1790 + 64)
     for k in range(scans):
@@ -385,6 +402,38 @@ def test_an_export_is_one_volume_of_both_eyes(tmp_path, encoding):
     (tmp_path / "case/b11.tif").unlink()
     with pytest.raises(UserError, match=r"export\.xml: the image of B-scan 5 is not beside it"):
         read_image(names[4])
+
+
+def test_an_export_that_is_not_whole_tears_no_eye_apart(tmp_path):
+    for name, change in (
+        ("cut", lambda p: p.write_bytes(p.read_bytes()[:900])),
+        ("renamed", lambda p: (p.parent / "b01.tif").rename(p.parent / "x.tif")),
+    ):
+        export(tmp_path / name)
+        change(tmp_path / name / "export.xml")
+        left: list = []
+        assert find_images(tmp_path / name, left) == [tmp_path / name / "export.xml"]
+        assert sum("may belong to it" in reason for _, reason in left) == (7 if name == "cut" else 1)
+    export(tmp_path / "wide")
+    file = tmp_path / "wide/export.xml"
+    file.write_bytes(file.read_text().replace("\\B1", "\\%421").encode("utf-16"))
+    assert find_images(tmp_path / "wide") == [file] and len(slices(file)) == 6
+    assert (read_image(f"{file}#5") == bscan(11, 64, 80)).all()
+
+
+def test_upscale_writes_over_nothing_that_it_did_not_make(tmp_path):
+    network = Generator(2, width=4, blocks=1)
+    (tmp_path / "out").mkdir()
+    Image.fromarray(SCAN).save(tmp_path / "a.bmp")
+    Image.fromarray(SCAN[:60]).save(tmp_path / "a.jpg")
+    Image.fromarray(SCAN).save(tmp_path / "out/a.png")
+    before = (tmp_path / "out/a.png").read_bytes()
+    _, _, failed, _ = upscale_files(tmp_path / "a.bmp", tmp_path / "out", network)
+    assert "is there and was made from something else" in failed[0] and (tmp_path / "out/a.png").read_bytes() == before
+    (tmp_path / "out/a.png").unlink()
+    assert len(upscale_files(tmp_path / "a.bmp", tmp_path / "out", network)[0]) == 1
+    assert "something else" in upscale_files(tmp_path / "a.jpg", tmp_path / "out", network)[2][0]
+    assert len(upscale_files(tmp_path / "a.bmp", tmp_path / "out", network, ensemble=True)[0]) == 1  # its own, made in another way
 
 
 # ------------------------------------------------------------------------------------------------ DICOM

@@ -39,7 +39,7 @@ UNSUPPORTED = {  # known, but not read: by the first bytes, and by the extension
 def kind(path: Path) -> str:
     """What a file is by its first bytes: 'tiff', 'vol', 'e2e', 'dicom', 'xml' (an export of Heidelberg's), or 'picture' for Pillow to say."""
     with open(path, "rb") as file:
-        head = file.read(1024)
+        head = file.read(1 << 16 if path.suffix.lower() == ".xml" else 1024)
     if head[128:132] == b"DICM":  # before TIFF: some files can be read as either
         return "dicom"
     if head[:4] in MAGIC:
@@ -48,7 +48,7 @@ def kind(path: Path) -> str:
         return "vol"
     if head.startswith((b"CMDb", b"MDbMDir")):
         return "e2e"
-    if b"<HEDX" in head:
+    if b"<HEDX" in head.replace(b"\0", b""):  # in UTF-16, too
         return "xml"
     for name, (marks, _) in UNSUPPORTED.items():
         if any(head[at : at + len(mark)] == mark for at, mark in marks):

@@ -11,6 +11,7 @@ import logging
 import warnings
 from collections.abc import Iterator
 from pathlib import Path, PureWindowsPath
+from urllib.parse import unquote
 from xml.etree import ElementTree
 
 import numpy as np
@@ -102,7 +103,8 @@ class Export(Stack):
     def __init__(self, path: Path):
         super().__init__(path)
         self.scans, self.fundus = [], set()  # [(file's name, facts)], names in small letters
-        self.beside = {f.name.lower(): f for f in sorted(path.parent.iterdir())}
+        names = sorted(path.parent.iterdir())
+        self.beside = {f.name.lower(): f for f in names} | {f.name: f for f in names}
         with _library(path, "the XML reader"):
             content = path.read_bytes()
             try:
@@ -116,8 +118,8 @@ class Export(Stack):
                     name = PureWindowsPath(url).name
                     if name and image.findtext("ImageType/Type") == "OCT":
                         self.scans.append((name, _exported(image, eye)))
-                    elif name:
-                        self.fundus.add(name.lower())
+                    elif file := self._file(name) if name else None:
+                        self.fundus.add(file.name.lower())
             whose = {_who(p.findtext("PatientID") or "") or _who(p.findtext("ID") or "") for p in root.iter("Patient")}
             if len(whose) > 1:
                 raise UserError(f"{path}: holds {len(whose)} patients; export one at a time")
@@ -130,18 +132,28 @@ class Export(Stack):
 
     def files(self) -> set[Path]:
         """The images of the B-scans that are there."""
-        return {self.beside[name.lower()] for name, _ in self.scans if name.lower() in self.beside}
+        return {file for file in map(self._file, {name for name, _ in self.scans}) if file}
+
+    def _file(self, name: str) -> Path | None:
+        """The file of a name, in other capitals too, and as it was before it became a part of an address."""
+        plain = unquote(name.partition("?")[0])
+        return next((self.beside[n] for n in (name, plain, name.lower(), plain.lower()) if n in self.beside), None)
 
     def page(self, k: int, reflectivity: str) -> Page:
         name = self.scans[k][0]
-        path = self.beside.get(name.lower())
+        path = self._file(name)
         if not path or not path.is_file():
             raise UserError(f"{self.path}: the image of B-scan {k + 1} is not beside it; export it again, and rename none of its images")
         with open(path, "rb") as file:
             kind = Tiff if file.read(4) in MAGIC else Picture
-        with contextlib.closing(kind(path)) as stack:
-            values, white = stack.page(0, reflectivity)
-            return Page(values if white else values.copy(), white)
+        try:
+            with contextlib.closing(kind(path)) as stack:
+                values, white = stack.page(0, reflectivity)
+                return Page(values if white else values.copy(), white)
+        except UserError:
+            raise
+        except Exception as error:
+            raise UserError(f"{path}: cannot be read as an image ({type(error).__name__})") from None
 
     def facts(self, k: int) -> Facts:
         return self.scans[k][1]

@@ -201,7 +201,7 @@ def _inspect(root: Path, relative: str, reading: dict) -> list[list]:
         at = Path(relative).with_name(name.name).as_posix()
         try:
             scan = read_scan(name, **reading | {"channels": 1})
-            content = path.read_bytes() if [name] == names else scan.image.tobytes()
+            content = path.read_bytes() if [name] == names and path.suffix.lower() in EXTENSIONS else scan.image.tobytes()
         except (UserError, OSError) as error:
             rows.append(_unusable(at, str(error).removeprefix(f"{path}: ")))
             continue

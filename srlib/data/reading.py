@@ -88,11 +88,15 @@ def _files_of(folder: Path, names: list[str], left_out: list[tuple[Path, str]]) 
         found.append(path)
         try:
             with opened(path) as export:
-                scans, fundus = export.files(), export.fundus
-        except UserError:  # it will be listed when it is read
-            continue
+                scans, fundus, whole = export.files(), export.fundus, len(export.files()) == len({name for name, _ in export.scans})
+        except UserError:  # it will be listed when it is read; what lies beside it would be torn apart
+            scans, fundus, whole = set(), set(), False
         left_out += [(folder / name, f"belongs to {path.name}, but is no B-scan") for name in names if name.lower() in fundus]
         found = [f for f in found if f not in scans and f.name.lower() not in fundus]
+        if not whole:  # it cannot be read, or names images that are not there: they may be called something else now
+            beside = [f for f in found if f.suffix.lower() in EXTENSIONS]
+            left_out += [(f, f"lies beside {path.name}, which cannot be read whole, and may belong to it") for f in beside]
+            found = [f for f in found if f not in beside]
     return found
 
 

@@ -101,6 +101,9 @@ def upscale_files(
         there += [target for k, target in enumerate(targets[path]) if k not in missing]
         if not missing:
             continue
+        if others := [t for t in (targets[path][k] for k in missing) if _is_another(t, readable)]:
+            failed.append(f"{path}: {others[0]} is there and was made from something else; give another folder for OUT, or move it away")
+            continue
         try:
             if ensemble:
                 images = [upscaling.self_ensemble(image, generator, consistent)[0]]
@@ -185,6 +188,17 @@ def _made_earlier(target: Path, facts: dict[str, str]) -> bool:
         return same
     except (OSError, SyntaxError):  # not there, not an image, or cut off
         return False
+
+
+def _is_another(target: Path, name: str) -> bool:
+    """Whether a file is there that was not made by this command from a source of that name."""
+    if not target.exists():
+        return False
+    try:
+        with Image.open(target) as image:
+            return image.info.get("Software") != "srlib" or str(image.info.get("Source", "")).rpartition(" ")[0] != name
+    except (OSError, SyntaxError):
+        return target.stat().st_size > 0  # not a picture; an empty file is nobody's
 
 
 def _save(target: Path, sr: np.ndarray, texts: dict[str, str], facts: Facts, scale: int) -> None:
