@@ -250,6 +250,11 @@ def test_twelve_bits_through_upscale_and_evaluate(tmp_path, capsys):
     Image.fromarray(hr).save(tmp_path / "hr/a.png")
     found = evaluate_folders(tmp_path / "out", tmp_path / "hr", steps=0, bits=12)
     assert not found.warned and found.table.psnr.min() > 15
+    dicom(tmp_path / "hr/a.dcm", np.stack([hr]), bits=12)  # this one says itself what it has, and so does what upscale wrote
+    (tmp_path / "hr/a.png").rename(tmp_path / "b.png")
+    assert evaluate_folders(tmp_path / "out", tmp_path / "hr", steps=0).table.psnr.equals(found.table.psnr)
+    (tmp_path / "hr/a.dcm").unlink()
+    (tmp_path / "b.png").rename(tmp_path / "hr/a.png")
     assert any("12 bits" in line for line in evaluate_folders(tmp_path / "out", tmp_path / "hr", steps=0).warned)
 
 
@@ -738,6 +743,14 @@ def test_an_ending_that_another_program_added_is_taken_off(tmp_path):
     Image.fromarray(hr).save(tmp_path / "sr/eye1.png")  # one has its name: then nothing is taken off
     found = evaluate_folders(tmp_path / "sr", tmp_path / "hr", steps=0)
     assert found.table.image.unique().tolist() == ["eye1"] and len(found.failed) == 2
+
+
+def test_draws_and_another_result_are_not_mixed(tmp_path):
+    for folder, name in (("hr", "eye"), ("sr", "eye"), ("sr", "eye_draw1"), ("sr", "eye_draw2")):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        Image.fromarray(bscan(1, 96, 112)).save(tmp_path / folder / f"{name}.png")
+    with pytest.raises(UserError, match=r"eye\.png and eye_draw1\.png and eye_draw2\.png have one HR image"):
+        evaluate_folders(tmp_path / "sr", tmp_path / "hr", steps=0)
 
 
 def test_a_number_at_the_end_is_not_taken_off(tmp_path):

@@ -213,6 +213,8 @@ class Dicom(Stack):
                 raise UserError(f"{path}: is a fundus photograph or an en-face image, no B-scan")
             self.width, self.height, self.frames = int(d.Columns), int(d.Rows), int(d.get("NumberOfFrames") or 1)
             check_size(path, self.width, self.height)
+            if int(d.get("HighBit", d.BitsStored - 1)) != d.BitsStored - 1:
+                raise UserError(f"{path}: keeps its values in other bits than the lowest; convert it to 8 or 16 bit")
             self.syntax, held = d.file_meta.TransferSyntaxUID, path.stat().st_size
             samples = 2 if d.PhotometricInterpretation == "YBR_FULL_422" else int(d.get("SamplesPerPixel", 1))
             needed = self.frames * self.width * self.height * samples * int(d.BitsAllocated) / 8

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -73,7 +74,8 @@ class Picture(Stack):
         if image.mode == "F":
             raise UserError(f"{self.path}: holds floating-point values of unknown range; save it as 8 or 16 bit")
         if image.mode.startswith("I"):
-            return Page(np.asarray(image), 65535)
+            stated = re.fullmatch(r"0 to (\d+)", str(self.image.info.get("Values", "")))  # by `upscale`
+            return Page(np.asarray(image), int(stated[1]) if stated and self.image.info.get("Software") == "srlib" else 65535)
         image.load()
         return Page(image)
 

@@ -84,10 +84,11 @@ def evaluate_folders(
 def _match(sr_dir: Path, hr_dir: Path) -> tuple[dict[str, tuple[Path, list[Path]]], list[str], list[str]]:
     """({name: (HR image or slice, its SR image or draws)}, what to say of it, a line for each SR image that has no one HR image). A name is SR's
     relative path without the extension, the number of the draw and what another program added to all names."""
-    left_out: list = []
-    hr = _Names(hr_dir, left_out)
-    sr = [part for path in find_images(sr_dir, left_out) for part in _parts(path)]
-    failed = [f"{path}: {reason}" for path, reason in left_out]
+    not_hr: list = []
+    not_sr: list = []
+    hr = _Names(hr_dir, not_hr)
+    sr = [part for path in find_images(sr_dir, not_sr) for part in _parts(path)]
+    failed = [f"{path}: {reason}" for path, reason in not_sr]
     files: dict[str, list[Path]] = {}
     for path in sorted(sr, key=lambda p: (len(p.name), p.name)):  # draw10 after draw9
         name = png_name(path.relative_to(sr_dir)).with_suffix("").as_posix()
@@ -97,6 +98,7 @@ def _match(sr_dir: Path, hr_dir: Path) -> tuple[dict[str, tuple[Path, list[Path]
         elif not name.endswith("_spread"):
             files.setdefault(of, []).append(path)
     files, said = _without_addition(files, hr)
+    said += [f"{path}: {reason}" for path, reason in not_hr]
     meant: dict[Path, list[str]] = {}
     for name in files:
         for path in hr.find(name):
@@ -109,6 +111,8 @@ def _match(sr_dir: Path, hr_dir: Path) -> tuple[dict[str, tuple[Path, list[Path]
         elif len(meant[found[0]]) > 1 and not hr.at(name):
             others = " and ".join(meant[found[0]][:3])
             wrong = f"{others} all have the name of {found[0]}; give the folder of one method at a time, or put SR into the folders of HR"
+        elif len(paths) > 1 and not all(re.search(r"_draw\d+$", png_name(path).stem) for path in paths):
+            wrong = f"{' and '.join(sorted(p.name for p in paths)[:3])} have one HR image; leave the draws or the other"
         elif len({path.suffix for path in paths}) > 1:
             wrong = f"{len(paths)} SR images are named {name}; leave one"
         else:
