@@ -454,6 +454,16 @@ def test_runs_on_other_images_are_left_out(series, tmp_path):
     assert out.keys() == {"width-4-seed1", "border-8-seed0", "border-8-seed1"} and "other test images" in out["width-4-seed1"]
     assert list(facts.group) == ["base", "base", "width-4"]
     assert set(means.run) == set(facts.index)
+    table = pd.read_csv(home / "width-4-seed0/manifest.csv", dtype=str)  # the same images, their patients hashed with another salt
+    table.assign(patient="x" + table.patient).to_csv(home / "width-4-seed0/manifest.csv", index=False)
+    assert "other names for their patients" in runs.read_runs(runs.find_runs(home), home / "base-seed1")[2]["width-4-seed0"]
+
+
+def test_runs_without_a_common_patient_are_not_compared():
+    means = made_means({"base": 0.0, "other": 0.3}, 1, 0.0)
+    means.loc[means.group == "other", "patient"] += "x"
+    with pytest.raises(UserError, match="no patient has gain_db of srgan in every run"):
+        statistics.between(means, "gain_db", "srgan", "base")
 
 
 def test_code_counts_words_about_it_do_not(tmp_path, monkeypatch):

@@ -6,8 +6,10 @@ import struct
 import subprocess
 import sys
 import warnings
+import zlib
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pydicom
 import pytest
@@ -18,16 +20,18 @@ from pydicom.uid import ExplicitVRLittleEndian, OphthalmicPhotography8BitImageSt
 
 from srlib.__main__ import main
 from srlib.config import UserError, load_config
-from srlib.data import formats
+from srlib.data import formats, manifest
+from srlib.data.crops import Crops
 from srlib.data.instruments import grey
-from srlib.data.manifest import build_manifest, fewer_patients
+from srlib.data.manifest import build_manifest, fewer_patients, inspect_files
 from srlib.data.phantom import bscan
-from srlib.data.reading import few_values, find_images, read_image, read_scan, slices
+from srlib.data.reading import few_values, find_images, lr_partner, read_image, read_scan, slices
 from srlib.evaluation.folders import evaluate_folders
 from srlib.files import REPOSITORY
 from srlib.inference.files import upscale_files
 from srlib.models import Generator
 from srlib.series.run_folder import SALT, Run
+from srlib.series.runs import data_hash
 
 SHARED = Path(__file__).parent.parent.parent / "shared/formats"
 SCAN = bscan(3, 124, 136)
@@ -51,16 +55,17 @@ def one_directory(path, pages, order="<"):
     path.write_bytes(head + body + b"\0\0\0\0" + text + pages.tobytes())
 
 
-def packed(path, values, bits):
-    """A TIFF of `bits` bits a value, one after another."""
+def packed(path, values, bits, compression=1):
+    """A TIFF of `bits` bits a value, one after another; compression 8 deflates it."""
     digits = (values[..., None] >> np.arange(bits - 1, -1, -1)) & 1
     raw = np.packbits(digits.reshape(len(values), -1).astype(np.uint8), axis=1).tobytes()
+    raw = zlib.compress(raw) if compression == 8 else raw
     h, w = values.shape
     tags = [
         (256, 4, w),
         (257, 4, h),
         (258, 3, bits),
-        (259, 3, 1),
+        (259, 3, compression),
         (262, 3, 1),
         (273, 4, None),
         (277, 3, 1),
@@ -641,6 +646,148 @@ def test_deep_colour_and_pages_with_tags_of_their_own(tmp_path):
     assert read_scan(tmp_path / "pages.tif#2").facts.pixel_um == pytest.approx((5, 4), rel=1e-3)
 
 
+def png16(path, values):
+    """A PNG of 16 bit, grey and alpha, RGB or RGBA."""
+    h, w, samples = values.shape
+    raw = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    parts = (
+        (b"IHDR", struct.pack(">IIBBBBB", w, h, 16, {2: 4, 3: 2, 4: 6}[samples], 0, 0, 0)),
+        (b"IDAT", zlib.compress(raw)),
+        (b"IEND", b""),
+    )
+    chunks = (struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in parts)
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunks))
+
+
+def test_bits_hold_for_colours_alpha_and_compressed_pages(tmp_path):
+    """12 bits by the setting or by MaxSampleValue, whatever the page is packed in."""
+    opaque = np.full_like(TWELVE, 4095)
+    kinds = {"la": [TWELVE, opaque], "rgb": [TWELVE] * 3, "rgba": [TWELVE] * 3 + [opaque], "rgba16": [TWELVE] * 3 + [opaque * 0 + 65535]}
+    for name, planes in kinds.items():
+        png16(tmp_path / f"{name}.png", np.stack(planes, -1))
+    tifffile.imwrite(tmp_path / "alpha.tif", np.stack(kinds["rgba"], -1), photometric="rgb", extrasamples=["unassalpha"])
+    tifffile.imwrite(tmp_path / "grey_alpha.tif", np.stack(kinds["la"], -1), photometric="minisblack", extrasamples=["unassalpha"])
+    cv2.imwrite(str(tmp_path / "lzw.tif"), np.stack(kinds["rgb"], -1), [cv2.IMWRITE_TIFF_COMPRESSION, 5])
+    for file in sorted(tmp_path.iterdir()):
+        assert (read_image(file, bits=12) == SHOWN).all(), file.name
+        assert (read_image(file, 3, bits=12) == SHOWN[..., None]).all(), file.name
+    clear = np.where(np.arange(SCAN.shape[1]) < 40, 0, 4095).astype(np.uint16) * np.ones_like(TWELVE)
+    png16(tmp_path / "clear.png", np.stack([TWELVE, clear], -1))
+    assert (read_image(tmp_path / "clear.png", bits=12) == np.where(clear == 0, 255, SHOWN)).all()
+    packed(tmp_path / "deflated.tif", TWELVE, 12, compression=8)
+    assert (read_image(tmp_path / "deflated.tif") == SHOWN).all()
+    Image.fromarray(TWELVE).save(tmp_path / "stated.tif", compression="tiff_lzw", tiffinfo={281: 0})  # libtiff makes 1 of any value
+    with tifffile.TiffFile(tmp_path / "stated.tif", mode="r+b") as file:
+        file.filehandle.seek(file.pages[0].tags[281].valueoffset)
+        file.filehandle.write(struct.pack("<H", 4095))
+    assert read_scan(tmp_path / "stated.tif").white == 4095 and (read_image(tmp_path / "stated.tif") == SHOWN).all()
+
+
+def test_colours_that_are_multiplied_by_alpha_lie_on_white(tmp_path):
+    half = np.full(SCAN.shape, 128, np.uint8)
+    for name, planes in (("grey", [SCAN // 2, half]), ("rgb", [SCAN // 2] * 3 + [half])):
+        how = "rgb" if name == "rgb" else "minisblack"
+        tifffile.imwrite(tmp_path / f"{name}.tif", np.stack(planes, -1), photometric=how, extrasamples=["assocalpha"])
+        assert (read_image(tmp_path / f"{name}.tif") == SCAN // 2 + 127).all()
+    inverted = np.stack([255 - SCAN, np.full_like(SCAN, 255)], -1)
+    tifffile.imwrite(tmp_path / "i.tif", inverted, photometric="miniswhite", extrasamples=["unassalpha"])
+    assert (read_image(tmp_path / "i.tif") == SCAN).all()
+
+
+def test_pages_of_unlike_sizes_keep_their_order(tmp_path):
+    pages = [SCAN, SCAN[:80], SCAN[1:], SCAN[2:82]]
+    with tifffile.TiffWriter(tmp_path / "v.tif") as file:
+        for page in pages:
+            file.write(page, metadata=None)
+    assert [read_image(name).tolist() for name in slices(tmp_path / "v.tif")] == [page.tolist() for page in pages]
+
+
+def test_a_relative_path_means_the_folder_of_its_time(tmp_path, monkeypatch):
+    for k in range(2):
+        (tmp_path / f"{k}").mkdir()
+        tifffile.imwrite(tmp_path / f"{k}/v.tif", np.stack([bscan(k, 64, 80), SCAN[:64, :80]]), photometric="minisblack")
+        os.utime(tmp_path / f"{k}/v.tif", (1e9, 1e9))
+        monkeypatch.chdir(tmp_path / f"{k}")
+        assert (read_image("v.tif#1") == bscan(k, 64, 80)).all()
+
+
+def test_dicom_values_above_its_depth_are_not_cut(tmp_path):
+    dicom(tmp_path / "d.dcm", WIDE[None], bits=12)
+    with pytest.raises(UserError, match="are not of 12 bits; set bits to their depth"):
+        read_image(tmp_path / "d.dcm")
+    assert (read_image(tmp_path / "d.dcm", bits=16) == SCAN).all()
+
+
+def test_an_image_of_an_export_with_two_pages_is_refused(tmp_path):
+    export(tmp_path / "case")
+    tifffile.imwrite(tmp_path / "case/b01.tif", np.stack([SCAN, SCAN]), photometric="minisblack")
+    with pytest.raises(UserError, match=r"b01\.tif: holds 2 images, but is one B-scan of export\.xml"):
+        read_image(tmp_path / "case/export.xml#2")
+
+
+def test_what_a_manifest_lists_and_does_not_take(tmp_path):
+    for k in range(3):
+        vol(tmp_path / f"v{k}.vol", k, f"SECRET{k}", scans=2)
+    dicom(tmp_path / "looks.tif", np.stack([bscan(9, 64, 80)]))
+    dicom(tmp_path / "DICOMDIR", np.stack([bscan(9, 64, 80)]))
+    Image.fromarray(SCAN).save(tmp_path / "one\rtwo.png")
+    table = build_manifest(tmp_path, salt=tmp_path / "salt")
+    assert set(table.path) == {f"v{k}.vol#{n}" for k in range(3) for n in (1, 2)}
+    assert sorted(table.attrs["skipped"]) == [
+        ("DICOMDIR", "is an index of DICOM files and holds no image"),
+        ("looks.tif", "is no picture, whatever its name says; call it looks.dcm"),
+        (r"one\rtwo.png", "its name is not valid Unicode or holds a control character; rename it"),
+    ]
+
+
+def test_max_images_counts_the_slices_of_volumes(tmp_path):
+    for k in range(6):
+        vol(tmp_path / f"v{k}.vol", k, f"SECRET{k}", scans=4)
+    sizes = {most: len(build_manifest(tmp_path, salt=tmp_path / "salt", max_images=most)) for most in (1, 17, 20, 24)}
+    assert sizes == {1: 12, 17: 16, 20: 20, 24: 24}
+
+
+def test_a_changed_image_of_an_export_is_seen(tmp_path, monkeypatch):
+    """By the memory of large folders, by the training's decoded images and by a sweep's hash of its data."""
+    monkeypatch.setattr(manifest, "REMEMBER_FROM", 1)
+    monkeypatch.setattr(manifest, "data_home", lambda: tmp_path / "home")
+    export(tmp_path / "data")
+    crops = Crops([tmp_path / "data/export.xml#2"], 48, 4, decoded=tmp_path / "home")
+
+    def seen():
+        (found,) = inspect_files(tmp_path / "data", ["export.xml"])
+        return found[1][1], crops.images(0)[0].tobytes(), data_hash(str(tmp_path / "data"))
+
+    first = seen()
+    crops.cache.clear()
+    assert seen() == first
+    Image.fromarray(bscan(50, 64, 80)).save(tmp_path / "data/b01.tif")
+    crops.cache.clear()
+    assert not set(seen()) & set(first)
+
+
+def test_partners_of_dicom_names_without_extension(tmp_path):
+    for folder in ("hr", "lr"):
+        (tmp_path / folder).mkdir()
+    for hr, lr in (("1.2.840.1", "1.2.840.1.png"), ("1.2.840.2.dcm", "1.2.840.2"), ("1.2.840.3", "1.2.840.3.dcm")):
+        (tmp_path / "hr" / hr).touch()
+        (tmp_path / "lr" / lr).touch()
+        assert lr_partner(tmp_path / "hr" / hr) == tmp_path / "lr" / lr
+
+
+def test_a_salt_that_is_gone_is_asked_for(tmp_path, instruments_folder, monkeypatch):
+    run = Run(tmp_path / "run", load_config("smoke", data=str(instruments_folder)))
+    run.folder.mkdir()
+    first = run.make_manifest()
+    monkeypatch.setattr(Run, "is_trained", lambda self, stage: True)
+    salt = (run.folder / SALT).read_text()
+    (run.folder / SALT).unlink()
+    with pytest.raises(UserError, match=r"patients\.salt, with which the patients' names were hashed, is gone; put it back"):
+        run.make_manifest()
+    (run.folder / SALT).write_text(salt)
+    assert run.make_manifest().equals(first)
+
+
 def test_pictures_have_no_further_columns(tmp_path):
     for k in range(4):
         Image.fromarray(bscan(k, 64, 80)).save(tmp_path / f"NORMAL-{k}-1.png")
@@ -685,7 +832,7 @@ def damaged(content: bytes, rng) -> bytes:
 
 
 FUZZ = """
-import resource, sys, time
+import sys, time
 from pathlib import Path
 from srlib.config import UserError
 from srlib.data.manifest import inspect_files
@@ -707,7 +854,8 @@ for name in names:
     except UserError as error:
         assert name in str(error), error
     slowest = max(slowest, time.monotonic() - start)
-print(slowest, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+status = Path("/proc/self/status").read_text()  # getrusage counts the parent's peak, too
+print(slowest, int(status.partition("VmHWM:")[2].split()[0]) / 1024)
 """
 
 
@@ -766,3 +914,19 @@ def test_patients_of_an_optional_group(tmp_path):
         Image.fromarray(bscan(sum(name.encode()), 64, 80)).save(tmp_path / f"{name}.png")
     table = build_manifest(tmp_path, patient_pattern=r"(?:pt(\d+))?_[ab]")
     assert table.patient.tolist() == ["1", "1", "2", "2", "3", "scan_a.png", "scan_b.png"] and table.attrs["unnamed"] == 2
+
+
+def test_equal_names_in_other_folders(tmp_path):
+    """A name that is unique is enough, and said, where the trees differ as wholes; not where other images lie in the same folders."""
+    for folder, name, seed in (("hr/P1", "1", 1), ("hr/P2", "2", 2), ("sr/P3", "1", 1), ("sr/P4", "2", 2)):
+        (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(bscan(seed, 96, 112)).save(tmp_path / folder / f"{name}.png")
+    found = evaluate_folders(tmp_path / "sr", tmp_path / "hr", steps=0)
+    assert found.table.image.nunique() == 2 and "2 SR image(s) were matched by name alone" in found.warned[0]
+    (tmp_path / "sr/P4").rename(tmp_path / "sr/P2")
+    found = evaluate_folders(tmp_path / "sr", tmp_path / "hr", steps=0)
+    assert found.table.image.unique().tolist() == ["P2/2"]
+    assert "P1/1.png has its name but lies in another folder" in found.failed[0] and not found.warned
+    (tmp_path / "sr/1.png").write_bytes((tmp_path / "sr/P3/1.png").read_bytes())
+    (tmp_path / "sr/P3/1.png").unlink()  # beside folders: without one, no folder differs
+    assert evaluate_folders(tmp_path / "sr", tmp_path / "hr", steps=0).table.image.nunique() == 2

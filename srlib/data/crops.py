@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from .decoded import decoded as from_cache
-from .reading import lr_partner, page_of, read_given_pair, read_image
+from .reading import files_behind, lr_partner, read_given_pair, read_image
 
 
 class Crops(torch.utils.data.Dataset):
@@ -43,8 +43,8 @@ class Crops(torch.utils.data.Dataset):
         return self.count
 
     def files(self, path: Path) -> list[Path]:
-        """The file that a path (an image, or a slice of a volume) is read from and, paired, that of its LR partner."""
-        return [page_of(p)[0] for p in ([path, lr_partner(path)] if self.paired else [path])]
+        """The files that a path (an image, or a slice of a volume) is read from and, paired, those of its LR partner."""
+        return [file for p in ([path, lr_partner(path)] if self.paired else [path]) for file in files_behind(p)]
 
     def read(self, path: Path) -> list[np.ndarray]:
         """[hr] or, paired, [hr, lr] of one file."""
@@ -59,7 +59,8 @@ class Crops(torch.utils.data.Dataset):
         path = self.paths[index]
         if self.decoded:
             kind = f"{path.name} {sorted(self.reading.items())} {self.paired}"
-            self.cache = {index: from_cache(self.decoded, kind, self.files(path), lambda: self.read(path))}  # not more: maps are few
+            count = 2 if self.paired else 1
+            self.cache = {index: from_cache(self.decoded, kind, self.files(path), count, lambda: self.read(path))}  # not more: maps are few
             return self.cache[index]
         images = self.read(path)
         size = sum(image.nbytes for image in images)

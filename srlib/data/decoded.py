@@ -14,8 +14,8 @@ import numpy as np
 from ..config import UserError
 
 
-def decoded(folder: Path, kind: str, files: list[Path], read: Callable[[], list[np.ndarray]]) -> list[np.ndarray]:
-    """What `read` gives, an array for each of `files`, mapped from `folder`; it is written there when it is first asked for.
+def decoded(folder: Path, kind: str, files: list[Path], count: int, read: Callable[[], list[np.ndarray]]) -> list[np.ndarray]:
+    """What `read` gives, `count` arrays made from `files`, mapped from `folder`; they are written there when they are first asked for.
 
     The names there come from the files' paths, sizes and times of change and from `kind`, what else `read` depends on: a changed
     image is read anew. A file appears whole or not at all, so several processes may read and write; one that is torn all the same (the
@@ -26,7 +26,7 @@ def decoded(folder: Path, kind: str, files: list[Path], read: Callable[[], list[
     except OSError as error:
         raise UserError(f"{error.filename}: {error.strerror}; run notebook 01 again to look at the folder anew") from None
     key = hashlib.sha256(repr((kind, stamps)).encode(errors="surrogateescape")).hexdigest()[:24]
-    names = [folder / f"{key}-{k}.npy" for k in range(len(files))]
+    names = [folder / f"{key}-{k}.npy" for k in range(count)]
     try:
         return [np.load(name, mmap_mode="r") for name in names]
     except (OSError, ValueError, EOFError):  # not there yet, or torn

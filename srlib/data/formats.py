@@ -92,7 +92,7 @@ def opened(path: Path) -> Iterator[Stack]:
         if path.exists() and not path.is_file():  # a pipe would be waited for
             raise UserError(f"{path}: is not a file")
         state, stacks = path.stat(), _held.stacks
-        key = (os.getpid(), str(path), state.st_mtime_ns, state.st_size)  # a forked process shares no position in a file
+        key = (os.getpid(), os.path.abspath(path), state.st_mtime_ns, state.st_size)  # a forked process shares no position in a file
         if key in stacks:
             yield stacks[key]
             return

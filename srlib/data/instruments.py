@@ -148,6 +148,8 @@ class Export(Stack):
             kind = Tiff if file.read(4) in MAGIC else Picture
         try:
             with contextlib.closing(kind(path)) as stack:
+                if len(stack) > 1:
+                    raise UserError(f"{path}: holds {len(stack)} images, but is one B-scan of {self.path.name}; export it again")
                 values, white = stack.page(0, reflectivity)
                 return Page(values if white else values.copy(), white)
         except UserError:
@@ -234,7 +236,8 @@ class Dicom(Stack):
             from pydicom.pixels import apply_color_lut, pixel_array
 
             try:
-                values = pixel_array(dcmread(self.path) if self.syntax.is_deflated else self.path, index=k)
+                source = dcmread(self.path) if self.syntax.is_deflated else self.path
+                values = pixel_array(source, index=k, correct_unused_bits=bool(d.get("PixelRepresentation")))
             except (RuntimeError, NotImplementedError):
                 if not self.syntax.is_compressed:
                     raise
@@ -253,7 +256,7 @@ class Dicom(Stack):
             values = white - np.minimum(values, white)
         if values.ndim == 3 and values.shape[2] != 3:
             raise UserError(f"{self.path}: holds {values.shape[2]} values a pixel; save it as grey or RGB")
-        if bits <= 8:
+        if bits <= 8 and values.max() <= white:
             return Page(Image.fromarray(np.round(values * (255 / white)).astype(np.uint8)))
         return Page(values, white)
 

@@ -21,11 +21,14 @@ from tqdm import tqdm
 
 from ..config import Config, UserError
 from ..files import write
-from .reading import EXTENSIONS, few_values, find_images, patient, read_given_pair, read_image, read_scan, slices, subfolder
+from .formats import kind
+from .reading import EXTENSIONS, few_values, files_behind, find_images, patient, read_given_pair, read_image, read_scan, slices, subfolder
 from .sources import data_home
 
 MIN_SIDE = 32
+ONE_IMAGE = (".png", ".jpg", ".jpeg", ".jfif", ".jpe", ".bmp")
 REMEMBER_FROM = 1000  # files
+ENDING_OF = {"dicom": ".dcm", "vol": ".vol", "e2e": ".e2e", "xml": ".xml"}
 FACTS = ("pixel_width_um", "pixel_height_um", "laterality", "position")  # columns where some file says it
 
 
@@ -47,7 +50,7 @@ def build_manifest(
     The label is the folder's name. Images belong together where they share a patient (of an instrument's file that names one inside a hash
     of it with the text in the file `salt`, which is made where it is missing; else the pattern's group in the relative path, across classes
     and folders; else the file alone) or a SHA-256; such a group stands in one split, which does not depend on the salt. `max_images` takes whole
-    patients at random before anything is read. `.attrs["skipped"]` lists files that cannot be used, with the reason;
+    patients at random, three or more, before anything is decoded. `.attrs["skipped"]` lists files that cannot be used, with the reason;
     `.attrs["unnamed"]` counts those without a patient, `.attrs["doubtful"]` lists images that may have fewer bits than their files say. With
     `paired`, a scale, the images are those of `root`/hr that fit one in `root`/lr. `reading`: what `read_image` takes. Raises UserError where
     fewer than three groups are left.
@@ -69,9 +72,7 @@ def build_manifest(
     for relative, name in patients.items():
         first_path.setdefault(name, relative if name in hashed else name)
     if max_images:
-        sizes = pd.Series(patients).value_counts()
-        order = np.random.default_rng(seed).permutation(sorted(sizes.index, key=first_path.get))
-        kept = set(order[np.cumsum(sizes[order]) <= max(max_images, sizes[order[0]])])
+        kept = _sample(root, patients, max_images, np.random.default_rng(seed).permutation(sorted(first_path, key=first_path.get)))
         patients = {relative: patient for relative, patient in patients.items() if patient in kept}
     rows, skipped, doubtful = [], [(_shown(path.relative_to(root).as_posix()), reason) for path, reason in left_out], []
     for relative, found in zip(patients, inspect_files(root, list(patients), reading), strict=True):
@@ -101,6 +102,28 @@ def build_manifest(
     table.insert(6, "split", group.map(dealt))
     table.attrs.update(skipped=skipped, unnamed=total - named, doubtful=doubtful, order={name: first_path[name] for name in hashed})
     return table
+
+
+def _sample(root: Path, patients: dict[str, str], most: int, order) -> set[str]:
+    """The first patients in `order`, three or more, whose images, slices of volumes each, are at most `most` together."""
+    files, kept, count = {}, set(), 0
+    for relative, name in patients.items():
+        files.setdefault(name, []).append(root / relative)
+    for name in order:
+        count += sum(map(_pages, files[name]))
+        if count > most and len(kept) >= 3:
+            break
+        kept.add(name)
+    return kept
+
+
+def _pages(path: Path) -> int:
+    if path.suffix.lower() in ONE_IMAGE:
+        return 1
+    try:
+        return len(slices(path))
+    except UserError:  # it will be listed
+        return 1
 
 
 def fewer_patients(table: pd.DataFrame, count: int, seed: int = 0) -> pd.DataFrame:
@@ -148,8 +171,7 @@ def inspect_files(root: Path, relatives: list[str], reading: dict | None = None)
 
     def inspect(relative: str):
         try:
-            facts = (root / relative).stat()
-            stamp = [facts.st_size, facts.st_mtime_ns]
+            stamp = [n for file in files_behind(root / relative) for s in [file.stat()] for n in (s.st_size, s.st_mtime_ns)]
         except OSError as error:
             return None, [_unusable(relative, f"cannot be opened ({error.strerror})")]
         found = known.get(relative)
@@ -179,8 +201,8 @@ def inspect_files(root: Path, relatives: list[str], reading: dict | None = None)
 
 
 def _shown(name: str) -> str:
-    """A name that can be written: bytes that are no UTF-8 as escapes."""
-    return name.encode(errors="backslashreplace").decode()
+    """A name that can stand in a table: bytes that are no UTF-8 and control characters, which would end a line, as escapes."""
+    return re.sub(r"[\x00-\x1f\x7f\x85\u2028\u2029]", lambda m: ascii(m[0])[1:-1], name.encode(errors="backslashreplace").decode())
 
 
 def _unusable(path: str, reason: str) -> list:
@@ -189,12 +211,12 @@ def _unusable(path: str, reason: str) -> list:
 
 def _inspect(root: Path, relative: str, reading: dict) -> list[list]:
     path, rows = root / relative, []
-    try:
-        relative.encode()
-    except UnicodeEncodeError:  # bytes that are no UTF-8: it could not be written into the manifest
-        return [_unusable(_shown(relative), "its name is not valid Unicode; rename it")]
+    if _shown(relative) != relative:
+        return [_unusable(_shown(relative), "its name is not valid Unicode or holds a control character; rename it")]
     try:
         names = slices(path)
+        if path.suffix.lower() in EXTENSIONS and kind(path) not in ("picture", "tiff"):  # whom it is about was not looked for
+            return [_unusable(relative, f"is no picture, whatever its name says; call it {path.stem}{ENDING_OF[kind(path)]}")]
     except UserError as error:
         return [_unusable(relative, str(error).removeprefix(f"{path}: "))]
     for name in names:

@@ -74,6 +74,9 @@ def _files_of(folder: Path, names: list[str], left_out: list[tuple[Path, str]]) 
     found, exports, strange = [], [], Counter()
     for name in names:
         low, path = name.lower(), folder / name
+        if low == "dicomdir":
+            left_out.append((path, "is an index of DICOM files and holds no image"))
+            continue
         if low.endswith(".xml"):
             exports += [path] if _is(path, "xml") else []
         elif low.endswith(EXTENSIONS + INSTRUMENTS):
@@ -113,6 +116,18 @@ def slices(path: str | Path) -> list[Path]:
     with opened(path) as stack:
         pages = len(stack)
     return [path] if pages == 1 else [path.with_name(f"{path.name}#{k}") for k in range(1, pages + 1)]
+
+
+def files_behind(path: str | Path) -> list[Path]:
+    """The files that an image or a slice is read from: itself, and of an XML export its images, too."""
+    file = page_of(Path(path))[0]
+    if file.suffix.lower() != ".xml":
+        return [file]
+    try:
+        with opened(file) as export:
+            return [file, *sorted(getattr(export, "files", set)())]
+    except UserError:  # it says so when it is read
+        return [file]
 
 
 def read_image(path: str | Path, channels: int = 1, **reading) -> np.ndarray:
@@ -222,8 +237,9 @@ def lr_partner(path: Path) -> Path:
         if beside is None:
             continue
         folder = Path(beside, *path.parts[k + 1 : -1])
-        for choice in (file.name, *(file.stem + extension for extension in EXTENSIONS + INSTRUMENTS)):
-            if (folder / choice).exists():
+        stem = png_name(file).stem
+        for choice in (file.name, stem, *(stem + extension for extension in EXTENSIONS + INSTRUMENTS)):
+            if (folder / choice).is_file():
                 return folder / (choice if page is None else f"{choice}#{page}")
         break
     raise UserError(f"{path}: there is no LR image of this name in the folder lr/ beside hr/")
@@ -236,12 +252,17 @@ def jpeg_tables(path: str | Path) -> dict[int, list[int]]:
 
 
 def _from_deep(values: np.ndarray, white: int, path: Path, channels: int, deep: bool, facts: Facts) -> Scan:
-    low, top = int(values.min()), int(values.max())
+    colours = values if values.ndim == 2 else values[..., :3]
+    low, top = int(colours.min()), int(colours.max())
     if low < 0 or top > white:
         wrong = f"of {white.bit_length()} bits; set bits to their depth" if white < 65535 else "16-bit; convert it to 8 or 16 bit"
         raise UserError(f"{path}: values from {low} to {top} are not {wrong}")
     if values.ndim == 3:
-        image = np.round(values.astype(np.float64) * (255 / white)).astype(np.uint8)
+        image = np.round(values[..., :3].astype(np.float64) * (255 / white))
+        if values.shape[2] == 4:
+            alpha = values[..., 3:] / (white if values[..., 3].max() <= white else 65535)
+            image = np.round(image * alpha + 255 * (1 - alpha))
+        image = image.astype(np.uint8)
         image = np.asarray(Image.fromarray(image).convert("L")) if channels == 1 else image
     elif deep:
         image = values.astype(np.uint16) if white == 65535 else np.round(values * (65535 / white)).astype(np.uint16)

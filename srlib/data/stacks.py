@@ -16,9 +16,20 @@ MAX_PIXELS = 100_000_000  # refuse a larger image before it is decoded
 REFLECTIVITY = ("log", "fourth-root")  # how raw reflectivity becomes grey; the first is what the instrument's viewer shows, about
 
 
+TURNS = {  # the tag Orientation: what shows an image upright
+    2: np.fliplr,
+    3: lambda a: np.rot90(a, 2),
+    4: np.flipud,
+    5: lambda a: np.swapaxes(a, 0, 1),
+    6: lambda a: np.rot90(a, -1),
+    7: lambda a: np.swapaxes(np.rot90(a, 2), 0, 1),
+    8: np.rot90,
+}
+
+
 class Page(NamedTuple):
-    """One page: `values`, a Pillow image of 8 bit or an integer array (H, W) or (H, W, 3) of more, of which `white` is the largest value that the
-    file's depth allows (0: it is a Pillow image)."""
+    """One page: `values`, a Pillow image of 8 bit, or an integer array of more, of which `white` is the largest value that the file's depth allows
+    (0: it is a Pillow image). An array is grey (H, W), RGB (H, W, 3), or RGB with a last channel of straight alpha (H, W, 4)."""
 
     values: Image.Image | np.ndarray
     white: int = 0
@@ -70,6 +81,8 @@ class Picture(Stack):
         if k or self.image.tell():
             self.image.seek(k)
             check_size(self.path, self.image.width, self.image.height)
+        if self.format == "PNG" and self.image.mode in ("RGB", "RGBA", "LA") and self._deep():
+            return Page(upright(deep_colour(self.path), self.image.getexif().get(0x0112, 1)), 65535)
         image = ImageOps.exif_transpose(self.image)
         if image.mode == "F":
             raise UserError(f"{self.path}: holds floating-point values of unknown range; save it as 8 or 16 bit")
@@ -79,12 +92,36 @@ class Picture(Stack):
         image.load()
         return Page(image)
 
+    def _deep(self) -> bool:
+        """Whether a PNG has 16 bits a value, by its header."""
+        with open(self.path, "rb") as file:
+            return file.read(25)[24:] == b"\x10"
+
     def facts(self, k: int) -> Facts:
         dpi, turned = self.image.info.get("dpi"), self.image.getexif().get(0x0112, 1) >= 5
         return Facts(of_scans(tuple(25_400 / float(d) for d in dpi), turned) if dpi and all(float(d) > 0 for d in dpi) else None)
 
     def close(self) -> None:
         self.image.close()
+
+
+def deep_colour(path: Path, number: int = 0) -> np.ndarray:
+    """RGB or RGBA of 16 bit, of which Pillow keeps 8: page `number`, (H, W, 3 or 4), by OpenCV."""
+    import cv2
+
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # what it has to say of a damaged file is for nobody
+    try:
+        read, pages = cv2.imdecodemulti(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED, range=(number, number + 1))
+    except cv2.error:
+        read, pages = False, ()
+    if not read or not pages or pages[0].dtype != np.uint16 or pages[0].ndim != 3:
+        raise UserError(f"{path}: its 16-bit colours cannot be read; save it as 8-bit RGB")
+    return cv2.cvtColor(pages[0], cv2.COLOR_BGR2RGB if pages[0].shape[2] == 3 else cv2.COLOR_BGRA2RGBA)
+
+
+def upright(values: np.ndarray, orientation: int) -> np.ndarray:
+    """An array turned as the tag Orientation says; a value that means nothing turns nothing."""
+    return np.ascontiguousarray(TURNS.get(orientation, np.asarray)(values))
 
 
 def of_scans(size: tuple[float, float], turned: bool) -> tuple[float, float] | None:

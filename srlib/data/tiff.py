@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -10,22 +11,13 @@ import tifffile
 from PIL import Image
 
 from ..config import UserError
-from .stacks import Facts, Page, Picture, Stack, check_size, of_scans
+from .stacks import Facts, Page, Picture, Stack, check_size, deep_colour, of_scans, upright
 
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what it has to say of a damaged file is in its exceptions
 
 MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 NOT_COMPRESSED, DEFLATE = 1, (8, 32946)
 WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, PALETTE = range(4)
-TURNS = {  # the tag Orientation: what shows a page upright
-    2: np.fliplr,
-    3: lambda a: np.rot90(a, 2),
-    4: np.flipud,
-    5: lambda a: np.swapaxes(a, 0, 1),
-    6: lambda a: np.rot90(a, -1),
-    7: lambda a: np.swapaxes(np.rot90(a, 2), 0, 1),
-    8: np.rot90,
-}
 MICROMETRES = {"micron": 1, "um": 1, "µm": 1, "μm": 1, "\\u00b5m": 1, "\\u03bcm": 1, "mm": 1000, "nm": 0.001}  # ImageJ's units
 
 
@@ -47,6 +39,8 @@ class Tiff(Stack):
             if count * first.imagewidth * first.imagelength > 8 * self.size * (1 if first.compression == NOT_COMPRESSED else 2000):
                 raise UserError(f"{path}: is cut off; it says that it holds {count} slices")
             self.planes += [(series, k, count) for k in range(count)]
+        if len({id(series) for series, _, _ in self.planes}) > 1:  # tifffile puts pages of one kind together
+            self.planes = [self.planes[k] for k in sorted(range(len(self.planes)), key=lambda k: self._place(k)[-1].index)]
         if not self.planes:
             raise UserError(f"{path}: holds no image")
         stated = (self.file.imagej_metadata or {}).get("images", 1) if self.file.is_imagej else 1
@@ -68,8 +62,8 @@ class Tiff(Stack):
         if first.dtype is not None and first.dtype.kind not in "uib":
             raise UserError(f"{self.path}: holds {first.dtype} values; save it as 8 or 16 bit")
         whole = photometric in (WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, PALETTE) and not (packed and (bits < 8 or samples > 1))
-        if not whole or first.compression not in (NOT_COMPRESSED, *DEFLATE) or (packed and first.compression != NOT_COMPRESSED):
-            return self._by_pillow(page.index, photometric)
+        if not whole or first.compression not in (NOT_COMPRESSED, *DEFLATE) or (packed and first.predictor != 1):
+            return self._by_pillow(_whole(page))
         if packed:
             values = self._unpacked(page)
         elif first.compression == NOT_COMPRESSED and series.dataoffset is not None:
@@ -111,8 +105,9 @@ class Tiff(Stack):
         """A page of 9 to 15 bits a value, packed, each row from a whole byte on."""
         self._check_parts(page)
         bits, width = page.bitspersample, page.imagewidth
-        content = b"".join(self._read(offset, count) for offset, count in zip(page.dataoffsets, page.databytecounts))
+        unpack = bytes if page.compression == NOT_COMPRESSED else zlib.decompress
         each = -(-width * bits // 8)
+        content = b"".join(unpack(self._read(offset, count)) for offset, count in zip(page.dataoffsets, page.databytecounts))
         if page.is_tiled or len(content) < each * page.imagelength:
             raise UserError(f"{self.path}: holds {bits} bits a value in a way that is not supported; save it as 16 bit")
         rows = np.frombuffer(content, np.uint8)[: each * page.imagelength].reshape(page.imagelength, each)
@@ -133,30 +128,39 @@ class Tiff(Stack):
             raise UserError(f"{self.path}: holds values below 0, from {values.min()} on; save it as 8 or 16 bit")
         white = _depth(first, bits)
         if photometric == WHITE_IS_ZERO:
-            values = white - np.minimum(values, white)
+            grey = values if samples == 1 else values[..., :1]  # beside it alpha
+            values = (
+                np.concatenate([white - np.minimum(grey, white), values[..., 1:]], -1) if samples > 1 else white - np.minimum(grey, white)
+            )
         if photometric == PALETTE:
             values = (first.colormap >> 8).astype(np.uint8)[:, np.minimum(values, first.colormap.shape[1] - 1)]
             values, bits = np.moveaxis(values, 0, -1), 8
-        orientation = first.tags.get(274)
-        values = np.ascontiguousarray(TURNS.get(orientation.value if orientation else 1, np.asarray)(values))
-        if bits != 8 and alpha:
-            values = np.round(values / white * 255).astype(np.uint8)
-            bits = 8
+        values = upright(values, _orientation(first))
+        if alpha and int(first.extrasamples[0]) == 1:  # the colours are multiplied by it already
+            values = np.minimum(values[..., :-1] + (white - np.minimum(values[..., -1:], white)), white).astype(values.dtype)
+            values = values[..., 0] if values.shape[2] == 1 else values
+        elif bits != 8 and samples == 2:
+            values = values[..., [0, 0, 0, 1]]
         if bits != 8:
             return Page(values, white)
         return Page(Image.fromarray(values.astype(np.uint8)))
 
-    def _by_pillow(self, number: int, photometric: int) -> Page:
+    def _by_pillow(self, page) -> Page:
         """What needs a decompressor that tifffile has only with a further package, or a conversion of colours."""
+        white = _depth(page, page.bitspersample)
+        plain = int(page.photometric) == RGB and int(page.planarconfig) == 1 and set(map(int, page.extrasamples)) <= {2}
+        if page.bitspersample == 16 and plain:
+            return Page(upright(deep_colour(self.path, page.index), _orientation(page)), white)
         self.pillow = self.pillow or Picture(self.path)
-        page = self.pillow.page(number)
-        if photometric == WHITE_IS_ZERO and page.white:  # Pillow inverts 8 bit alone
-            page = page._replace(values=page.white - page.values)
-        return page
+        shown = self.pillow.page(page.index)
+        if shown.white:
+            inverted = int(page.photometric) == WHITE_IS_ZERO  # Pillow inverts 8 bit alone
+            return Page(white - np.minimum(shown.values, white) if inverted else shown.values, white)
+        return shown
 
     def facts(self, k: int) -> Facts:
         page = _whole(self._place(k)[-1])
-        unit, turned = None, bool(page.tags.get(274)) and page.tags[274].value >= 5
+        unit, turned = None, _orientation(page) >= 5
         if self.file.is_imagej:
             unit = MICROMETRES.get(str((self.file.imagej_metadata or {}).get("unit", "")).lower())
         unit = unit or {2: 25_400, 3: 10_000}.get(int(page.tags[296].value) if 296 in page.tags else 2)
@@ -175,6 +179,11 @@ class Tiff(Stack):
 def _whole(page):
     """A page with its own tags; of pages that look like the first, tifffile keeps less."""
     return page if isinstance(page, tifffile.TiffPage) else page.aspage()
+
+
+def _orientation(page) -> int:
+    tag = page.tags.get(274)
+    return tag.value if tag and isinstance(tag.value, int) else 1
 
 
 def _shape(page) -> tuple[int, ...]:

@@ -103,7 +103,7 @@ def _match(sr_dir: Path, hr_dir: Path) -> tuple[dict[str, tuple[Path, list[Path]
     for name in files:
         for path in hr.find(name):
             meant.setdefault(path, []).append(name)
-    matched = {}
+    matched, strays = {}, []
     for name, paths in sorted(files.items()):
         found = hr.find(name)
         if len(found) != 1:
@@ -115,11 +115,26 @@ def _match(sr_dir: Path, hr_dir: Path) -> tuple[dict[str, tuple[Path, list[Path]
             wrong = f"{' and '.join(sorted(p.name for p in paths)[:3])} have one HR image; leave the draws or the other"
         elif len({path.suffix for path in paths}) > 1:
             wrong = f"{len(paths)} SR images are named {name}; leave one"
+        elif not hr.at(name) and _elsewhere(name, found[0].relative_to(hr_dir)):
+            if any(map(hr.at, files)):
+                wrong = f"{found[0]} has its name but lies in another folder; put SR into the folders of HR"
+            else:
+                matched[name] = found[0], paths
+                strays.append(f"{paths[0]} with {found[0]}")
+                continue
         else:
             matched[name] = found[0], paths
             continue
         failed += [f"{path}: {wrong}" for path in paths]
+    if strays:
+        said.append(f"{len(strays)} SR image(s) were matched by name alone, as their folders differ from HR's; the first: {strays[0]}")
     return matched, said, failed
+
+
+def _elsewhere(name: str, hr: Path) -> bool:
+    """Whether the folders of two relative paths differ, beyond some above the others."""
+    one, other = Path(name).parts[-2::-1], hr.parts[-2::-1]
+    return one[: len(other)] != other[: len(one)]
 
 
 def _parts(path: Path) -> list[Path]:

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from ..config import UserError
 from ..metrics import bands
 from .methods import named, questions
 
@@ -233,6 +234,8 @@ def between(means: pd.DataFrame, measure: str, method: str, reference: str) -> p
     """
     rows = means[means.method == method]
     values = rows.pivot_table(index="patient", columns=["group", "seed"], values=measure).dropna()
+    if values.empty:
+        raise UserError(f"no patient has {measure} of {method} in every run, so nothing can be compared; take runs of the same patients")
     runs = values.mean().groupby("group")
     count, freedom = runs.size(), int((runs.size() - 1).sum())
     spread = np.sqrt((runs.var(ddof=0) * count).sum() / freedom) if freedom else np.nan

@@ -214,13 +214,20 @@ class Run:
                 else f"degradation='paired' needs the folders lr/ and hr/ in {root}"
             )
         options = c.patient_pattern, c.val_share, c.test_share, c.max_images, c.data_seed, c.scale if paired else 0
-        table = manifest.build_manifest(root, c.channels, *options, c.reading, self.folder / SALT)
+        salt = self.folder / SALT
+        salted = salt.exists()
+        table = manifest.build_manifest(root, c.channels, *options, c.reading, salt)
         if c.train_patients:
             table = manifest.fewer_patients(table, c.train_patients, c.data_seed)
         manifest.check_split(table)
         text = table.to_csv(index=False)
         file = self.folder / "manifest.csv"
         if file.exists() and read_text(file) != text and self.is_trained("pretrain"):
+            if salt.exists() and not salted:
+                salt.unlink()  # the new one is nobody's
+                raise UserError(
+                    f"{salt}, with which the patients' names were hashed, is gone; put it back, or choose another folder with run_dir"
+                )
             raise UserError(f"the images in {root} changed since {self.folder} was trained; choose another folder with run_dir (--run-dir)")
         write(file, text)
         skipped = pd.DataFrame(table.attrs["skipped"], columns=["path", "reason"])

@@ -13,7 +13,7 @@ import pandas as pd
 
 from ..config import FIELDS, Config, UserError, stage_of
 from ..data import sources
-from ..data.reading import find_images
+from ..data.reading import files_behind, find_images
 from ..evaluation.statistics import by_patient
 from ..files import REPOSITORY, read_json, read_table
 from .run_folder import read_config
@@ -37,7 +37,7 @@ def data_hash(data: str) -> str:
     if data == "phantom":
         return ""
     root, total = sources.locate(data), hashlib.sha256()
-    for path in find_images(root):
+    for path in (file for image in find_images(root) for file in files_behind(image)):
         total.update(path.relative_to(root).as_posix().encode() + _digest(path, *_version(path)))
     return total.hexdigest()
 
@@ -103,7 +103,7 @@ def read_runs(folders, reference: Path, with_stale: bool = False) -> tuple[pd.Da
             out[name] = str(error)
             continue
         if any(getattr(config, k) != getattr(own, k) for k in ("channels", "border", "max_test_images")) or _test_images(folder) != images:
-            out[name] = "other test images or another protocol"
+            out[name] = "other test images, other names for their patients or another protocol"
             continue
         if (why := stale(folder)) and not with_stale:
             out[name] = f"stale: {why} changed since"
@@ -120,9 +120,11 @@ def read_runs(folders, reference: Path, with_stale: bool = False) -> tuple[pd.Da
     return pd.concat(means, ignore_index=True), pd.DataFrame(facts).set_index("run"), out
 
 
-def _test_images(folder: Path) -> set[str]:
+def _test_images(folder: Path) -> set[tuple[str, str]]:
+    """(hash, patient) of each; two runs that hash patients with two salts have no patient in common."""
     table = read_table(folder / "manifest.csv")
-    return set(table.sha256[table.split == "test"])
+    table = table[table.split == "test"]
+    return set(zip(table.sha256, table.patient, strict=True))
 
 
 def group_table(means: pd.DataFrame, measures=("gain_db", "ssim", "texture_error_db", "judge")) -> pd.DataFrame:
