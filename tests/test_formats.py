@@ -736,7 +736,7 @@ def test_what_a_manifest_lists_and_does_not_take(tmp_path):
     assert sorted(table.attrs["skipped"]) == [
         ("DICOMDIR", "is an index of DICOM files and holds no image"),
         ("looks.tif", "is no picture, whatever its name says; call it looks.dcm"),
-        (r"one\rtwo.png", "its name is not valid Unicode or holds a control character; rename it"),
+        (r"one\rtwo.png", "its name is not valid Unicode or holds a carriage return; rename it"),
     ]
 
 

@@ -201,8 +201,8 @@ def inspect_files(root: Path, relatives: list[str], reading: dict | None = None)
 
 
 def _shown(name: str) -> str:
-    """A name that can stand in a table: bytes that are no UTF-8 and control characters, which would end a line, as escapes."""
-    return re.sub(r"[\x00-\x1f\x7f\x85\u2028\u2029]", lambda m: ascii(m[0])[1:-1], name.encode(errors="backslashreplace").decode())
+    """A name that can stand in a table: bytes that are no UTF-8, and carriage returns, which would end its line, as escapes."""
+    return name.encode(errors="backslashreplace").decode().replace("\r", r"\r")
 
 
 def _unusable(path: str, reason: str) -> list:
@@ -212,7 +212,7 @@ def _unusable(path: str, reason: str) -> list:
 def _inspect(root: Path, relative: str, reading: dict) -> list[list]:
     path, rows = root / relative, []
     if _shown(relative) != relative:
-        return [_unusable(_shown(relative), "its name is not valid Unicode or holds a control character; rename it")]
+        return [_unusable(_shown(relative), "its name is not valid Unicode or holds a carriage return; rename it")]
     try:
         names = slices(path)
         if path.suffix.lower() in EXTENSIONS and kind(path) not in ("picture", "tiff"):  # whom it is about was not looked for
