@@ -7,6 +7,7 @@ import ast
 import os
 import signal
 import sys
+from pathlib import Path
 
 from .config import FIELDS, PROFILES, UserError
 
@@ -85,8 +86,8 @@ def make_parser() -> argparse.ArgumentParser:
     down.set_defaults(command=_downstream)
 
     up = commands.add_parser("upscale", help="super-resolve an image or a folder of images")
-    up.add_argument("source", metavar="IN", help="an image, or a folder of images")
-    up.add_argument("out", metavar="OUT", help="folder for <folders>/<stem>.png, or a .png file for one image")
+    up.add_argument("source", type=_given, metavar="IN", help="an image, or a folder of images")
+    up.add_argument("out", type=_given, metavar="OUT", help="folder for <folders>/<stem>.png, or a .png file for one image")
     up.add_argument(
         "--weights", default="srgan", help="srgan (default) or srresnet, the released ones; srgan.pt or srresnet.pt of a run; or its folder"
     )
@@ -109,7 +110,7 @@ def make_parser() -> argparse.ArgumentParser:
     up.set_defaults(command=_upscale)
 
     synthetic = commands.add_parser("phantom", help="write a synthetic scan to try upscale on")
-    synthetic.add_argument("out", metavar="OUT.png")
+    synthetic.add_argument("out", type=_given, metavar="OUT.png")
     synthetic.add_argument(
         "--scale", type=int, default=4, choices=(1, 2, 3, 4, 8), help="reduced by so much, as a network takes it (default: 4)"
     )
@@ -117,8 +118,8 @@ def make_parser() -> argparse.ArgumentParser:
     synthetic.set_defaults(command=_phantom)
 
     ev = commands.add_parser("evaluate", help="measure SR images against HR images of the same path or name")
-    ev.add_argument("sr_dir", metavar="SR_DIR")
-    ev.add_argument("hr_dir", metavar="HR_DIR")
+    ev.add_argument("sr_dir", type=_given, metavar="SR_DIR")
+    ev.add_argument("hr_dir", type=_given, metavar="HR_DIR")
     ev.add_argument("--scale", type=int, default=4, choices=(2, 3, 4, 8))
     ev.add_argument("--channels", type=int, default=1, choices=(1, 3), help="3: colour, measured on luma (default: grey)")
     _add_reading(ev)
@@ -128,7 +129,7 @@ def make_parser() -> argparse.ArgumentParser:
     ev.add_argument(
         "--steps", type=int, default=200, help="steps of a classifier that learns to tell SR from HR; 0: not asked (default: 200)"
     )
-    ev.add_argument("--out", metavar="CSV", help="write a row for each image and region")
+    ev.add_argument("--out", type=_given, metavar="FILE.csv", help="write a row for each image and region")
     ev.set_defaults(command=_evaluate)
 
     like = commands.add_parser("calibrate", help="how like real scans are the phantoms? statistics side by side")
@@ -147,7 +148,7 @@ def make_parser() -> argparse.ArgumentParser:
 
     _add_kaggle(commands.add_parser("kaggle", help="the series as Kaggle kernels: build, check, send, ask, fetch"))
     release = commands.add_parser("release", help="package a finished run's two networks, with model card and ONNX")
-    release.add_argument("run_dir", metavar="RUN", help="folder of a run that was evaluated")
+    release.add_argument("run_dir", type=_given, metavar="RUN", help="folder of a run that was evaluated")
     release.add_argument("--out", default="", metavar="DIR", help="folder to write to (default: data/weights)")
     release.add_argument("--data", default="", metavar="DIR", help="where the run's scans are now (default: where they were)")
     release.add_argument(
@@ -185,10 +186,15 @@ def _add_kaggle(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(command=_kaggle)
 
 
+def _given(text: str) -> str:
+    """A path that is not empty, as that of an unset variable is: it would mean the current folder."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("is empty; give a path ('.' for the current folder)")
+    return text
+
+
 def _path(text: str) -> str:
     """A path as the user meant it, from where the command was given; names of data sets and '' stay."""
-    from pathlib import Path
-
     return text if text in ("", "phantom", "kermany", "released") else str(Path(text).expanduser().absolute())
 
 
@@ -267,11 +273,11 @@ def _upscale(args) -> int:
 
 
 def _phantom(args) -> None:
-    from pathlib import Path
-
+    import numpy as np
     from PIL import Image
 
     from .data.phantom import bscan
+    from .data.reading import read_image
     from .degrade import downsample, to_image, to_tensor
     from .files import write_image
 
@@ -280,7 +286,24 @@ def _phantom(args) -> None:
     if args.seed < 0:
         raise UserError(f"seed cannot be {args.seed}; it is 0 or more")
     image = bscan(args.seed)
-    write_image(args.out, Image.fromarray(image if args.scale == 1 else to_image(downsample(to_tensor(image), args.scale))))
+    image = image if args.scale == 1 else to_image(downsample(to_tensor(image), args.scale))
+    if Path(args.out).exists():
+        try:
+            same = np.array_equal(read_image(args.out), image)
+        except UserError:  # whatever it is
+            same = False
+        if not same:
+            raise UserError(f"{args.out} is there, and is another image; give another name")
+    write_image(args.out, Image.fromarray(image))
+
+
+def _is_table(file: Path) -> bool:
+    """Whether evaluate may write there: nothing is there, or an earlier table of it."""
+    try:
+        with open(file, "rb") as content:
+            return content.read(13) == b"image,method,"
+    except OSError:  # not there, or it will be said when it is written
+        return not file.is_file()
 
 
 def _evaluate(args) -> int:
@@ -290,6 +313,8 @@ def _evaluate(args) -> int:
     wanted = tuple(name for name in ("lpips", "dists") if getattr(args, name))
     options = dict(channels=args.channels, bscan=not args.no_retina, wanted=wanted, steps=args.steps, bits=args.bits)
     options |= dict(reflectivity=args.reflectivity)
+    if args.out and (Path(args.out).suffix.lower() != ".csv" or not _is_table(Path(args.out))):
+        raise UserError(f"{args.out}: is no table that evaluate wrote; give a new name that ends in .csv")
     found = evaluate_folders(args.sr_dir, args.hr_dir, args.scale, **options)
     for line in found.warned:
         print(f"warning: {line}", file=sys.stderr)

@@ -5,6 +5,7 @@ import os
 import struct
 import subprocess
 import sys
+import unicodedata
 import warnings
 import zlib
 from pathlib import Path
@@ -14,9 +15,16 @@ import numpy as np
 import pydicom
 import pytest
 import tifffile
+import torch
 from PIL import Image
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import ExplicitVRLittleEndian, OphthalmicPhotography8BitImageStorage, OphthalmicTomographyImageStorage, generate_uid
+from pydicom.uid import (
+    ExplicitVRLittleEndian,
+    OphthalmicPhotography8BitImageStorage,
+    OphthalmicTomographyImageStorage,
+    RLELossless,
+    generate_uid,
+)
 
 from srlib.__main__ import main
 from srlib.config import UserError, load_config
@@ -55,11 +63,13 @@ def one_directory(path, pages, order="<"):
     path.write_bytes(head + body + b"\0\0\0\0" + text + pages.tobytes())
 
 
-def packed(path, values, bits, compression=1):
+def packed(path, values, bits, compression=1, fill_order=1):
     """A TIFF of `bits` bits a value, one after another; compression 8 deflates it."""
     digits = (values[..., None] >> np.arange(bits - 1, -1, -1)) & 1
     raw = np.packbits(digits.reshape(len(values), -1).astype(np.uint8), axis=1).tobytes()
     raw = zlib.compress(raw) if compression == 8 else raw
+    if fill_order == 2:
+        raw = np.packbits(np.unpackbits(np.frombuffer(raw, np.uint8).reshape(-1, 1), axis=1, bitorder="little"), axis=1).tobytes()
     h, w = values.shape
     tags = [
         (256, 4, w),
@@ -67,6 +77,7 @@ def packed(path, values, bits, compression=1):
         (258, 3, bits),
         (259, 3, compression),
         (262, 3, 1),
+        (266, 3, fill_order),
         (273, 4, None),
         (277, 3, 1),
         (278, 4, h),
@@ -431,6 +442,49 @@ def test_an_export_that_is_not_whole_tears_no_eye_apart(tmp_path):
     assert (read_image(f"{file}#5") == bscan(11, 64, 80)).all()
 
 
+def test_upscale_keeps_what_it_made_of_another_image(tmp_path):
+    network, other = Generator(2, width=4, blocks=1), Generator(2, width=4, blocks=1)
+    torch.nn.init.normal_(other.tail.weight, std=0.1)
+    for k, folder in enumerate(("P1", "P2")):
+        (tmp_path / folder).mkdir()
+        Image.fromarray(bscan(k, 64, 80)).save(tmp_path / folder / "000.png")
+    (first,), _, _, _ = upscale_files(tmp_path / "P1", tmp_path / "out", network)
+    before = first.read_bytes()
+    assert (
+        "was made from something else" in upscale_files(tmp_path / "P2", tmp_path / "out", network)[2][0] and first.read_bytes() == before
+    )
+    written, _, _, warned = upscale_files(tmp_path / "P1", tmp_path / "out", other, "another")
+    assert written == [first] and "was written anew; the one before was made by this network" in warned[0]
+
+
+def test_commands_write_over_no_file_of_others(tmp_path, capsys):
+    Image.fromarray(SCAN).save(tmp_path / "a.png")
+    before = (tmp_path / "a.png").read_bytes()
+    assert main(["phantom", str(tmp_path / "a.png")]) == 1 and "is there, and is another image" in capsys.readouterr().err
+    assert main(["phantom", str(tmp_path / "p.png")]) == main(["phantom", str(tmp_path / "p.png")]) == 0
+    for folder in ("sr", "hr"):
+        (tmp_path / folder).mkdir()
+        Image.fromarray(SCAN).save(tmp_path / folder / "a.png")
+    (tmp_path / "notes.csv").write_text("mine\n")
+    for out in ("a.png", "notes.csv"):
+        assert main(["evaluate", str(tmp_path / "sr"), str(tmp_path / "hr"), "--steps", "0", "--out", str(tmp_path / out)]) == 1
+        assert "is no table that evaluate wrote" in capsys.readouterr().err
+    assert (tmp_path / "a.png").read_bytes() == before and (tmp_path / "notes.csv").read_text() == "mine\n"
+    for _ in range(2):
+        assert main(["evaluate", str(tmp_path / "sr"), str(tmp_path / "hr"), "--steps", "0", "--out", str(tmp_path / "t.csv")]) == 0
+    assert (
+        "1 image(s) left out of PSNR: SR equals HR; 1 image(s) left out of MS-SSIM: a side of less than 176 pixels"
+        in capsys.readouterr().out
+    )
+
+
+@pytest.mark.parametrize("command", [["upscale", "", "out"], ["upscale", "a.png", ""], ["evaluate", " ", "hr"], ["phantom", ""]])
+def test_an_empty_path_is_not_the_current_folder(command, capsys):
+    with pytest.raises(SystemExit):
+        main(command)
+    assert "is empty; give a path" in capsys.readouterr().err
+
+
 def test_upscale_writes_over_nothing_that_it_did_not_make(tmp_path):
     network = Generator(2, width=4, blocks=1)
     (tmp_path / "out").mkdir()
@@ -788,6 +842,90 @@ def test_a_salt_that_is_gone_is_asked_for(tmp_path, instruments_folder, monkeypa
     assert run.make_manifest().equals(first)
 
 
+@pytest.mark.parametrize("share", [0.3, 0.6, 0.95])
+def test_a_compressed_volume_that_is_cut_off_is_refused(tmp_path, share):
+    Image.fromarray(SCAN).save(
+        tmp_path / "whole.tif", save_all=True, append_images=[Image.fromarray(SCAN[::-1])] * 5, compression="tiff_lzw"
+    )
+    content = (tmp_path / "whole.tif").read_bytes()
+    (tmp_path / "cut.tif").write_bytes(content[: int(len(content) * share)])
+    assert len(slices(tmp_path / "whole.tif")) == 6
+    with pytest.raises(UserError, match=r"cut\.tif: .*(cut off|cannot be read)"):
+        slices(tmp_path / "cut.tif")
+
+
+def test_bits_in_the_other_order_and_maps_of_8_bit(tmp_path):
+    packed(tmp_path / "p.tif", TWELVE, 12, fill_order=2)
+    assert (read_image(tmp_path / "p.tif") == SHOWN).all()
+    table = np.stack([np.arange(255, -1, -1, dtype=np.uint16)] * 3)  # as if it were 8 bit
+    tifffile.imwrite(tmp_path / "map.tif", 255 - SCAN, photometric="palette", colormap=table)
+    assert (read_image(tmp_path / "map.tif") == SCAN).all()
+    packed(tmp_path / "six.tif", (SCAN >> 2).astype(np.uint16), 6)
+    with pytest.raises(UserError, match=r"six\.tif: holds 6 bits a value, NONE and MINISBLACK, which is not supported"):
+        read_image(tmp_path / "six.tif")
+
+
+def test_a_folder_without_permission_is_listed(tmp_path, monkeypatch):
+    for name in ("a", "locked"):
+        (tmp_path / name).mkdir()
+        Image.fromarray(SCAN).save(tmp_path / name / "x.png")
+    access = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: "locked" not in str(path) and access(path, mode))  # (root may read everything)
+    left: list = []
+    assert find_images(tmp_path, left) == [tmp_path / "a/x.png"]
+    assert left == [(tmp_path / "locked", "cannot be opened (Permission denied)")]
+
+
+def test_what_lies_beside_an_export_is_listed(tmp_path):
+    export(tmp_path / "case")
+    Image.fromarray(SCAN).save(tmp_path / "case/extra.tif")
+    left: list = []
+    assert find_images(tmp_path, left) == [tmp_path / "case/export.xml"]
+    assert (
+        tmp_path / "case/extra.tif",
+        "lies beside export.xml, which does not name it, and may belong to it; move it, if it does not",
+    ) in left
+    with pytest.raises(UserError, match=r"1 patient\(s\) \(1 by what is said inside the files\).*2 file\(s\) were left out, the first"):
+        build_manifest(tmp_path, salt=tmp_path / "salt")
+
+
+@pytest.mark.parametrize(
+    "name", ["N/A", "REMOVED", "ANONYMOUS^PATIENT", "Anonymized", "***", "00000000", "no name", "nan", "Patient", "x^x"]
+)
+def test_a_word_for_nobody_is_no_patient(tmp_path, name):
+    for k in range(3):
+        dicom(tmp_path / f"{k}.dcm", np.stack([bscan(k, 64, 80)]), name, PatientID=name)
+    assert build_manifest(tmp_path, salt=tmp_path / "salt").patient.nunique() == 3
+
+
+def test_a_patient_with_and_without_identifier_stays_in_one_split(tmp_path):
+    names = {
+        "a0": ("P0", "Doe^Jane"),
+        "a1": ("", "DOE^JANE"),
+        "b0": ("", "Müller^Jörg"),
+        "b1": ("", unicodedata.normalize("NFD", "Müller^Jörg")),
+    }
+    names |= {f"c{k}": (f"C{k}", "Same^Name") for k in range(4)}  # of one name, and different people all the same
+    for k, (file, (identifier, name)) in enumerate(names.items()):
+        dicom(tmp_path / f"{file}.dcm", np.stack([bscan(k, 64, 80)]), name, PatientID=identifier, SpecificCharacterSet="ISO_IR 192")
+    for seed in range(4):
+        table = build_manifest(tmp_path, salt=tmp_path / "salt", seed=seed).set_index("path")
+        assert table.split["a0.dcm"] == table.split["a1.dcm"] and table.patient["b0.dcm"] == table.patient["b1.dcm"]
+    assert table.patient.nunique() == 7
+
+
+def test_a_damaged_dicom_is_not_blamed_on_its_compression(tmp_path):
+    dicom(tmp_path / "whole.dcm", np.stack([bscan(k, 64, 80) for k in range(3)]))
+    data = pydicom.dcmread(tmp_path / "whole.dcm")
+    data.compress(RLELossless)
+    data.save_as(tmp_path / "rle.dcm")
+    content = (tmp_path / "rle.dcm").read_bytes()
+    (tmp_path / "cut.dcm").write_bytes(content[: len(content) * 2 // 3])
+    assert (read_image(tmp_path / "rle.dcm#3") == bscan(2, 64, 80)).all()
+    with pytest.raises(UserError, match=r"cut\.dcm: (is cut off or damaged at frame 3|pydicom cannot read it)"):
+        read_image(tmp_path / "cut.dcm#3")
+
+
 def test_pictures_have_no_further_columns(tmp_path):
     for k in range(4):
         Image.fromarray(bscan(k, 64, 80)).save(tmp_path / f"NORMAL-{k}-1.png")
@@ -930,3 +1068,18 @@ def test_equal_names_in_other_folders(tmp_path):
     (tmp_path / "sr/1.png").write_bytes((tmp_path / "sr/P3/1.png").read_bytes())
     (tmp_path / "sr/P3/1.png").unlink()  # beside folders: without one, no folder differs
     assert evaluate_folders(tmp_path / "sr", tmp_path / "hr", steps=0).table.image.nunique() == 2
+
+
+def test_names_are_the_same_in_both_ways_of_writing_an_accent(tmp_path):
+    for folder, form in (("hr", "NFC"), ("sr", "NFD")):
+        (tmp_path / folder).mkdir()
+        Image.fromarray(bscan(1, 96, 112)).save(tmp_path / folder / unicodedata.normalize(form, "é0.png"))
+    assert not evaluate_folders(tmp_path / "sr", tmp_path / "hr", steps=0).failed
+
+
+def test_several_methods_in_one_folder_are_told_apart(tmp_path):
+    for folder, name in (("hr", "s0"), ("sr", "s0_bicubic"), ("sr", "s0_other")):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        Image.fromarray(bscan(1, 96, 112)).save(tmp_path / folder / f"{name}.png")
+    with pytest.raises(UserError, match="s0 is there: if _bicubic names a method, give the images of one method, in a folder, at a time"):
+        evaluate_folders(tmp_path / "sr", tmp_path / "hr", steps=0)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
+import unicodedata
 import warnings
 from collections.abc import Iterator
 from pathlib import Path, PureWindowsPath
@@ -23,7 +25,10 @@ from .tiff import MAGIC, Tiff
 
 EMPTY = np.finfo(np.float32).max  # what Heidelberg's files hold where nothing was measured
 FUNDUS = tuple(f"1.2.840.10008.5.1.4.1.1.77.1.5.{k}" for k in (1, 2, 5, 6, 7))  # DICOM's photographs of the fundus, and en-face images
-NOBODY = ("", "unknown", "anonymous", "anonymized", "anonymised", "anon", "none", "0")  # what stands for a name that was taken out
+NOBODY = re.compile(  # what stands for a name that was taken out, without punctuation
+    r"(unknown|anon(ym\w*)?|none?|null|nan|n ?a|nil|not (available|known|given)|removed|deleted|redacted|no|hidden|empty|blank|dummy|test|x[x ]*|0[0 ]*)?"
+    r"( ?(name|id|patient|subject|person))*"
+)
 EYES = {"R": "OD", "L": "OS"}
 
 
@@ -224,7 +229,8 @@ class Dicom(Stack):
                 raise UserError(f"{path}: is cut off; it says that it holds {self.frames} frames of {self.width} x {self.height} pixels")
             if self.frames > held:
                 raise UserError(f"{path}: says that it holds {self.frames} frames, more than it has bytes; it is damaged")
-            self.identity = _who(str(d.get("PatientID", ""))) or _who(str(d.get("PatientName", "")))
+            self.name = _who(str(d.get("PatientName", "")))
+            self.identity = _who(str(d.get("PatientID", ""))) or self.name
 
     def __len__(self) -> int:
         return self.frames
@@ -233,7 +239,7 @@ class Dicom(Stack):
         d = self.data
         with _library(self.path, "pydicom"):
             from pydicom import dcmread
-            from pydicom.pixels import apply_color_lut, pixel_array
+            from pydicom.pixels import apply_color_lut, get_decoder, pixel_array
 
             try:
                 source = dcmread(self.path) if self.syntax.is_deflated else self.path
@@ -241,6 +247,9 @@ class Dicom(Stack):
             except (RuntimeError, NotImplementedError):
                 if not self.syntax.is_compressed:
                     raise
+                with contextlib.suppress(NotImplementedError):
+                    if get_decoder(self.syntax).is_available:
+                        raise UserError(f"{self.path}: is cut off or damaged at frame {k + 1}") from None
                 raise UserError(
                     f"{self.path}: its compression, {self.syntax.name}, cannot be undone here; save it without compression"
                 ) from None
@@ -287,8 +296,12 @@ class Dicom(Stack):
 
 def _who(text: str) -> bytes:
     """What a file calls its patient, without what differs from one program to the next; b'' where it names nobody."""
-    text = " ".join(text.replace("\0", " ").replace("^", " ").split()).lower()
-    return b"" if text in NOBODY else text.encode()
+    text = unicodedata.normalize("NFKC", text).casefold()
+    return (
+        b""
+        if NOBODY.fullmatch(" ".join(re.sub(r"[\W_]+", " ", text).split()))
+        else " ".join(re.sub(r"[\0^\s]+", " ", text).split()).encode()
+    )
 
 
 def _exported(image: ElementTree.Element, eye: str) -> Facts:

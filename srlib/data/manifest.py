@@ -56,14 +56,15 @@ def build_manifest(
     fewer than three groups are left.
     """
     root, reading = Path(root), (reading or {}) | {"channels": channels}
-    patients, by_path, hashed, named, left_out, secret = {}, {}, set(), 0, [], ""
+    patients, by_path, by_name, hashed, named, left_out, secret = {}, {}, {}, set(), 0, [], ""
     for path in find_images((subfolder(root, "hr") or root) if paired else root, left_out):
         relative = path.relative_to(root).as_posix()
         match = re.search(patient_pattern, relative)
         name = (match and match.group(1)) or ""
-        if path.suffix.lower() not in EXTENSIONS and (inside := patient(path, secret := secret or _salt(salt))):
+        inside, called = patient(path, secret := secret or _salt(salt)) if path.suffix.lower() not in EXTENSIONS else ("", "")
+        if inside:
             hashed.add(inside)
-            by_path[relative] = name or inside
+            by_path[relative], by_name[relative] = name or inside, called
             name = inside
         named += bool(name)
         patients[relative] = name or relative
@@ -94,9 +95,17 @@ def build_manifest(
     known = table[list(FACTS)].replace("", None).notna().any()
     table = table.drop(columns=known.index[~known])
     of_file = table.path.str.replace(r"#\d+$", "", regex=True)
-    group = _groups(table.assign(by_path=of_file.map(by_path).fillna(table.patient)))
+    called = of_file.map(by_name).fillna("")  # links those that have no identifier: only then is the name of another their patient
+    table_by = table.assign(
+        by_path=of_file.map(by_path).fillna(table.patient), by_name=called.where(called.isin(table.patient), table.patient)
+    )
+    group = _groups(table_by)
     if group.nunique() < 3:
-        raise UserError(f"{root}: {group.nunique()} patient(s) cannot be split into train, val and test; at least 3 are needed")
+        inside = f" ({len(hashed)} by what is said inside the files)" if hashed else ""
+        also = f"; {len(skipped)} file(s) were left out, the first: {' '.join(skipped[0])}" if skipped else ""
+        raise UserError(
+            f"{root}: {group.nunique()} patient(s){inside} cannot be split into train, val and test; at least 3 are needed{also}"
+        )
     order = table.patient.map(first_path).groupby(group).min().to_dict()
     dealt = _split(table, group, val_share, test_share, seed, order)
     table.insert(6, "split", group.map(dealt))
@@ -239,13 +248,13 @@ def _inspect(root: Path, relative: str, reading: dict) -> list[list]:
 
 
 def _groups(table: pd.DataFrame) -> pd.Series:
-    """For each row the smallest patient that it is linked to through shared patients, by name inside or by path, and shared hashes."""
+    """For each row the smallest patient that it is linked to through shared patients, by identifier, path or name inside, and shared hashes."""
     group = table["patient"].astype(str)
     while True:
-        merged = group.groupby(table["sha256"]).transform("min")
-        merged = (
-            merged.groupby(table["patient"]).transform("min").groupby(table["by_path"]).transform("min").groupby(group).transform("min")
-        )
+        merged = group
+        for column in ("sha256", "patient", "by_path", "by_name"):
+            merged = merged.groupby(table[column]).transform("min")
+        merged = merged.groupby(group).transform("min")
         if merged.equals(group):
             return group
         group = merged

@@ -53,8 +53,10 @@ def find_images(root: str | Path, left_out: list[tuple[Path, str]] | None = None
     def taken(folder: Path) -> bool:
         if folder.is_symlink():
             left_out.append((folder, "is a link to a folder; give that folder itself, or copy it"))
-        elif all((folder / name).is_file() for name in ("config.json", "provenance.json")):
+        elif all(os.path.isfile(folder / name) for name in ("config.json", "provenance.json")):  # (False without the right to look)
             left_out.append((folder, "is a run folder of this project"))
+        elif not os.access(folder, os.R_OK | os.X_OK):
+            left_out.append((folder, "cannot be opened (Permission denied)"))
         else:
             return True
         return False
@@ -87,6 +89,7 @@ def _files_of(folder: Path, names: list[str], left_out: list[tuple[Path, str]]) 
             found.append(path)
     for which, n in strange.items():
         left_out.append((folder, f"holds {n} {which} file{'s' * (n > 1)}, which are not supported; convert them to PNG or TIFF"))
+    named, doubt = set(), {}  # files of exports, by name in small letters; what each export leaves open
     for path in exports:
         found.append(path)
         try:
@@ -95,11 +98,14 @@ def _files_of(folder: Path, names: list[str], left_out: list[tuple[Path, str]]) 
         except UserError:  # it will be listed when it is read; what lies beside it would be torn apart
             scans, fundus, whole = set(), set(), False
         left_out += [(folder / name, f"belongs to {path.name}, but is no B-scan") for name in names if name.lower() in fundus]
-        found = [f for f in found if f not in scans and f.name.lower() not in fundus]
-        if not whole:  # it cannot be read, or names images that are not there: they may be called something else now
-            beside = [f for f in found if f.suffix.lower() in EXTENSIONS]
-            left_out += [(f, f"lies beside {path.name}, which cannot be read whole, and may belong to it") for f in beside]
-            found = [f for f in found if f not in beside]
+        named |= {file.name.lower() for file in scans} | fundus
+        doubt[path] = "does not name it" if whole else "cannot be read whole"
+    found = [f for f in found if f.name.lower() not in named]
+    if exports:  # what they do not name may be of their patients all the same
+        path = next((p for p, why in doubt.items() if "whole" in why), exports[0])
+        beside = [f for f in found if f.suffix.lower() in EXTENSIONS]
+        left_out += [(f, f"lies beside {path.name}, which {doubt[path]}, and may belong to it; move it, if it does not") for f in beside]
+        found = [f for f in found if f not in beside]
     return found
 
 
@@ -169,16 +175,17 @@ def few_values(scan: Scan) -> str:
     return f"values up to {scan.top} of {scan.white}; if they have {likely} bits, say so (-p bits {likely}, --bits {likely})"
 
 
-def patient(path: str | Path, salt: str) -> str:
-    """A name for the patient that a file names inside: a hash of what it says and `salt`; '' where it says nothing or cannot be read. Of pictures
-    always ''."""
+def patient(path: str | Path, salt: str) -> tuple[str, str]:
+    """What a file says inside of whom it is about: by the identifier, or the name where it has none, and by the name. Hashes with `salt`; '' where it
+    says nothing or cannot be read. Of pictures always ''."""
     try:
         if kind(Path(path)) in ("picture", "tiff"):
-            return ""
+            return "", ""
         with opened(Path(path)) as stack:
-            return hashlib.sha256(salt.encode() + stack.identity).hexdigest()[:12] if stack.identity else ""
+            said = stack.identity, stack.name
     except (OSError, UserError):
-        return ""
+        return "", ""
+    return tuple(hashlib.sha256(salt.encode() + text).hexdigest()[:12] if text else "" for text in said)
 
 
 def png_name(path: str | Path) -> Path:

@@ -48,6 +48,7 @@ class Stack:
     """A file's pages, numbered from 0."""
 
     identity = b""  # of the patient, from inside the file: only ever hashed (`reading.patient`)
+    name = b""  # beside an identifier, the same
 
     def __init__(self, path: Path):
         self.path = path

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+import struct
 import zlib
 from pathlib import Path
 
 import numpy as np
 import tifffile
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from ..config import UserError
 from .stacks import Facts, Page, Picture, Stack, check_size, deep_colour, of_scans, upright
@@ -43,6 +44,8 @@ class Tiff(Stack):
             self.planes = [self.planes[k] for k in sorted(range(len(self.planes)), key=lambda k: self._place(k)[-1].index)]
         if not self.planes:
             raise UserError(f"{path}: holds no image")
+        if self._goes_on():
+            raise UserError(f"{path}: is cut off or damaged behind slice {len(self.planes)}")
         stated = (self.file.imagej_metadata or {}).get("images", 1) if self.file.is_imagej else 1
         first = self.planes[0][0].keyframe
         behind = (self.size - first.dataoffsets[0]) / max(1, sum(first.databytecounts)) if first.dataoffsets else 0
@@ -51,6 +54,15 @@ class Tiff(Stack):
 
     def __len__(self) -> int:
         return len(self.planes)
+
+    def _goes_on(self) -> bool:
+        """Whether the last directory that can be read names another one: tifffile ends there without a word."""
+        form, last, file = self.file.tiff, self.file.pages[len(self.file.pages) - 1].offset, self.file.filehandle
+        file.seek(last)
+        (tags,) = struct.unpack(form.tagnoformat, file.read(form.tagnosize))
+        file.seek(last + form.tagnosize + tags * form.tagsize)
+        following = file.read(form.offsetsize)
+        return len(following) == form.offsetsize and struct.unpack(form.offsetformat, following)[0] > last  # (back: a circle)
 
     def page(self, k: int, reflectivity: str = "") -> Page:
         series, number, each, page = self._place(k)
@@ -111,7 +123,10 @@ class Tiff(Stack):
         if page.is_tiled or len(content) < each * page.imagelength:
             raise UserError(f"{self.path}: holds {bits} bits a value in a way that is not supported; save it as 16 bit")
         rows = np.frombuffer(content, np.uint8)[: each * page.imagelength].reshape(page.imagelength, each)
-        digits = np.unpackbits(rows, axis=1)[:, : width * bits].reshape(page.imagelength, width, bits)
+        reversed_bits = _tag(page, 266) == 2  # the tag FillOrder
+        digits = np.unpackbits(rows, axis=1, bitorder="little" if reversed_bits else "big")[:, : width * bits].reshape(
+            page.imagelength, width, bits
+        )
         return digits @ (1 << np.arange(bits - 1, -1, -1)).astype(np.uint16)
 
     def _read(self, offset: int, count: int) -> bytes:
@@ -133,8 +148,7 @@ class Tiff(Stack):
                 np.concatenate([white - np.minimum(grey, white), values[..., 1:]], -1) if samples > 1 else white - np.minimum(grey, white)
             )
         if photometric == PALETTE:
-            values = (first.colormap >> 8).astype(np.uint8)[:, np.minimum(values, first.colormap.shape[1] - 1)]
-            values, bits = np.moveaxis(values, 0, -1), 8
+            values, bits = _colours(first, values), 8
         values = upright(values, _orientation(first))
         if alpha and int(first.extrasamples[0]) == 1:  # the colours are multiplied by it already
             values = np.minimum(values[..., :-1] + (white - np.minimum(values[..., -1:], white)), white).astype(values.dtype)
@@ -151,8 +165,14 @@ class Tiff(Stack):
         plain = int(page.photometric) == RGB and int(page.planarconfig) == 1 and set(map(int, page.extrasamples)) <= {2}
         if page.bitspersample == 16 and plain:
             return Page(upright(deep_colour(self.path, page.index), _orientation(page)), white)
-        self.pillow = self.pillow or Picture(self.path)
-        shown = self.pillow.page(page.index)
+        try:
+            self.pillow = self.pillow or Picture(self.path)
+            shown = self.pillow.page(page.index)
+        except UnidentifiedImageError:
+            kind = f"{page.bitspersample} bits a value, {page.compression.name} and {page.photometric.name}"
+            raise UserError(f"{self.path}: holds {kind}, which is not supported; save it as grey or RGB of 8 or 16 bit") from None
+        if int(page.photometric) == PALETTE and not shown.white and shown.values.mode == "P":
+            return Page(Image.fromarray(_colours(page, np.asarray(shown.values))))
         if shown.white:
             inverted = int(page.photometric) == WHITE_IS_ZERO  # Pillow inverts 8 bit alone
             return Page(white - np.minimum(shown.values, white) if inverted else shown.values, white)
@@ -181,9 +201,19 @@ def _whole(page):
     return page if isinstance(page, tifffile.TiffPage) else page.aspage()
 
 
+def _tag(page, number: int, usual: int = 1) -> int:
+    tag = page.tags.get(number)
+    return tag.value if tag and isinstance(tag.value, int) else usual
+
+
 def _orientation(page) -> int:
-    tag = page.tags.get(274)
-    return tag.value if tag and isinstance(tag.value, int) else 1
+    return _tag(page, 274)
+
+
+def _colours(page, values: np.ndarray) -> np.ndarray:
+    """RGB of 8 bit, through the page's map of 16 bit; some programs write one of 8 bit."""
+    table = page.colormap if page.colormap.max() <= 255 else page.colormap >> 8
+    return np.moveaxis(table.astype(np.uint8)[:, np.minimum(values, table.shape[1] - 1)], 0, -1)
 
 
 def _shape(page) -> tuple[int, ...]:

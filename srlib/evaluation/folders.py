@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from pathlib import Path
 from typing import NamedTuple
 
@@ -71,7 +72,7 @@ def evaluate_folders(
         file = page_of(hr_path)[0]
         of = file.relative_to(hr_dir).as_posix()
         match = re.search(config.patient_pattern, of)
-        whose = patient(file, "") or (match and match[1]) or of
+        whose = patient(file, "")[0] or (match and match[1]) or of
         patches.add({"sr": images[0], "hr": hr}, valid, whose, len(rows), jpeg_tables(hr_path))
         rows += [{"image": name, "method": method} | m for m in measured]
     if not rows:
@@ -107,7 +108,7 @@ def _match(sr_dir: Path, hr_dir: Path) -> tuple[dict[str, tuple[Path, list[Path]
     for name, paths in sorted(files.items()):
         found = hr.find(name)
         if len(found) != 1:
-            wrong = f"{len(found) or 'no'} HR image{'s' * bool(found)} named {name} in {hr_dir}; one is needed"
+            wrong = f"{len(found) or 'no'} HR image{'s' * bool(found)} named {name} in {hr_dir}; one is needed{hr.hint(name)}"
         elif len(meant[found[0]]) > 1 and not hr.at(name):
             others = " and ".join(meant[found[0]][:3])
             wrong = f"{others} all have the name of {found[0]}; give the folder of one method at a time, or put SR into the folders of HR"
@@ -156,14 +157,29 @@ class _Names:
                 png_name(relative).with_suffix(""),
                 relative,
             }:  # with it, as `upscale` and evaluation/sr have it where two share a name
-                self.by_path.setdefault(name.as_posix(), []).append(part)
-                self.by_name.setdefault(name.name, []).append(part)
+                self.by_path.setdefault(_same(name.as_posix()), []).append(part)
+                self.by_name.setdefault(_same(name.name), []).append(part)
 
     def at(self, name: str) -> list[Path]:
-        return self.by_path.get(name, [])
+        return self.by_path.get(_same(name), [])
 
     def find(self, name: str) -> list[Path]:
-        return self.at(name) or self.by_name.get(Path(name).name, [])
+        return self.at(name) or self.by_name.get(_same(Path(name).name), [])
+
+    def hint(self, name: str) -> str:
+        """Where an HR image has the beginning of a name that none has: what the rest may be."""
+        own = Path(name).name
+        start = next((own[:k] for k in range(len(own) - 1, 0, -1) if own[:k] in self.by_name and not own[k].isalnum()), "")
+        return (
+            f"; {start} is there: if {own[len(start) :]} names a method, give the images of one method, in a folder, at a time"
+            if start
+            else ""
+        )
+
+
+def _same(name: str) -> str:
+    """Accents are written in two ways: macOS takes a name apart, others do not."""
+    return unicodedata.normalize("NFC", name)
 
 
 def _without_addition(files: dict[str, list[Path]], hr: _Names) -> tuple[dict[str, list[Path]], list[str]]:

@@ -189,7 +189,9 @@ def left_out(table: pd.DataFrame, region: str = "valid") -> str:
     rows = table[table.region == region]
     equal, empty = (set(rows.image[found]) for found in (rows.psnr == np.inf, rows.psnr.isna()))
     flat = set(rows.image[rows.texture_error_db.isna()]) - empty if "texture_error_db" in rows else set()
+    small = set(rows.image[rows.ms_ssim.isna()]) - empty if "ms_ssim" in rows else set()
     reasons = {"": (empty, "nothing to measure"), " of PSNR": (equal - empty, "SR equals HR"), " of power": (flat, "blank")}
+    reasons[" of MS-SSIM"] = small, "a side of less than 176 pixels"
     return "; ".join(f"{len(images)} image(s) left out{what}: {why}" for what, (images, why) in reasons.items() if images)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from pathlib import Path
 
@@ -12,10 +13,10 @@ from PIL.PngImagePlugin import PngInfo
 from tqdm import tqdm
 
 from ..config import UserError
-from ..data.reading import EXTENSIONS, Scan, few_values, find_images, png_names, read_image, read_scan, slices
+from ..data.reading import EXTENSIONS, Scan, few_values, find_images, page_of, png_names, read_image, read_scan, slices
 from ..data.stacks import MAX_PIXELS, Facts
 from ..device import memory_ran_out
-from ..files import write_image
+from ..files import file_hash, write_image
 from ..models.texture import TextureGenerator
 from . import domain, upscaling
 
@@ -51,7 +52,7 @@ def upscale_files(
     (divided by the scale here), the eye and the scan's position. With `known`, the domain of the training set, it says in what the source is unlike that, too. Returns
     (written, there already, failed, warned): a file whose metadata show that it was made from the same source in the same way is left;
     `failed` has a line for each source that could not be read, would be too large, whose name is taken or whose result could not be written,
-    `warned` one for each that is unlike the training set. Raises UserError where a source would be overwritten, for an `out` that looks like a file of another kind, and
+    `warned` one for each that is unlike the training set and for each result of another network or draw that was replaced. Raises UserError where a source would be overwritten, for an `out` that looks like a file of another kind, and
     for what the network cannot do.
     """
     noisy, seeds, scale = isinstance(generator, TextureGenerator), range(seed, seed + draws), generator.settings["scale"]
@@ -87,7 +88,7 @@ def upscale_files(
             failed.append(_sentence(path, error))
             continue
         readable = path.name.encode(errors="backslashreplace").decode()
-        facts = {"Source": f"{readable} {hashlib.sha256(image.tobytes()).hexdigest()[:16]}"}
+        facts = {"Source": f"{readable} {hashlib.sha256(image.tobytes()).hexdigest()[:16]}", "Source file": _hash_of(path)}
         if known:
             facts["Domain"] = f"WARNING, unlike the training scans: {unlike}" if unlike else "like the training scans"
         if doubt := few_values(scan):
@@ -101,9 +102,12 @@ def upscale_files(
         there += [target for k, target in enumerate(targets[path]) if k not in missing]
         if not missing:
             continue
-        if others := [t for t in (targets[path][k] for k in missing) if _is_another(t, readable)]:
+        if others := [t for t in (targets[path][k] for k in missing) if _is_another(t, readable, facts["Source file"])]:
             failed.append(f"{path}: {others[0]} is there and was made from something else; give another folder for OUT, or move it away")
             continue
+        for k in missing:
+            if old := _made_by(targets[path][k], texts[k]["Made by"]):
+                warned.append(f"{targets[path][k]} was written anew; the one before was made by {old}")
         try:
             if ensemble:
                 images = [upscaling.self_ensemble(image, generator, consistent)[0]]
@@ -190,15 +194,38 @@ def _made_earlier(target: Path, facts: dict[str, str]) -> bool:
         return False
 
 
-def _is_another(target: Path, name: str) -> bool:
-    """Whether a file is there that was not made by this command from a source of that name."""
+def _is_another(target: Path, name: str, source: str) -> bool:
+    """Whether a file is there that was not made by this command from that source: its name, and (in files of later versions) its hash."""
     if not target.exists():
         return False
     try:
         with Image.open(target) as image:
-            return image.info.get("Software") != "srlib" or str(image.info.get("Source", "")).rpartition(" ")[0] != name
+            said = image.info
+        other = str(said.get("Source", "")).rpartition(" ")[0] != name or said.get("Source file", source) != source
+        return said.get("Software") != "srlib" or other
     except (OSError, SyntaxError):
         return target.stat().st_size > 0  # not a picture; an empty file is nobody's
+
+
+def _made_by(target: Path, maker: str) -> str:
+    """What made the file that is there, where that is not `maker`; ''."""
+    try:
+        with Image.open(target) as image:
+            old = str(image.info.get("Made by", ""))
+    except (OSError, SyntaxError):
+        return ""
+    return "" if old == maker else old
+
+
+def _hash_of(path: Path) -> str:
+    file = page_of(path)[0]
+    facts = file.stat()
+    return _digest(file, facts.st_size, facts.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=8)  # a volume's slices come one after another
+def _digest(file: Path, *_) -> str:
+    return file_hash(file)[:16]
 
 
 def _save(target: Path, sr: np.ndarray, texts: dict[str, str], facts: Facts, scale: int) -> None:
