@@ -89,6 +89,9 @@ class Config:
     train_patients: int = _setting(
         0, "data", "train on so many of the training patients (0: all); validation and test stay the same", low=0
     )
+    train_on_val: bool = _setting(
+        False, "data", "train on the validation patients, too, at a length chosen before: validation then says nothing of unseen ones"
+    )
     data_seed: int = _setting(0, "data", "seed of the phantoms and of the split", low=0)
     # pretrain
     seed: int = _setting(0, "pretrain", "seed of weights and crops in both training stages", low=0)

@@ -19,6 +19,7 @@ from srlib.degrade import upsample
 from srlib.device import autocast_dtype
 from srlib.models import features
 from srlib.models.weights import load_generator, save_weights
+from srlib.series.run_folder import Run
 from srlib.training import adversarial, checkpoint, classifier, diagnostics, pretraining
 from srlib.training.stage import make_generator, training_pairs, update
 from srlib.training.validation import Validation, draw
@@ -411,6 +412,24 @@ def test_released_srgan_is_the_average_of_the_steps(images, tmp_path, rules, nam
     assert 0 < (released - start).norm() < drift  # behind the last weights: not inverted, not the last
     assert 0 < (released - last).norm() < drift
     assert torch.equal(released, parts["averaged"][f"module.{name}"])
+
+
+@pytest.mark.parametrize("seen", [False, True])
+def test_on_validation_patients_the_last_weights_are_taken(scan_folder, tmp_path, monkeypatch, seen):
+    """Nothing can be chosen on patients that were trained on; else the best are."""
+    run = Run(tmp_path / "run", load_config("smoke", **TINY, data=str(scan_folder), train_on_val=seen))
+    run.folder.mkdir()
+    table = run.make_manifest()
+    assert len(run.images("train")) == table.split.isin(["train", "val"][: 1 + seen]).sum()
+    seen_weights, measure = {}, Validation.__call__
+
+    def falling(self, generator):  # step 0, 2, 4, ...: each worse than the one before
+        seen_weights[len(seen_weights)] = {k: v.clone() for k, v in generator.state_dict().items()}
+        return measure(self, generator) | {"gain_db": -float(len(seen_weights))}
+
+    monkeypatch.setattr(Validation, "__call__", falling)
+    pretraining.pretrain_generator(run.config, run.images("train"), run.images("val"), run.folder)
+    assert same(weights(run.folder / "srresnet.pt"), seen_weights[max(seen_weights) if seen else 0])
 
 
 def test_srgan_needs_matching_weights(images, tmp_path):

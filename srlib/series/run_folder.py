@@ -263,9 +263,10 @@ class Run:
         return read_image(self.root / path, **self.config.reading | ({"channels": channels} if channels else {}))
 
     def images(self, split: str, min_side: int = 0) -> list[Path]:
-        """Paths of a split's images of at least `min_side` pixels a side; UserError where none is left."""
-        table = self.manifest
-        table = table[(table.split == split) & (table[["height", "width"]] >= min_side).all(axis=1)]
+        """Paths of a split's images of at least `min_side` pixels a side, of 'train' with `train_on_val` those of validation, too; UserError
+        where none is left."""
+        table, splits = self.manifest, [split] + ["val"] * (split == "train" and self.config.train_on_val)
+        table = table[table.split.isin(splits) & (table[["height", "width"]] >= min_side).all(axis=1)]
         if not len(table):
             raise UserError(f"no image of the {split} split is {min_side} pixels or more a side; set a smaller crop or give larger images")
         return [self.root / p for p in table.path]

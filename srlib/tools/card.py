@@ -163,13 +163,13 @@ def _training(run: Run) -> list[str]:
             f"- {words}: {last.step:,.0f} steps of {run.config.batch} crops of {run.config.crop if stage == 'pretrain' else run.config.gan_crop} pixels, {last.seconds / 3600:.2f} h in "
             f"{last.session:.0f} session(s) on {device}; at the end {last.gain_db:+.2f} dB against bicubic on validation scans{best}"
         )
-    released_by = (
-        "SRResNet is the state with the best validation PSNR; SRGAN the averaged weights (EMA) at the end, not chosen by any measure."
-    )
+    chosen = "state at the end" if run.config.train_on_val else "state with the best validation PSNR"
+    released_by = f"SRResNet is the {chosen}; SRGAN the averaged weights (EMA) at the end, not chosen by any measure."
+    seen = ", which were trained on, too" * run.config.train_on_val
     return [
         "\n".join(said),
         f"{released_by} SRGAN's losses: {', '.join(_losses(run.config))}. Seed {run.config.seed}.",
-        "Gain over bicubic on crops of validation scans, during the trainings:",
+        f"Gain over bicubic on crops of validation scans{seen}, during the trainings:",
         *curves,
     ]
 

@@ -55,7 +55,8 @@ def _schedule(optimizer, kind: str, total: int):
 def pretrain_generator(config: Config, train, val, folder, fingerprint: str = "", show=lambda history: None) -> pd.DataFrame:
     """MSE pretraining (section 3.2), or another `pretrain_loss`: train on crops of the image files `train`, validate on `val`, write into `folder`.
 
-    `folder/pretrain/` gets checkpoint.pt, history.csv and frames/ (a validation crop over the steps), `folder/srresnet.pt` the weights with the best validation PSNR.
+    `folder/pretrain/` gets checkpoint.pt, history.csv and frames/ (a validation crop over the steps), `folder/srresnet.pt` the weights with the best validation
+    PSNR (the last, where validation patients are trained on).
     A checkpoint with the same `fingerprint` is continued. `show(history)` is called after each validation. On a machine with several
     GPUs `parallel.launch` starts a process for each, and `show` is called after checkpoints. Returns the history:
     step, session, seconds, loss (MSE on [-1, 1], whatever is minimised), g_norm (of the gradient, before it is cut), gain_db (over
@@ -67,6 +68,8 @@ def pretrain_generator(config: Config, train, val, folder, fingerprint: str = ""
 
     def validate():
         found = validation(training.generator)
+        if config.train_on_val:
+            best.score = float("-inf")  # the last are taken: on seen patients nothing can be chosen
         best.offer(found["gain_db"], training.generator)
         return found
 
