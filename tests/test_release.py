@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from importlib.metadata import version
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -451,6 +452,8 @@ def test_onnx_of_a_network_that_draws(scale, channels, tmp_path, capfd):
     said = capfd.readouterr()
     assert "Traceback" not in said.out + said.err
     session = onnxruntime.InferenceSession(str(tmp_path / "x.onnx"), providers=["CPUExecutionProvider"])
+    content = (tmp_path / "x.onnx").read_bytes()
+    assert not any(part in content for part in (b".py", b"site-packages", os.fsencode(Path.home()), os.fsencode(REPOSITORY), b"File "))
     assert [i.name for i in session.get_inputs()] == ["lr", "noise"] and [o.name for o in session.get_outputs()] == ["sr"]
     for batch, height, width in ((1, 31, 53), (2, 124, 17)):
         lr, noise = torch.rand(batch, channels, height, width), torch.randn(batch, NOISES, scale * height, scale * width)

@@ -18,6 +18,7 @@ from ..degrade import crop_to_multiple, downsample, to_image, to_tensor
 from ..evaluation import statistics
 from ..figures import panels
 from ..files import file_hash, read_table
+from ..inference.export import CHECKED, OPSET
 from ..inference.upscaling import upscale
 from ..models import weights
 from ..models.texture import NOISES
@@ -84,8 +85,8 @@ def model_card(run: Run, table: pd.DataFrame, source: str, entry: dict, facts: d
         f"![A phantom by both networks]({entry['picture']})",
         "*A phantom, at four times its size: what the networks make of an image that they were not trained on.*",
         "## Files",
-        f"Half precision changes SR by at most {facts['rounding']} grey levels (first test scan). The ONNX files hold the same weights (made by `srlib.export.export_onnx`, torch's "
-        f"exporter; any batch, height and width; input `lr`, output `sr`, float32 in [0, 1]); onnxruntime and torch differ by at most {facts['onnx']:.0e}. {_left(config)}",
+        f"Half precision changes SR by at most {facts['rounding']} grey levels (first test scan). The ONNX files hold the same weights (made by `srlib.inference.export.export_onnx`, torch's "
+        f"exporter, opset {OPSET}; any batch, height and width; input `lr`, output `sr`, float32 in [0, 1]); onnxruntime and torch differ by at most {facts['onnx']:.0e} in [0, 1] (batch x height x width {', '.join(' x '.join(map(str, size)) for size in CHECKED)}). {_left(config)}",
         "\n".join(
             f"- `{entry[n][kind]}`: SHA-256 `{entry[n][sha]}`"
             for n in weights.NAMES
