@@ -177,7 +177,16 @@ def _add_reading(parser: argparse.ArgumentParser) -> None:
 def _add_kaggle(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("action", choices=("build", "check", "push", "status", "pull"), help="push builds and checks first")
     parser.add_argument("--user", default=os.environ.get("KAGGLE_USERNAME", ""), help="your name on Kaggle (default: KAGGLE_USERNAME)")
-    parser.add_argument("--chain", action="store_true", help="six kernels that follow each other, instead of one with all notebooks")
+    kind = parser.add_mutually_exclusive_group()
+    kind.add_argument(
+        "--chain",
+        dest="kind",
+        action="store_const",
+        const="chain",
+        help="six kernels that follow each other, instead of one with all notebooks",
+    )
+    kind.add_argument("--short", dest="kind", action="store_const", const="short", help="SRGAN on OCT in one notebook, of 200 lines")
+    parser.set_defaults(kind="series")
     parser.add_argument("--profile", default="kaggle", help="a complete set of settings (default: kaggle)")
     parser.add_argument("--vgg", default="", metavar="OWNER/SLUG", help="a data set with VGG-19's weights; without it they are downloaded")
     parser.add_argument("--public", action="store_true", help="everybody may see the kernels (default: private)")
@@ -353,22 +362,25 @@ def _bench(args) -> None:
 
 
 def _kaggle(args) -> int:
-    from .kaggle import kernels, push
+    from .kaggle import dataset, kernels, push
 
     settings = dict(profile=args.profile, vgg=args.vgg, public=args.public, overrides={name: _value(value) for name, value in args.p})
     if args.action == "push":
-        print(push.push(args.user, args.chain, args.wait, **settings))
+        print(push.push(args.user, args.kind, args.wait, **settings))
     elif args.action == "pull":
-        print(push.pull(args.user, args.chain))
+        print(push.pull(args.user, args.kind))
     elif args.action == "status":
-        for title in kernels.titles(args.chain):
+        code = f"{args.user}/{dataset.SLUG}"
+        print(f"{code}: {push.dataset_status(code) or 'not there'}")
+        for title in kernels.titles(args.kind):
             name = f"{args.user}/{kernels.slug(title)}"
             print(f"{name}: {push.status(name).lower() or 'not there'}")
     elif args.action == "build":
-        for folder in kernels.build(args.user, args.chain, **settings):
+        for folder in (*kernels.build(args.user, args.kind, **settings), dataset.build_dataset(args.user)):
             print(folder)
     else:
-        wrong = [sentence for title in kernels.titles(args.chain) for sentence in kernels.check(kernels.OUT / kernels.slug(title))]
+        wrong = dataset.check_dataset(kernels.OUT / dataset.SLUG)
+        wrong += [sentence for title in kernels.titles(args.kind) for sentence in kernels.check(kernels.OUT / kernels.slug(title))]
         for sentence in wrong:
             print(f"error: {sentence}", file=sys.stderr)
         return 1 if wrong else print("nothing to object to") or 0

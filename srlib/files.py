@@ -1,4 +1,4 @@
-"""Files: where things are (the repository, the zip that a Kaggle kernel carries, Kaggle's mounts), written whole or not at all, and their hashes."""
+"""Files: where things are (the repository, an installed package, Kaggle's mounts), written whole or not at all, and their hashes."""
 
 from __future__ import annotations
 
@@ -16,21 +16,16 @@ from PIL import Image
 
 from .config import UserError
 
-REPOSITORY = Path(__file__).resolve().parent.parent  # inside a zip: the zip file
+REPOSITORY = Path(__file__).resolve().parent.parent
 KAGGLE = Path(os.environ.get("SRLIB_KAGGLE", "/kaggle"))  # tests set another
 KAGGLE_INPUT = KAGGLE / "input"
 ON_KAGGLE = "KAGGLE_KERNEL_RUN_TYPE" in os.environ
-INSTALLED = REPOSITORY.is_dir() and not (REPOSITORY / "environment.yml").exists()  # by pip, which puts both folders into srlib
+INSTALLED = not (REPOSITORY / "environment.yml").exists()  # by pip or as Kaggle's data set, which have both folders in srlib
 WEIGHTS, NOTEBOOK_FOLDER = (
     REPOSITORY / name for name in (("srlib/weights", "srlib/notebooks") if INSTALLED else ("data/weights", "notebooks"))
 )
-# what relative paths start from and where data/ and runs/ are: a zip cannot be written to, and neither can Kaggle's mounts
-HOME = KAGGLE / "working" if ON_KAGGLE else REPOSITORY.parent if REPOSITORY.is_file() else Path.cwd() if INSTALLED else REPOSITORY
-
-
-def read_bytes(path: str | Path) -> bytes:
-    """A file of the repository, also where the repository is a zip. Raises OSError where it is not there."""
-    return __spec__.loader.get_data(str(path))
+# what relative paths start from and where data/ and runs/ are: Kaggle's mounts cannot be written to
+HOME = KAGGLE / "working" if ON_KAGGLE else Path.cwd() if INSTALLED else REPOSITORY
 
 
 def mounts(kind: str, name: str) -> list[Path]:

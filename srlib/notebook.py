@@ -39,10 +39,11 @@ __all__ = [
 def source(thing) -> HTML:
     """The code of a class or function as it stands in srlib, without docstrings."""
     style = HtmlFormatter(noclasses=True, prestyles="font-family: monospace; line-height: 1.35", style="friendly")
-    return HTML(highlight(f"# {inspect.getmodule(thing).__name__}\n{_code(thing)}", PythonLexer(), style))
+    return HTML(highlight(f"# {inspect.getmodule(thing).__name__}\n{plain_code(thing)}", PythonLexer(), style))
 
 
-def _code(thing) -> str:
+def plain_code(thing) -> str:
+    """The source of a class or function without docstrings."""
     text = inspect.cleandoc("\n" + inspect.getsource(thing))
     lines = text.splitlines()
     for node in ast.walk(ast.parse(text)):

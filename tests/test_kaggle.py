@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 
@@ -9,9 +10,9 @@ import nbformat
 import pytest
 
 from srlib import __main__ as command
-from srlib.config import UserError, load_config
+from srlib.config import UserError
 from srlib.files import write
-from srlib.kaggle import handover, kernels
+from srlib.kaggle import dataset, handover, kernels
 from srlib.models import features
 from srlib.series.opening import open_run
 from srlib.series.run_folder import NOTEBOOKS
@@ -35,21 +36,42 @@ def test_all_is_one_notebook(tmp_path):
     nbformat.validate(notebook)  # each cell has an id of its own
     assert kernels.check(folder) == []
     assert metadata["enable_internet"] is False and metadata["machine_shape"] == "NvidiaTeslaT4" and metadata["is_private"] is True
-    assert metadata["dataset_sources"] == ["paultimothymooney/kermany2018", "friend/vgg-weights"] and not metadata["kernel_sources"]
+    code = "someone/srgan-for-oct-srlib"
+    assert metadata["dataset_sources"] == [code, "paultimothymooney/kermany2018", "friend/vgg-weights"] and not metadata["kernel_sources"]
     wanted = {"profile": "kaggle", "run_dir": "", "data": "", "overrides": content | {"feature_weights": "friend/vgg-weights"}}
     assert parameters(notebook) == wanted
     code = [c.source for c in notebook.cells if c.cell_type == "code"]
     assert re.findall(r'open_run\("(\d\d)"', "".join(code[1:])) == list(NOTEBOOKS)
-    assert sum("b85decode" in c for c in code) == 1 and not any("find srlib" in c for c in code)
+    assert not any("find srlib" in c or len(c) > 5000 for c in code)  # readable, every cell
     text = "".join(c.source for c in notebook.cells if c.cell_type == "markdown")
     assert ".ipynb" not in text and "Previous:" not in text and text.count("## Exercises") >= 5
-    carried = notebook.cells[1].metadata
-    assert carried["jupyter"]["source_hidden"] and carried["_kg_hide-input"]
-    assert sum("attachments" in c for c in notebook.cells) == 6  # the pictures travel
+    first = notebook.cells[0]
+    assert "attachment:result.jpg" in first.source and "| SRResNet |" in first.source and "](data/" not in first.source
+    assert sum("attachments" in c for c in notebook.cells) == 7  # the pictures travel
+
+
+@pytest.mark.parametrize("kind", ["series", "chain", "short"])
+def test_the_text_is_kaggles(tmp_path, kind):
+    """No commands, times or paths of the clone."""
+    for folder in kernels.build("someone", kind, out=tmp_path):
+        text = "\n".join(c.source for c in built(folder)[1].cells)
+        assert not re.findall(r".*(?:run_all|CPU cores|\.\./|environment\.yml|README).*", text)
+        assert "--run-dir" not in text or "!python -m srlib run --run-dir" in text
+
+
+def test_the_short_kernel_is_short(tmp_path):
+    (folder,) = kernels.build("someone", "short", out=tmp_path)
+    metadata, notebook = built(folder)
+    nbformat.validate(notebook)
+    assert kernels.check(folder) == [] and metadata["enable_gpu"] and not metadata["enable_internet"]
+    assert metadata["id"] == "someone/srgan-on-oct-in-one-notebook" and set(parameters(notebook)) >= {"data", "mse_steps", "gan_steps"}
+    code = "\n".join(c.source for c in notebook.cells if c.cell_type == "code")
+    assert sum(bool(line.strip()) for line in code.splitlines()) <= 200
+    assert "class ResidualBlock(nn.Module)" in code and "torch.autograd.grad" in code  # the model and the step are there to edit
 
 
 def test_chain_of_six(tmp_path):
-    folders = kernels.build("someone", chain=True, overrides={"content_features": "vgg19:relu5_4"}, out=tmp_path)
+    folders = kernels.build("someone", "chain", overrides={"content_features": "vgg19:relu5_4"}, out=tmp_path)
     assert [f.name for f in folders][:3] == ["srgan-for-oct-01-explore-data", "srgan-for-oct-02-synthesize-lr", "srgan-for-oct-03-pretrain-generator"]  # fmt: skip
     before = []
     for folder, number in zip(folders, NOTEBOOKS, strict=True):
@@ -75,27 +97,62 @@ def test_two_builds_are_the_same_bytes(tmp_path):
         assert (a / name).read_bytes() == (b / name).read_bytes()
 
 
-def test_carried_cell_imports_from_its_zip(tmp_path):
-    """The first cell alone, away from the repository, gives srlib with its networks; a changed one says so."""
-    cell = kernels._carried(load_config("smoke", content_features="oct-encoder"))
-    code = (
-        cell
-        + "\nfrom srlib.models import features\nfrom srlib.data import sources\nprint(features.judge().body, features.feature_extractor('oct-encoder').body, sep='\\n')\n"
-    )
-    code += "assert '.zip' in features.__file__ and os.environ['PYTHONPATH'].endswith('.zip'), sources.HOME\nprint(sources.HOME)\n"
+@pytest.mark.parametrize("place", ["srgan-for-oct-srlib", "datasets/someone/srgan-for-oct-srlib"])
+def test_the_first_cell_finds_srlib(tmp_path, place):
+    """Attached in the old way or the new, with its networks and notebooks; a copy in the working folder comes first; without it it is asked for."""
+    shutil.copytree(dataset.build_dataset("someone", tmp_path / "built"), tmp_path / "kaggle/input" / place)
+    working = tmp_path / "kaggle/working"
+    working.mkdir()
+    cell = dataset.attached("someone").replace("/kaggle/", f"{tmp_path}/kaggle/")
+    more = "from srlib import files\nfrom srlib.models import features\nfrom srlib.series.opening import open_run\nprint(features.judge().body)\n"
+    more += "print(features.feature_extractor('oct-encoder').body, sorted(p.name for p in files.NOTEBOOK_FOLDER.iterdir())[0])\n"
+    more += "print(open_run('01', 'smoke', '', 'phantom', {'networks': 'released'}).folder, os.environ['PYTHONPATH'])"
 
-    def run(text):
-        return subprocess.run([sys.executable, "-"], cwd=tmp_path, env={"PATH": ""}, input=text, capture_output=True, text=True)
+    def run():
+        around = {"PATH": "", "SRLIB_KAGGLE": str(tmp_path / "kaggle"), "KAGGLE_KERNEL_RUN_TYPE": "Batch", "HOME": str(tmp_path)}
+        return subprocess.run([sys.executable, "-"], cwd=working, env=around, input=f"{cell}\n{more}", capture_output=True, text=True)
 
-    done = run(code)
-    assert done.returncode == 0 and "Judge" in done.stdout and done.stdout.endswith(f"{tmp_path}\n"), done.stderr
-    line = cell.splitlines()[8]
-    harmed = run(cell.replace(line, line[:-2] + ("00" if line[-2:] != "00" else "11")))
-    assert harmed.returncode
+    done = run()
+    assert done.returncode == 0 and "01_explore_data.ipynb" in done.stdout, done.stderr
+    assert f"{working}/runs/smoke {tmp_path}/kaggle/input/{place}" in done.stdout and "another version" not in done.stdout
+    shutil.copytree(tmp_path / "kaggle/input" / place / "srlib", working / "srlib")
+    done = run()
+    assert done.returncode == 0 and f"srlib from {working} (a copy" in done.stdout, done.stderr
+    shutil.rmtree(tmp_path / "kaggle/input")
+    shutil.rmtree(working / "srlib")
+    assert "press Add Input, Datasets, and add someone/srgan-for-oct-srlib" in run().stderr
 
 
-def change(folder, **facts):
-    file = folder / "kernel-metadata.json"
+def test_the_data_set_is_the_package(tmp_path):
+    """What the wheel puts into srlib, known again by its version; equal content, equal bytes."""
+    folder = dataset.build_dataset("someone", tmp_path)
+    assert dataset.check_dataset(folder) == []
+    for name in ("srlib/__init__.py", "srlib/models/networks.py", "srlib/weights/judge.pt", "srlib/weights/released.json", "srlib/notebooks/experiments/losses.yaml"):  # fmt: skip
+        assert (folder / name).is_file(), name
+    assert [p.name for p in folder.glob("version-*")] == [f"version-{dataset.version()}.txt"]
+    assert not list(folder.rglob("__pycache__")) and sum(p.stat().st_size for p in folder.rglob("*") if p.is_file()) < 30e6
+
+
+@pytest.mark.parametrize(
+    ("facts", "words"),
+    [
+        ({"title": "Another one"}, "makes the slug 'another-one', but id says 'srgan-for-oct-srlib'"),
+        ({"id": "datasets/someone/x"}, "must be OWNER/SLUG"),
+        ({"subtitle": "short"}, "must have 20 to 80 characters"),
+        ({"licenses": []}, "must be a list of one name"),
+        ({"licenses": ...}, "no data set can be read there"),
+    ],
+)
+def test_check_refuses_a_data_set(tmp_path, facts, words):
+    folder = dataset.build_dataset("someone", tmp_path)
+    change(folder, "dataset-metadata.json", **facts)
+    assert any(words in sentence for sentence in dataset.check_dataset(folder))
+    (folder / "srlib/__init__.py").unlink()
+    assert facts == {"licenses": ...} or any("__init__.py is missing" in sentence for sentence in dataset.check_dataset(folder))
+
+
+def change(folder, file="kernel-metadata.json", **facts):
+    file = folder / file
     metadata = json.loads(file.read_text()) | facts
     file.write_text(json.dumps({k: v for k, v in metadata.items() if v is not ...}))
 
@@ -130,7 +187,7 @@ def alter(folder, work):
 )  # fmt: skip
 def test_check_refuses(tmp_path, monkeypatch, capsys, harm, words):
     monkeypatch.setattr(kernels, "OUT", tmp_path)
-    monkeypatch.setattr(kernels, "_carried", lambda config: "# srlib")
+    monkeypatch.setattr(dataset, "OUT", tmp_path)
     assert command.main(["kaggle", "build", "--user", "someone"]) == command.main(["kaggle", "check"]) == 0
     harm(tmp_path / "srgan-for-oct")
     assert command.main(["kaggle", "check"]) == 1

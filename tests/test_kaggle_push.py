@@ -1,30 +1,35 @@
 """The official kaggle command line sends the built kernels to a recorder on loopback, which answers as Kaggle does, or does not."""
 
 import hashlib
+import io
 import json
 import os
 import re
 import threading
+import zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
 from srlib import __main__ as command
 from srlib.config import UserError
-from srlib.kaggle import kernels
+from srlib.files import REPOSITORY
+from srlib.kaggle import dataset, kernels
 from srlib.kaggle import push as push_module
 
 KEY = "0123456789abcdef0123456789abcdef"
-CARRIED = kernels._carried
+CODE = f"someone/{dataset.SLUG}"
 SETTINGS = {"profile": "smoke", "overrides": {"data": "kermany"}}
 
 
 class Recorder(ThreadingHTTPServer):
-    """Kaggle's side: the kernels that were sent, their state and their output; `trouble` is what the next sending meets."""
+    """Kaggle's side: the kernels that were sent, their state and their output; `trouble` is what the next sending meets. The data sets: their
+    state and the files of each version; `trouble_data` is what the next creation or version meets."""
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
         self.calls, self.kernels, self.state, self.output, self.trouble = [], [], {}, {}, None
+        self.data, self.versions, self.uploads, self.trouble_data = {}, [], {}, None
 
     def sent(self, slug: str) -> dict:
         return [k for k in self.kernels if k["slug"] == slug][-1]
@@ -44,8 +49,34 @@ class Handler(BaseHTTPRequestHandler):
         elif what == "ListKernelSessionOutput":
             files, log = self.server.output.get(name, ({}, ""))
             self.answer({"files": [{"url": f"http://localhost/file/{name}/{f}", "fileName": f} for f in files], "log": log})
+        elif what in ("GetDatasetStatus", "ListDatasetFiles") and (
+            state := self.server.data.get(f"{body['ownerSlug']}/{body['datasetSlug']}")
+        ):
+            files = [{"name": name, "totalBytes": 1} for name in (self.server.versions or [{"files": []}])[-1]["files"]]
+            self.answer({"status": state} if what == "GetDatasetStatus" else {"datasetFiles": files})
+        elif what == "StartBlobUpload":
+            token = str(len(self.server.uploads))
+            self.server.uploads[token] = [body["name"], b""]
+            self.answer({"token": token, "createUrl": f"http://localhost/upload/{token}"})
+        elif what in ("CreateDataset", "CreateDatasetVersion"):
+            self.save_data(what, body)
         else:
             self.answer({"code": 404, "message": "404 Client Error: Not Found"}, 404)
+
+    def do_PUT(self):
+        self.server.calls.append((self.path, ""))
+        self.server.uploads[self.path.rpartition("/")[2]][1] += self.rfile.read(int(self.headers["Content-Length"]))
+        self.answer({})
+
+    def save_data(self, what, body):
+        if self.server.trouble_data:
+            return self.answer(*self.server.trouble_data)
+        inner = body.get("body", body)
+        files = dict(self.server.uploads[f["token"]] for f in inner["files"])
+        self.server.versions.append({"what": what, "body": inner, "files": files})
+        owner, slug = body["ownerSlug"], body.get("datasetSlug") or body["slug"]
+        self.server.data.setdefault(f"{owner}/{slug}", "ready")
+        self.answer({"status": "ok", "url": f"https://www.kaggle.com/datasets/{owner}/{slug}"})
 
     def save(self, body):
         trouble = self.server.trouble
@@ -97,7 +128,9 @@ def recorder(monkeypatch, tmp_path):
     }.items():  # fmt: skip
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(kernels, "OUT", tmp_path / "built")
-    monkeypatch.setattr(kernels, "_carried", lambda config: "# srlib is left out here, to save time")
+    monkeypatch.setattr(dataset, "OUT", tmp_path / "built")
+    files = {name: path for name, path in dataset.content().items() if not name.startswith(("weights", "notebooks"))}  # enough to send
+    monkeypatch.setattr(dataset, "content", lambda: files)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield server
     server.shutdown()
@@ -114,8 +147,7 @@ def push(*extra: str) -> int:
     return command.main(["kaggle", "push", "--user", "someone", "--profile", "smoke", "-p", "data", "kermany", *extra])
 
 
-def test_what_kaggle_receives(recorder, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(kernels, "_carried", CARRIED)
+def test_what_kaggle_receives(recorder, tmp_path, capsys):
     assert push("--vgg", "someone/weights", "-p", "content_features", "vgg19:relu5_4") == 0
     said = capsys.readouterr()
     assert "Kernel version 1 successfully pushed. Please check progress at https://www.kaggle.com/code/someone/srgan-for-oct" in said.out
@@ -124,7 +156,7 @@ def test_what_kaggle_receives(recorder, tmp_path, monkeypatch, capsys):
     wanted = {
         "slug": "someone/srgan-for-oct", "newTitle": "SRGAN for OCT", "language": "python", "kernelType": "notebook", "isPrivate": True,
         "enableGpu": True, "enableInternet": False, "machineShape": "NvidiaTeslaT4",
-        "datasetDataSources": [kernels.KERMANY, "someone/weights"],
+        "datasetDataSources": [CODE, kernels.KERMANY, "someone/weights"],
     }  # fmt: skip
     assert {k: got.get(k) for k in wanted} == wanted and not got.get("kernelDataSources") and not got.get("enableTpu")
     built = json.loads((tmp_path / "built/srgan-for-oct/srgan-for-oct.ipynb").read_text())
@@ -155,13 +187,13 @@ def test_what_kaggle_refuses(recorder, capsys, trouble, words):
     said = capsys.readouterr()
     assert re.search(rf"error: someone/srgan-for-oct was not taken as it is: .*(?:{words})", said.err), said.err
     assert KEY not in said.out + said.err and "successfully" not in said.out
-    assert recorder.calls[-1][0].endswith("SaveKernel") and not recorder.kernels
+    assert recorder.calls[-1][0].endswith("SaveKernel") and not recorder.kernels and len(recorder.versions) == 1
     recorder.trouble = None
     assert push() == 0 and len(recorder.kernels) == 1
 
 
 def test_chain_sends_the_next_that_is_ready(recorder, capsys):
-    names = [f"someone/{kernels.slug(t)}" for t in kernels.titles(True)]
+    names = [f"someone/{kernels.slug(t)}" for t in kernels.titles("chain")]
     assert push("--chain") == 0 and [k["slug"] for k in recorder.kernels] == names[:1]
     assert push("--chain") == 0 and "is running" in capsys.readouterr().out and len(recorder.kernels) == 1
     for name in names[:2]:
@@ -195,13 +227,13 @@ def test_waiting_for_a_chain(recorder, monkeypatch):
                 recorder.state[name], recorder.output[name] = ("complete", ""), (handed_over(True), "")
 
     monkeypatch.setattr(push_module.time, "sleep", pass_time)
-    assert push_module.push("someone", chain=True, wait=True, **SETTINGS).startswith("all finished")
-    assert [k["slug"] for k in recorder.kernels] == [f"someone/{kernels.slug(t)}" for t in kernels.titles(True)]
+    assert push_module.push("someone", "chain", wait=True, **SETTINGS).startswith("all finished")
+    assert [k["slug"] for k in recorder.kernels] == [f"someone/{kernels.slug(t)}" for t in kernels.titles("chain")]
 
 
 def test_status_and_pull(recorder, tmp_path, capsys):
     assert command.main(["kaggle", "status", "--user", "someone"]) == 0
-    assert capsys.readouterr().out == "someone/srgan-for-oct: not there\n"
+    assert capsys.readouterr().out == f"{CODE}: not there\nsomeone/srgan-for-oct: not there\n"
     with pytest.raises(UserError, match="no kernel of someone has finished"):
         push_module.pull("someone")
     files = handed_over(True, **{"evaluation/metrics.csv": b"psnr\n1\n", "srgan.pt": b"weights"})
@@ -219,3 +251,46 @@ def test_push_checks_before_it_sends(recorder, monkeypatch):
         push_module.push("someone", **SETTINGS)
     assert not recorder.calls
     push_module.status("someone/kernel")  # so that the recorder has been called
+
+
+def test_the_data_set_is_created_versioned_or_left(recorder, monkeypatch, capsys):
+    """Created where it is not there; left where the same content is; a new version of another; waited for while Kaggle makes it."""
+    assert push() == 0 and f"Data set {CODE}: created, version-{dataset.version()}" in capsys.readouterr().out
+    (first,) = recorder.versions
+    assert first["what"] == "CreateDataset" and first["body"]["isPrivate"] and first["body"]["licenseName"] == "MIT"
+    assert set(first["files"]) == {"srlib.zip", "LICENSE.txt", "README.md", f"version-{dataset.version()}.txt"}
+    with zipfile.ZipFile(io.BytesIO(first["files"]["srlib.zip"])) as box:  # which Kaggle unpacks into srlib/
+        assert box.read("models/networks.py") == (REPOSITORY / "srlib/models/networks.py").read_bytes()
+    assert push() == 0 and len(recorder.versions) == 1 and len(recorder.kernels) == 1
+    files = dataset.content()
+    monkeypatch.setattr(dataset, "content", lambda: {k: v for k, v in files.items() if k != "home.py"})
+    recorder.data[CODE] = "blobs_received"
+    assert push() == 0 and f"the data set {CODE} is blobs_received; call the same again" in capsys.readouterr().out
+    assert len(recorder.versions) == len(recorder.kernels) == 1
+    recorder.data[CODE] = "ready"
+    assert push("--public") == 0 and "a new version, version-" in capsys.readouterr().out
+    assert recorder.versions[1]["what"] == "CreateDatasetVersion" and len(recorder.kernels) == 2  # the kernel names its version
+    recorder.data[CODE] = "deleted"
+    assert push() == 1 and f"the data set {CODE} is deleted" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "trouble", [({"status": "error", "error": "The title is taken."}, 200), ({"message": "403 Forbidden"}, 403), ({"message": "busy"}, 500)]
+)
+def test_a_data_set_that_is_refused(recorder, capsys, trouble):
+    """No kernel is sent then."""
+    recorder.trouble_data = trouble
+    assert push() == 1
+    said = capsys.readouterr()
+    assert re.search(rf"error: the data set {CODE} was not taken: .*(?:title is taken|403|500|busy)", said.err), said.err
+    assert KEY not in said.out + said.err and not recorder.kernels
+    recorder.trouble_data = None
+    assert push() == 0 and len(recorder.kernels) == 1
+
+
+def test_the_short_kernel_is_sent_and_done(recorder, capsys):
+    name = "someone/srgan-on-oct-in-one-notebook"
+    assert push("--short") == 0 and recorder.kernels[0]["slug"] == name
+    recorder.state[name] = ("complete", "")
+    assert push("--short") == 0 and "all finished" in capsys.readouterr().out
+    assert command.main(["kaggle", "pull", "--short", "--user", "someone"]) == 1 and "leaves no run folder" in capsys.readouterr().err

@@ -13,7 +13,7 @@ from srlib.series.run_folder import Run
 def test_source_has_the_code_and_no_docstring():
     html = notebook.source(ResidualBlock).data
     assert "srlib.models.networks" in html and "ResidualBlock" in html and "departure" not in html
-    code = notebook._code(ResidualBlock)
+    code = notebook.plain_code(ResidualBlock)
     scope = {"nn": __import__("torch").nn, "torch": __import__("torch")}
     exec(code, scope)
     block, own = ResidualBlock(4, False), scope["ResidualBlock"](4, False)

@@ -14,7 +14,7 @@ from PIL import Image
 
 from .. import degrade
 from ..config import UserError
-from ..files import HOME, KAGGLE_INPUT, read_bytes
+from ..files import HOME, KAGGLE_INPUT
 from . import phantom
 
 KAGGLEHUB = Path.home() / ".cache/kagglehub/datasets/paultimothymooney/kermany2018"
@@ -52,7 +52,9 @@ def locate(data: str) -> Path:
 def make_phantoms(config) -> Path:
     """Write the phantoms of `config` once, as files named like Kermany's, and return their folder (data/phantoms/<hash>)."""
     key = ("phantoms", "phantom_height", "phantom_width", "phantom_rotation", "phantom_jpeg", "data_seed")
-    source = hashlib.sha256(b"".join(read_bytes(module.__file__) for module in (phantom, degrade, sys.modules[__name__]))).hexdigest()
+    source = hashlib.sha256(
+        b"".join(Path(module.__file__).read_bytes() for module in (phantom, degrade, sys.modules[__name__]))
+    ).hexdigest()
     text = repr([(k, getattr(config, k)) for k in key] + [source])
     folder = data_home() / "phantoms" / hashlib.sha256(text.encode()).hexdigest()[:12]
     if (folder / "complete").exists():

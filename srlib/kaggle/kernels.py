@@ -1,90 +1,80 @@
-"""Build the notebooks as Kaggle kernels, each with srlib inside it, and check them before anything is sent."""
+"""Build the notebooks as Kaggle kernels, with srlib attached as a data set, and check them before anything is sent."""
 
 from __future__ import annotations
 
 import base64
-import hashlib
-import io
 import json
-import lzma
 import re
-import zipfile
 from pathlib import Path
 
 import nbformat
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from ..config import Config, UserError, load_config, nearest
-from ..files import REPOSITORY, write
+from ..config import UserError, load_config, nearest
+from ..files import NOTEBOOK_FOLDER, REPOSITORY, write
 from ..series.run_folder import NOTEBOOKS
+from . import short
+from .dataset import OUT, SLUG, attached, slug
 
-OUT = REPOSITORY / "build" / "kaggle"
 TITLE = "SRGAN for OCT"
 KERMANY = "paultimothymooney/kermany2018"
 GPU = "NvidiaTeslaT4"  # Kaggle's name for two T4
 LIMIT = 1_000_000  # bytes of a notebook
-DATE = (1980, 1, 1, 0, 0, 0)  # in the zip, so that equal content has an equal hash
-LZMA = [{"id": lzma.FILTER_LZMA2, "preset": 9, "lc": 3, "lp": 1, "pb": 1}]  # two-byte numbers, as the weights are
 KEYS = {  # of kernel-metadata.json: every key that the kaggle CLI reads; the type of those that are always written
     "id": str, "title": str, "code_file": str, "language": str, "kernel_type": str, "is_private": bool, "enable_gpu": bool,
     "enable_tpu": bool, "enable_internet": bool, "machine_shape": str, "dataset_sources": list, "kernel_sources": list,
     "competition_sources": list, "model_sources": list, "id_no": None, "keywords": None, "docker_image": None, "docker_image_pinning_type": None,
 }  # fmt: skip
 KERNELSPEC = {"name": "python3", "display_name": "Python 3", "language": "python"}
+LANGUAGE = {"kernelspec": KERNELSPEC, "language_info": {"name": "python"}}
 BESIDE = re.compile(r"^import sys\n\nsys\.path\.append\(.*\n", re.M)  # the set-up's way to srlib in a clone
-TRAINING = re.compile(r"^ *with run\.stage\(\"(pretrain|srgan)\"\)", re.M)  # the cells that need a GPU and may run out of time
+TRAINING = re.compile(
+    r"^ *with run\.stage\(\"(pretrain|srgan)\"\)|^for k, \(lr, target\) in", re.M
+)  # the cells that need a GPU and may run out of time
 IMAGENET = ("vgg19", "vgg16", "resnet50", "oct-vgg")  # extractors that begin with its weights
-CARRIED = """# srlib {hash}: the code of this series. It is inside this cell, so nothing is installed and nothing downloaded.
-import base64, hashlib, lzma, os, sys, time
-from pathlib import Path
+TIMES = {  # what a notebook's line of time says there; estimated from counted work, not measured
+    "01": "minutes; every scan is read once.", "02": "half a minute.", "03": "about an hour on two T4 (estimated).",
+    "04": "15 to 40 minutes on two T4 (estimated).", "05": "about half an hour (estimated).", "06": "a minute.",
+}  # fmt: skip
+INTRO = """# {title}
 
-os.environ.setdefault("SRLIB_STARTED", str(time.time()))  # max_hours counts from here
-content = lzma.decompress(base64.b85decode("".join('''
-{payload}
-'''.split())))
-assert hashlib.sha256(content).hexdigest().startswith("{hash}"), "this cell was changed; take the notebook anew"
-srlib_zip = Path("srlib-{hash}.zip").absolute()
-srlib_zip.write_bytes(content)
-sys.path.insert(0, str(srlib_zip))
-os.environ["PYTHONPATH"] = os.pathsep.join([str(srlib_zip), *filter(None, [os.environ.get("PYTHONPATH")])])  # for !python -m srlib
-"""
+![A synthetic scan, and a square of it at four times its size: LR, bicubic, SRResNet, SRGAN and HR](attachment:result.jpg)
 
+*A phantom (synthetic scan), not a result on OCT. The table below is of real scans.*
 
-def slug(title: str) -> str:
-    """Kaggle's slug of a title."""
-    return re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
+{results}
+
+**What this is.** The six notebooks of the series as one kernel, from the first scan to the judged network. *Copy & Edit* and *Run All* repeat it; its code is the attached data set [{data}](https://www.kaggle.com/datasets/{data}), where you can read it and from where you can copy it to change it. Set `profile = "smoke"` below for a run of minutes."""
 
 
-def titles(chain: bool) -> list[str]:
-    """The kernels' titles, in order."""
-    return [f"{TITLE} {name.replace('_', ' ')}" for name, _, _ in NOTEBOOKS.values()] if chain else [TITLE]
+def titles(kind: str = "series") -> list[str]:
+    """The kernels' titles, in order: of the whole series as one, of the chain of six, or of the short one."""
+    if kind == "chain":
+        return [f"{TITLE} {name.replace('_', ' ')}" for name, _, _ in NOTEBOOKS.values()]
+    return [short.TITLE if kind == "short" else TITLE]
 
 
 def build(
-    user: str, chain: bool = False, profile: str = "kaggle", overrides: dict | None = None, vgg: str = "", public: bool = False,
+    user: str, kind: str = "series", profile: str = "kaggle", overrides: dict | None = None, vgg: str = "", public: bool = False,
     out: Path | None = None,
 ) -> list[Path]:  # fmt: skip
     """Write a folder for each kernel (the notebook, kernel-metadata.json) into `out` (default: build/kaggle); returns the folders in the order of running.
 
-    `vgg`: OWNER/SLUG of a data set with VGG-19's weights; without it, and where the settings ask for VGG, the kernel may use the
+    `kind`: 'series', all notebooks as one kernel; 'chain', six that follow each other; 'short', the one notebook of `short.py`. `vgg`: OWNER/SLUG of a data set with VGG-19's weights; without it, and where the settings ask for VGG, the kernel may use the
     internet. Raises UserError for a wrong setting or user.
     """
     if not re.fullmatch(r"[A-Za-z0-9_-]+", user):
         raise UserError(f"user {user!r} is no Kaggle user name; give it with --user NAME, as it stands in kaggle.com/NAME")
     overrides = dict(overrides or {}) | ({"feature_weights": vgg} if vgg else {})
     config = load_config(profile, **overrides)
-    for name in ("networks", "start"):
-        if getattr(config, name) == "released":
-            raise UserError(
-                f"{name}='released' does not travel in a kernel; attach the files of data/weights as a data set and name its folder"
-            )
     data = overrides.pop("data", "")
     parameters = {"profile": profile, "run_dir": "", "data": data, "overrides": overrides}
-    payload = _carried(config)
     folders, before = [], []
-    for title, names in zip(titles(chain), [[n] for n in NOTEBOOKS] if chain else [list(NOTEBOOKS)], strict=True):
+    for title, names in zip(titles(kind), [[n] for n in NOTEBOOKS] if kind == "chain" else [list(NOTEBOOKS)], strict=True):
         own = f"{user}/{slug(title)}"
-        notebook = _notebook(names, parameters, payload, user, own, before, chain)
+        notebook = (
+            _short(user, config.data, overrides) if kind == "short" else _notebook(names, parameters, user, own, before, kind == "chain")
+        )
         code = "\n".join(c.source for c in notebook.cells if c.cell_type == "code")
         trains = bool(TRAINING.search(code))
         needs_vgg = trains and config.content_features.partition(":")[0] in IMAGENET  # (the pretraining asks for it)
@@ -92,7 +82,7 @@ def build(
             "id": own, "title": title, "code_file": f"{slug(title)}.ipynb", "language": "python", "kernel_type": "notebook",
             "is_private": not public, "enable_gpu": trains, "enable_tpu": False, "machine_shape": GPU if trains else "",
             "enable_internet": needs_vgg and not config.feature_weights,
-            "dataset_sources": [KERMANY] * (config.data == "kermany") + [vgg] * bool(vgg and needs_vgg),
+            "dataset_sources": [f"{user}/{SLUG}"] + [KERMANY] * (config.data == "kermany") + [vgg] * bool(vgg and needs_vgg),
             "kernel_sources": list(before), "competition_sources": [], "model_sources": [],
         }  # fmt: skip
         folder = Path(out or OUT) / slug(title)
@@ -103,29 +93,9 @@ def build(
     return folders
 
 
-def archive(config: Config) -> bytes:
-    """srlib as a zip, with the small networks that the settings ask for; the same content gives the same bytes."""
-    encoders = ["judge"] + ["oct-encoder"] * config.content_features.startswith("oct-encoder")
-    files = [REPOSITORY / "LICENSE", *sorted((REPOSITORY / "srlib").rglob("*.py"))]
-    files += [REPOSITORY / "data" / "weights" / f"{name}.pt" for name in encoders]
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as box:
-        for path in files:
-            box.writestr(zipfile.ZipInfo(path.relative_to(REPOSITORY).as_posix(), DATE), path.read_bytes())
-    return buffer.getvalue()
-
-
-def _carried(config: Config) -> str:
-    content = archive(config)
-    text = base64.b85encode(lzma.compress(content, filters=LZMA)).decode()
-    lines = "\n".join(text[i : i + 4000] for i in range(0, len(text), 4000))
-    return CARRIED.format(hash=hashlib.sha256(content).hexdigest()[:12], payload=lines)
-
-
-def _notebook(names: list[str], parameters: dict, payload: str, user: str, own: str, before: list[str], chain: bool):
+def _notebook(names: list[str], parameters: dict, user: str, own: str, before: list[str], chain: bool):
     """The notebooks `names` as one: srlib, the parameters, what an earlier kernel handed over, the cells, the handing over."""
-    hidden = {"_kg_hide-input": True, "jupyter": {"source_hidden": True}}
-    set_up = [new_code_cell(payload, metadata=hidden, id="srlib")]
+    set_up = [new_code_cell(attached(user), id="srlib")]
     text = "\n".join(f"{name} = {value!r}" for name, value in parameters.items())
     set_up.append(new_code_cell(text, metadata={"tags": ["parameters"]}, id="parameters"))
     if before or not chain:  # the first of the chain has nothing to take over
@@ -135,29 +105,39 @@ def _notebook(names: list[str], parameters: dict, payload: str, user: str, own: 
     if chain:  # under the notebook's title
         cells[1:1] = set_up
     else:
-        intro = f"# {TITLE}\n\nThe six notebooks of the series as one kernel, from the first scan to the judged network: press *Copy & Edit*, then *Run All*."
-        cells[:0] = [new_markdown_cell(intro, id="intro"), *set_up]
+        cells[:0] = [_intro(user), *set_up]
     cells.append(new_code_cell("from srlib.kaggle.handover import hand_over\n\nhand_over(run)", id="hand-over"))
-    notebook = new_notebook(cells=cells, metadata={"kernelspec": KERNELSPEC, "language_info": {"name": "python"}})
-    while len(nbformat.writes(notebook).encode()) > LIMIT:  # the last notebook's picture first
-        pictures = [c for c in notebook.cells if "attachments" in c]
-        if not pictures:
-            raise UserError(f"{own}: the notebook is over {LIMIT / 1e6:g} MB without any picture; shorten it")
-        del pictures[-1]["attachments"]
-        pictures[-1].source = re.sub(r"!\[[^\]]*\]\(attachment:[^)]*\)\n*", "", pictures[-1].source)
-        print(f"{own}: a picture is left out, to stay under {LIMIT / 1e6:g} MB: {pictures[-1].source.splitlines()[0]}")
-    return notebook
+    return new_notebook(cells=cells, metadata=LANGUAGE)
+
+
+def _short(user: str, data: str, overrides: dict):
+    first, *rest = short.cells(user, data, overrides, _picture())
+    return new_notebook(cells=[first, new_code_cell(attached(user), id="srlib"), *rest], metadata=LANGUAGE)
+
+
+def _picture() -> dict:
+    content = (NOTEBOOK_FOLDER / "pictures" / "comparison.jpg").read_bytes()
+    return {"result.jpg": {"image/jpeg": base64.b64encode(content).decode()}}
+
+
+def _intro(user: str):
+    """What a reader sees first: the picture and the table of results, from the README."""
+    text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    results = text.partition("\n## Results\n")[2].partition("\n## ")[0].strip()
+    results = re.sub(r"\[([^\]]*)\]\((?!https?:)[^)]*\)", r"\1", results)  # links that lead into the repository
+    return new_markdown_cell(INTRO.format(title=TITLE, results=results, data=f"{user}/{SLUG}"), attachments=_picture(), id="intro")
 
 
 def _cells(number: str, user: str, chain: bool) -> list:
-    """The cells of a notebook for Kaggle: no parameters, no search for a clone, links that lead there, trainings that end in time."""
+    """The cells of a notebook for Kaggle: no parameters, no search for a clone, links and commands that work there, trainings that end in time."""
     name = NOTEBOOKS[number][0]
-    notebook, cells = nbformat.read(REPOSITORY / "notebooks" / f"{name}.ipynb", as_version=4), []
-    names = {f"{n}.ipynb": slug(title) for (n, _, _), title in zip(NOTEBOOKS.values(), titles(True), strict=True)}
+    notebook, cells = nbformat.read(NOTEBOOK_FOLDER / f"{name}.ipynb", as_version=4), []
+    names = {f"{n}.ipynb": slug(title) for (n, _, _), title in zip(NOTEBOOKS.values(), titles("chain"), strict=True)}
     for cell in notebook.cells:
         links = re.compile(r"\[([^\]]*)\]\((\w+\.ipynb)\)")
         if "parameters" in cell.metadata.get("tags", []) or (not chain and re.fullmatch(rf"(?:{links.pattern}[\s|]*)+", cell.source)):
             continue
+        cell.source = _commands(cell.source)
         if cell.cell_type == "code":
             cell.source = BESIDE.sub("", cell.source)
             cell.outputs, cell.execution_count = [], None
@@ -165,11 +145,18 @@ def _cells(number: str, user: str, chain: bool) -> list:
                 inner = "\n".join(f"    {line}" if line else "" for line in cell.source.splitlines())
                 cell.source = f"from srlib.kaggle.handover import ending_in_time\n\nwith ending_in_time(run):\n{inner}"
         else:
+            cell.source = re.sub(r"\*\*Time and hardware\*\*: .*?(?=\*\*Before this)", f"**Time**: {TIMES[number]} ", cell.source)
             target = r"[\1](https://www.kaggle.com/code/{}/{})".format(user, "{}") if chain else r"\1"
             cell.source = links.sub(lambda m, t=target: m.expand(t.format(names[m[2]])), cell.source)
         cell.id = f"{number}-{cell.id}"
         cells.append(cell)
     return cells
+
+
+def _commands(text: str) -> str:
+    """The clone's commands as a notebook's: `!python -m srlib ...`."""
+    text = re.sub(r"\./run_all\.sh (?=[a-z])", "!python -m srlib ", text)
+    return text.replace("./run_all.sh", "!python -m srlib run")
 
 
 def check(folder: Path) -> list[str]:

@@ -1,4 +1,4 @@
-"""Talk with Kaggle through its official command line: send kernels, ask how they are, fetch what they made.
+"""Talk with Kaggle through its official command line: send the data set and the kernels, ask how they are, fetch what they made.
 
 What the command line prints is read, because its exit status does not tell a refusal. Its own login is used; no token is read here,
 and anything that looks like one is struck out of what is shown.
@@ -19,7 +19,7 @@ from pathlib import Path
 
 from ..config import UserError
 from ..files import REPOSITORY, file_hash, read_json, write
-from . import kernels
+from . import dataset, kernels
 from .handover import LIST
 
 WAITS = ("QUEUED", "RUNNING", "NEW_SCRIPT")
@@ -27,17 +27,20 @@ ENDED = ("ERROR", "CANCEL_REQUESTED", "CANCEL_ACKNOWLEDGED")
 LOG_LINES = 30
 
 
-def push(user: str, chain: bool = False, wait: bool = False, every: float = 60.0, **settings) -> str:
-    """Build, check, and send the next kernel that is ready; returns a sentence that says what was done.
+def push(user: str, kind: str = "series", wait: bool = False, every: float = 60.0, **settings) -> str:
+    """Build, check, and send the data set with srlib, where Kaggle has another version or none, and the next kernel that is ready; returns a
+    sentence that says what was done.
 
     A kernel is ready where the one before it has finished and it has not itself been sent as it is now built. One that `max_hours`
     ended is sent again, with its own output as a source. Call it again, or let it `wait` (asking `every` so many seconds) until all
     are through. Raises UserError, with the kernel's error and the end of its log, where one failed, and for a refusal.
     """
-    folders = kernels.build(user, chain, **settings)
-    wrong = [sentence for folder in folders for sentence in kernels.check(folder)]
+    folders, code = kernels.build(user, kind, **settings), dataset.build_dataset(user)
+    wrong = dataset.check_dataset(code) + [sentence for folder in folders for sentence in kernels.check(folder)]
     if wrong:
         raise UserError("; ".join(wrong))
+    if said := _send_code(code, f"{user}/{code.name}", settings.get("public", False), every if wait else 0.0):
+        return said
     built = ""
     for folder in folders:
         name = f"{user}/{folder.name}"
@@ -55,23 +58,23 @@ def push(user: str, chain: bool = False, wait: bool = False, every: float = 60.0
             if state in ENDED and sent:
                 (folder / "sent.txt").unlink()  # said once; the next call sends it again
                 raise UserError(f"{name} ended with {state.lower()}:\n{log(name)}\nthe same call sends it again, mended or not")
-            unfinished = state == "COMPLETE" and not _handed_over(name)
+            unfinished = state == "COMPLETE" and kind != "short" and not _handed_over(name)
             if state == "COMPLETE" and not unfinished:
                 break
-            said = _send(folder, name, resume=unfinished)
+            said = send_kernel(folder, name, resume=unfinished)
             write(folder / "sent.txt", built + "\n")
-            if not chain:
+            if kind != "chain":
                 said += _badge(name)
             if not wait:
                 return said
             print(said, flush=True)
             time.sleep(every)
-    return f"all finished; fetch the results with: python -m srlib kaggle pull --user {user}{' --chain' * chain}"
+    return f"all finished; fetch the results with: python -m srlib kaggle pull --user {user}{f' --{kind}' * (kind != 'series')}"
 
 
 def status(name: str) -> str:
     """The state of the kernel OWNER/SLUG, as Kaggle names it (QUEUED, RUNNING, COMPLETE, ERROR, ...); '' for one that is not there."""
-    code, text = _call("status", name)
+    code, text = _call("kernels", "status", name)
     found = re.search(r'has status "(?:\w+\.)?(\w+)"', text)
     if found:
         return found[1]
@@ -82,9 +85,9 @@ def status(name: str) -> str:
 
 def log(name: str) -> str:
     """Why a kernel failed: what Kaggle says, and the last lines of its log."""
-    said = re.search(r'Failure message: "(.*)"', _call("status", name)[1])
+    said = re.search(r'Failure message: "(.*)"', _call("kernels", "status", name)[1])
     with tempfile.TemporaryDirectory() as place:
-        _call("output", name, "-p", place, "--file-pattern", "^$")
+        _call("kernels", "output", name, "-p", place, "--file-pattern", "^$")
         text = "".join(file.read_text(encoding="utf-8") for file in Path(place).glob("*.log"))
     try:  # a list of pieces of the two streams
         text = "".join(piece["data"] for piece in json.loads(text))
@@ -93,17 +96,19 @@ def log(name: str) -> str:
     return "\n".join([*([said[1]] if said else []), *_clean(text).splitlines()[-LOG_LINES:]])
 
 
-def pull(user: str, chain: bool = False, out: Path = REPOSITORY / "runs" / "kaggle-output") -> Path:
+def pull(user: str, kind: str = "series", out: Path = REPOSITORY / "runs" / "kaggle-output") -> Path:
     """Fetch what the last finished kernel wrote into a folder below `out`, check it by the kernel's list, and return the run folder.
 
-    Raises UserError where none has finished, or a file is missing or differs.
+    Raises UserError where none has finished, a file is missing or differs, and for the short kernel, which hands nothing over.
     """
-    names = [f"{user}/{kernels.slug(title)}" for title in reversed(kernels.titles(chain))]
+    if kind == "short":
+        raise UserError("the short kernel leaves no run folder; its pictures and numbers stand in the notebook on Kaggle")
+    names = [f"{user}/{kernels.slug(title)}" for title in reversed(kernels.titles(kind))]
     name = next((name for name in names if status(name) == "COMPLETE"), None)
     if name is None:
         raise UserError(f"no kernel of {user} has finished; python -m srlib kaggle status says how they are")
     target = Path(out) / name.rpartition("/")[2]
-    code, text = _call("output", name, "-p", str(target), "--force")
+    code, text = _call("kernels", "output", name, "-p", str(target), "--force")
     lists = list(target.rglob(LIST))
     if code or len(lists) != 1:
         raise UserError(f"the output of {name} cannot be had: {_reason(code, text)}")
@@ -117,20 +122,64 @@ def pull(user: str, chain: bool = False, out: Path = REPOSITORY / "runs" / "kagg
 def _handed_over(name: str) -> bool:
     """Whether a complete kernel did all that it should; False where `max_hours` ended it."""
     with tempfile.TemporaryDirectory() as place:
-        code, text = _call("output", name, "-p", place, "--file-pattern", rf"{re.escape(LIST)}$")
+        code, text = _call("kernels", "output", name, "-p", place, "--file-pattern", rf"{re.escape(LIST)}$")
         found = sorted(Path(place).rglob(LIST))
         if not found:
             raise UserError(f"{name} is complete but its {LIST} cannot be had: {_reason(code, text)}")
         return read_json(found[0])["finished"]
 
 
-def _send(folder: Path, name: str, resume: bool) -> str:
+def _send_code(folder: Path, name: str, public: bool, every: float) -> str:
+    """Send the data set, and see that it is ready, asking each `every` seconds; with 0 a sentence is returned where it is not."""
+    for done in ("", "ready", "failed"), ("ready",):  # an earlier version on its way, then what is sent now
+        while (state := dataset_status(name)) not in done:
+            if state in ("failed", "deleted"):
+                raise UserError(f"the data set {name} is {state}; look at https://www.kaggle.com/datasets/{name}")
+            said = f"the data set {name} is {state or 'not there yet'}"
+            if not every:
+                return f"{said}; call the same again in a minute, or with --wait"
+            print(said, flush=True)
+            time.sleep(every)
+        if "" in done and (sent := send_dataset(folder, public)):
+            print(sent, flush=True)
+    return ""
+
+
+def send_dataset(folder: Path, public: bool = False) -> str:
+    """Create the data set in `folder`, or a new version of it where Kaggle has another content, known by its file version-HASH.txt; returns a
+    sentence, '' where it is there already. Raises UserError for a refusal."""
+    name, (version,) = read_json(folder / dataset.METADATA)["id"], [path.name for path in folder.glob("version-*.txt")]
+    there = dataset_status(name)
+    if there and version in _call("datasets", "files", name, "--page-size", "200")[1]:
+        return ""
+    if there:
+        code, text = _call("datasets", "version", "-p", str(folder), "-m", version.removesuffix(".txt"), "--dir-mode", "zip")
+    else:
+        code, text = _call("datasets", "create", "-p", str(folder), "--dir-mode", "zip", *["--public"] * public)
+    if code or "being created" not in text or "Upload unsuccessful" in text:
+        raise UserError(f"the data set {name} was not taken: {_reason(code, text)}; call the same again when that is mended")
+    return f"Data set {name}: {'a new version' if there else 'created'}, {version.removesuffix('.txt')}"
+
+
+def dataset_status(name: str) -> str:
+    """The state of the data set OWNER/SLUG, as Kaggle names it (ready, ...); '' for one that is not there."""
+    code, text = _call("datasets", "status", name)
+    state = text.strip().splitlines()[-1].strip() if text.strip() else ""
+    if not code and re.fullmatch(r"\w+", state):
+        return state
+    if any(mark in text for mark in ("404", "403", "Not Found", "Forbidden")):  # the service says 403 of what is not there
+        return ""
+    raise UserError(f"the state of the data set {name} cannot be had: {_reason(code, text)}")
+
+
+def send_kernel(folder: Path, name: str, resume: bool) -> str:
+    """Send a built kernel, with its own last version as a source where it is to `resume`; returns what Kaggle says. UserError for a refusal."""
     file = folder / "kernel-metadata.json"
     if resume:
         metadata = read_json(file)
         metadata["kernel_sources"] = [name, *metadata["kernel_sources"]]
         write(file, json.dumps(metadata, indent=1) + "\n")
-    code, text = _call("push", "-p", str(folder))
+    code, text = _call("kernels", "push", "-p", str(folder))
     refused = re.search(r"not valid (?:\w+ )?(?:sources|tags)[^\n]*", text)
     if code or "successfully pushed" not in text or refused:
         raise UserError(
@@ -154,10 +203,10 @@ def _badge(name: str) -> str:
 
 
 def _call(*args: str) -> tuple[int, str]:
-    """`kaggle kernels ARGS`: exit status, and what it printed."""
+    """`kaggle ARGS`: exit status, and what it printed."""
     if not importlib.util.find_spec("kaggle"):
         raise UserError("Kaggle's command line is not installed; pip install the kaggle and six that environment.yml names")
-    command = [sys.executable, "-P", "-m", "kaggle", "-W", "kernels", *args]
+    command = [sys.executable, "-P", "-m", "kaggle", "-W", *args]
     done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
     return done.returncode, _clean(done.stdout + done.stderr)
 
@@ -170,5 +219,5 @@ def _clean(text: str) -> str:
 
 
 def _reason(code: int, text: str) -> str:
-    lines = [line for line in text.splitlines() if line.strip()]
+    lines = [line for line in text.splitlines() if line.strip() and "%|" not in line]  # no progress bars
     return lines[-1].strip() if lines else f"the kaggle command said nothing (exit status {code})"

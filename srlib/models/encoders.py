@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from ..config import UserError
-from ..files import WEIGHTS, read_bytes
+from ..files import WEIGHTS
 
 SHA256 = {
     "oct-encoder": "74e331affd6f60aa32bf742064591455f1aaa8f232a8a6a721f78b31f4a49ae9",
@@ -82,11 +82,9 @@ def load_encoder(name: str, model: nn.Module) -> nn.Module:
     """`model` with the released weights of that name, in eval mode. Raises UserError where the file is missing or another one."""
     path = WEIGHTS / f"{name}.pt"
     try:
-        content = read_bytes(path)
+        content = path.read_bytes()
     except OSError:
-        raise UserError(
-            f"{path}: no such file; get it from the repository (a Kaggle kernel carries those that its settings ask for)"
-        ) from None
+        raise UserError(f"{path}: no such file; get it from the repository") from None
     if hashlib.sha256(content).hexdigest() != SHA256[name]:
         raise UserError(f"{path} is not the released file (SHA-256 differs); get it from the repository again")
     state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
