@@ -1,4 +1,4 @@
-"""The built kernels run as on Kaggle, in an emulated layout: input read-only, a working folder, no clone, no network."""
+"""The built kernels run as on Kaggle, in an emulated layout: input read-only, srlib attached there, a working folder, no clone, no network."""
 
 import json
 import os
@@ -12,10 +12,9 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from srlib.config import load_config
 from srlib.data.phantom import PATHOLOGIES, bscan
 from srlib.files import REPOSITORY
-from srlib.kaggle import kernels
+from srlib.kaggle import dataset, kernels
 
 SMOKE = {"data": "kermany", "pretrain_steps": 10, "gan_steps": 5}
 OLD, NEW = "kermany2018/oct2017/OCT2017 ", "datasets/paultimothymooney/kermany2018/oct2017/OCT2017 "
@@ -34,6 +33,7 @@ class Kaggle:
         self.environment = kept | {
             "HOME": str(root / "home"), "SRLIB_KAGGLE": str(root), "KAGGLE_KERNEL_RUN_TYPE": "Batch", "KAGGLE_URL_BASE": dead,
             "http_proxy": dead, "https_proxy": dead, "HTTP_PROXY": dead, "HTTPS_PROXY": dead, "OMP_NUM_THREADS": "2",
+            "PYTHONDONTWRITEBYTECODE": "1",  # root would write it into the input
         }  # fmt: skip
 
     def kermany(self, tree: str) -> None:
@@ -44,6 +44,10 @@ class Kaggle:
                 path = self.input / tree / split / label / f"{label}-{1000 + eye}-{number}.jpeg"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 Image.fromarray(bscan(eye, 160, 192, PATHOLOGIES[eye % 4], 0.5 * number)).save(path, quality=75)
+
+    def attach(self, at: str) -> None:
+        """The data set with srlib."""
+        shutil.copytree(dataset.build_dataset("someone", self.root / "built"), self.input / at)
 
     def mount(self, output: "Kaggle", at: str) -> Path:
         return Path(shutil.copytree(output.working, self.input / at))
@@ -58,7 +62,8 @@ class Kaggle:
         """Run a built kernel with papermill in the working folder; the input is the same afterwards."""
         before = self.seal()
         kernel = self.root / f"{folder.name}.ipynb"
-        shutil.copy(folder / f"{folder.name}.ipynb", kernel)
+        text = (folder / f"{folder.name}.ipynb").read_text()
+        kernel.write_text(text.replace("/kaggle/input/", f"{self.input}/"))
         executed = self.root / f"executed-{folder.name}.ipynb"
         extra = ["-y", json.dumps(parameters)] if parameters else []
         command = [python, "-m", "papermill", str(kernel), str(executed), "-k", "python3", "--no-progress-bar", *extra]
@@ -77,6 +82,7 @@ def machine(tmp_path):
     def make(tree: str = OLD) -> Kaggle:
         new = Kaggle(tmp_path / f"machine{next(counted)}")
         new.kermany(tree)
+        new.attach(dataset.SLUG if tree == OLD else f"datasets/someone/{dataset.SLUG}")
         return new
 
     return make
@@ -89,7 +95,7 @@ def printed(executed: Path) -> str:
 
 @pytest.mark.slow
 def test_all_in_one_kernel(machine, tmp_path):
-    """The whole series on Kermany's tree: everything a run makes, from a zip; and after max_hours the next version goes on."""
+    """The whole series on Kermany's tree: everything a run makes, from the attached data set; and after max_hours the next version goes on."""
     (folder,) = kernels.build("someone", profile="smoke", overrides=SMOKE, out=tmp_path / "built")
     first = machine(NEW)
     done, executed = first.run(folder, overrides=SMOKE | {"max_hours": 0.0001})
@@ -108,16 +114,37 @@ def test_all_in_one_kernel(machine, tmp_path):
     assert set(table.method) == {"nearest", "bicubic", "linear", "srresnet", "srgan", "noise"} and table.psnr.between(10, 60).all()
     assert json.loads((run / "handover.json").read_text())["finished"]
     assert str(second.input) in json.loads((run / "provenance.json").read_text())["data"]["images"]["root"]
-    carried = list(second.working.glob("srlib-*.zip"))
-    assert len(carried) == 1 and carried[0].read_bytes() == kernels.archive(load_config("smoke"))
+    assert f"srlib from {second.input}" in printed(executed) and "another version" not in printed(executed)
     assert not list(second.working.glob("srlib")) and str(REPOSITORY) not in executed.read_text()
+
+
+@pytest.mark.slow
+def test_the_short_kernel(machine, tmp_path):
+    """From scans to pictures, with little training; and with a module that was copied and edited."""
+    (folder,) = kernels.build("someone", "short", out=tmp_path / "built")
+    here = machine()
+    little = {"scans": 0, "maps": 8, "mse_steps": 30, "gan_steps": 10, "overrides": {"blocks": 2, "batch": 2, "d_width": 4, "texture": 8}}
+    done, executed = here.run(folder, **little)
+    assert done.returncode == 0, done.stderr
+    assert "step 27: MSE" in printed(executed) and "step 9: D" in printed(executed)
+    shown = nbformat.read(executed, as_version=4).cells
+    assert sum("image/png" in o.get("data", {}) for c in shown if c.cell_type == "code" for o in c.outputs) == 3
+    assert "mean of 8 draws" in str(shown[-2].outputs[-1])
+
+    edited = here.working / "srlib"
+    shutil.copytree(here.input / dataset.SLUG / "srlib", edited)
+    (edited / "degrade.py").chmod(0o644)
+    with open(edited / "degrade.py", "a") as file:
+        file.write("\nprint('this is the copy')\n")
+    done, executed = here.run(folder, **little)
+    assert done.returncode == 0 and "this is the copy" in printed(executed), done.stderr
 
 
 @pytest.mark.slow
 def test_chain_of_six_kernels(machine, tmp_path):
     """Each kernel gets the former's output, mounted now in the old and now in the new way, and the images' place changes too; the
     training that max_hours ended goes on from its own earlier version; a file that was changed or lost on the way is named."""
-    folders = kernels.build("someone", chain=True, profile="smoke", overrides=SMOKE, out=tmp_path / "built")
+    folders = kernels.build("someone", "chain", profile="smoke", overrides=SMOKE, out=tmp_path / "built")
     before = None
     for k, folder in enumerate(folders):
         here = machine((OLD, NEW)[k % 2])
@@ -151,17 +178,16 @@ def test_chain_of_six_kernels(machine, tmp_path):
 
 
 @pytest.mark.slow
-def test_zip_in_other_processes(images, tmp_path):
-    """From the zip alone: reading workers, also spawned ones, and two processes under torchrun train as from the repository."""
-    archive = tmp_path / "srlib.zip"
-    archive.write_bytes(kernels.archive(load_config("smoke")))
+def test_attached_in_other_processes(images, tmp_path):
+    """From the data set alone: reading workers, also spawned ones, and two processes under torchrun train as from the repository."""
+    attached = dataset.build_dataset("someone", tmp_path)
     code = (
         "import json, sys\n"
         "import torch.multiprocessing\n"
         "from srlib.training import parallel\nfrom srlib.training.pretraining import pretrain_generator\n"
         "from srlib.config import load_config\n"
         "if __name__ == '__main__':\n"
-        "    assert '.zip' in parallel.__file__, parallel.__file__\n"
+        f"    assert parallel.__file__.startswith({str(attached)!r}), parallel.__file__\n"
         "    torch.multiprocessing.set_start_method('spawn')\n"
         "    images, count = json.loads(sys.argv[1]), 2\n"
         "    config = load_config('smoke', device='cpu', precision='fp32', workers=1, pretrain_steps=5, d_width=4)\n"
@@ -170,7 +196,7 @@ def test_zip_in_other_processes(images, tmp_path):
         "    print(one.loss.iloc[-1], two.loss.iloc[-1])\n"
     )
     (tmp_path / "script.py").write_text(code)
-    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"PYTHONPATH": str(archive)}
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"PYTHONPATH": str(attached)}
     command = [sys.executable, "script.py", json.dumps(images)]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
