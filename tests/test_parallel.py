@@ -1,9 +1,11 @@
 """Two processes under torchrun, on the CPU through gloo: the same training as one, stopped, killed and continued."""
 
+import contextlib
 import dataclasses
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -14,6 +16,7 @@ import torch
 from test_training import LEDIG, TINY, begin, same, weights
 
 from srlib.config import OutOfTime, UserError, load_config
+from srlib.files import REPOSITORY
 from srlib.training import adversarial, checkpoint, parallel, pretraining
 
 SETTINGS = TINY | {"device": "cpu", "precision": "fp32"}
@@ -121,6 +124,78 @@ def test_a_process_that_dies_ends_the_run(images, tmp_path):
         if number == signal.SIGINT:
             assert "continuing at step" in out and "stopped and saved at step" in out
     assert step(tmp_path) > 5
+
+
+FIRST = (
+    "import json, sys; from srlib.training import parallel; from srlib.config import load_config\n"
+    "folder, images, settings = sys.argv[1], *map(json.loads, sys.argv[2:])\n"
+    "parallel.launch('pretrain', 1, load_config('smoke', **settings), *images, folder, '')"
+)
+
+
+@pytest.fixture
+def hosts(images, tmp_path):
+    """Two hosts, as two torchrun on loopback with one process each: a function that starts both and gives their processes."""
+    started = []
+
+    def start(settings):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        (tmp_path / "pretrain/job.json").unlink(missing_ok=True)  # of other settings
+        rendezvous = f"--nnodes=2 --rdzv-backend=c10d --rdzv-endpoint=127.0.0.1:{port} --rdzv-id={port} --local-addr=127.0.0.1"
+        first = [sys.executable, "-c", FIRST, str(tmp_path), json.dumps(images), json.dumps(settings | {"torchrun": rendezvous})]
+        further = [sys.executable, "-m", "srlib.training", str(tmp_path / "pretrain/job.json")]
+        options = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=REPOSITORY)
+        both = [subprocess.Popen(command, **options) for command in (further, first)]
+        started.extend(both)
+        return both
+
+    yield start
+    for process in started:
+        for pid in (*(grand for child in children(process.pid) for grand in children(child)), *children(process.pid), process.pid):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
+def test_two_hosts_train_as_one(images, tmp_path, hosts):
+    """The same weights as one host with two processes."""
+    settings = SETTINGS | {"pretrain_steps": 8}
+    both = hosts(settings)
+    said = [process.communicate(timeout=120)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    parallel.launch("pretrain", 2, load_config("smoke", **settings), *images, tmp_path / "one", "")
+    assert same(weights(tmp_path / "srresnet.pt"), weights(tmp_path / "one/srresnet.pt"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("killed", [0, 1], ids=["further", "first"])
+def test_a_host_that_dies_ends_the_other_in_words(tmp_path, hosts, killed):
+    """Killed with all it started: the other ends with a sentence, and the same commands go on from the checkpoint."""
+    settings = SETTINGS | {"pretrain_steps": 100_000, "checkpoint_every": 5}
+    both = hosts(settings)
+    deadline = time.monotonic() + 120
+    while step(tmp_path) < 4 and time.monotonic() < deadline:
+        time.sleep(0.2)
+    dead, other = both[killed], both[1 - killed]
+    (torchrun,) = children(dead.pid)
+    for pid in (dead.pid, torchrun, *children(torchrun)):
+        os.kill(pid, signal.SIGKILL)
+    said = other.communicate(timeout=120)[0]
+    assert other.returncode and "a training process, here or on another host, died" in said and "to continue" in said, said
+    before = step(tmp_path)
+    again = hosts(settings)
+    while step(tmp_path) <= before and time.monotonic() < deadline + 200:
+        time.sleep(0.2)
+    again[1].send_signal(signal.SIGINT)
+    assert "continuing at step" in again[1].communicate(timeout=120)[0] and step(tmp_path) > before
+
+
+def test_a_job_of_one_host_has_no_room_for_another(images, tmp_path):
+    with pytest.raises(OutOfTime):
+        parallel.launch("pretrain", 1, load_config("smoke", **SETTINGS, max_hours=1e-9), *images, tmp_path, "")
+    with pytest.raises(UserError, match="is for one host; start the first one with -p torchrun '--nnodes=2"):
+        parallel.join(tmp_path / "pretrain/job.json")
 
 
 def children(pid):

@@ -1,4 +1,4 @@
-"""What each process that torchrun starts for `parallel.launch` does: `python -m srlib.training JOB`."""
+"""`python -m srlib.training JOB`: what each process that torchrun starts for `parallel.launch` does; started by hand, a further host joins the job."""
 
 from __future__ import annotations
 
@@ -41,4 +41,9 @@ def main(job: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
+    try:
+        sys.exit(main(sys.argv[1]) if "LOCAL_RANK" in os.environ else parallel.join(Path(sys.argv[1]).absolute()))
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except UserError as problem:
+        sys.exit(f"error: {problem}")

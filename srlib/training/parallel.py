@@ -12,9 +12,11 @@ import dataclasses
 import functools
 import json
 import os
+import platform
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -115,8 +117,8 @@ def on_every_gpu(stage: str) -> Callable:
 def launch(stage: str, count: int, config: Config, train, val, folder, fingerprint: str, show=lambda history: None) -> pd.DataFrame:
     """Run a stage, 'pretrain' or 'srgan', in `count` processes under torchrun (`srlib.training.__main__`), and return its history; `show` is called when a checkpoint adds to it.
 
-    The processes read what to do from `job.json` in the stage's folder; other hosts join by torchrun's own rendezvous (the setting
-    `torchrun`) and that file. Raises what a single process would: UserError with its message, KeyboardInterrupt after an interrupt. A process that dies
+    The processes read what to do from `job.json` in the stage's folder; other hosts `join` by that file and torchrun's own rendezvous (the
+    setting `torchrun`). Raises what a single process would: UserError with its message, KeyboardInterrupt after an interrupt. A process that dies
     ends all of them, and a RuntimeError says so; the same call continues from the last checkpoint.
     """
     home = Path(folder) / stage
@@ -124,14 +126,7 @@ def launch(stage: str, count: int, config: Config, train, val, folder, fingerpri
     facts = {"stage": stage, "config": dataclasses.asdict(config), "folder": str(folder), "fingerprint": fingerprint}
     write(job, json.dumps(facts | {"train": [str(p) for p in train], "val": [str(p) for p in val]}))
     failed.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "torch.distributed.run", *config.torchrun.split(), f"--nproc-per-node={count}"]
-    # not by PYTHONPATH, which cannot hold a path with a colon
-    start = f"import sys; sys.path.insert(0, {str(REPOSITORY)!r}); from srlib.training.__main__ import main; sys.exit(main(sys.argv[1]))"
-    command += ["--no-python", sys.executable, "-u", "-c", start, str(job)]
-    threads, grace = max(1, (os.cpu_count() or 1) // count), GRACE_SECONDS - 30
-    around = {"OMP_NUM_THREADS": str(threads), "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(grace)}
-    with open(log, "wb") as errors:
-        process = subprocess.Popen(command, env=os.environ | around, stdout=subprocess.PIPE, stderr=errors, start_new_session=True)
+    process = _torchrun(job, count, config.torchrun, log)
     seen, decoder = 0, codecs.getincrementaldecoder("utf-8")("replace")  # a chunk may end within a character
     try:
         while text := os.read(process.stdout.fileno(), 1 << 14):
@@ -154,5 +149,54 @@ def launch(stage: str, count: int, config: Config, train, val, folder, fingerpri
         late, text = json.loads(failed.read_text(encoding="utf-8"))
         raise (OutOfTime if late else UserError)(text)
     if status:
-        raise RuntimeError(f"{home.name}: one of {count} training processes died ({log} says more); run the same again to continue")
+        where = (
+            f"one of {count} training processes" if config.torchrun == "--standalone" else "a training process, here or on another host,"
+        )
+        raise RuntimeError(f"{home.name}: {where} died ({log} says more); run the same again to continue")
     return read_table(history)
+
+
+def join(job: Path) -> int:
+    """What `python -m srlib.training JOB` does on a further host: wait until the first one has written the job, take part with a process for each
+    GPU (one on a CPU), and say how it ended; returns the exit status."""
+    waited = False
+    while not job.exists():
+        if not waited:
+            print(f"waiting for {job}, which the first host writes", flush=True)
+        waited = True
+        time.sleep(1)
+    config = Config(**json.loads(job.read_text(encoding="utf-8"))["config"])
+    if "nnodes" not in config.torchrun:
+        raise UserError(
+            f"{job} is for one host; start the first one with -p torchrun '--nnodes=2 --rdzv-backend=c10d --rdzv-endpoint=HOST:29500'"
+        )
+    log = job.with_name(f"job.{platform.node()}-{os.getpid()}.log")
+    process = _torchrun(job, max(1, processes(config, pick_device(config.device))), config.torchrun, log)
+    try:
+        process.communicate()
+    except KeyboardInterrupt:
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=GRACE_SECONDS)
+        raise
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    if process.returncode:
+        print(
+            f"a training process, here or on another host, died ({log} says more); run the same on each host to continue", file=sys.stderr
+        )
+    else:
+        log.unlink()
+    return 1 if process.returncode else 0
+
+
+def _torchrun(job: Path, count: int, arguments: str, log: Path) -> subprocess.Popen:
+    """torchrun, in a session of its own, with `count` processes that do a job; what it says of its own goes to `log`."""
+    command = [sys.executable, "-m", "torch.distributed.run", *arguments.split(), f"--nproc-per-node={count}"]
+    # not by PYTHONPATH, which cannot hold a path with a colon
+    start = f"import sys; sys.path.insert(0, {str(REPOSITORY)!r}); from srlib.training.__main__ import main; sys.exit(main(sys.argv[1]))"
+    command += ["--no-python", sys.executable, "-u", "-c", start, str(job)]
+    threads, grace = max(1, (os.cpu_count() or 1) // count), GRACE_SECONDS - 30
+    around = {"OMP_NUM_THREADS": str(threads), "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(grace)}
+    with open(log, "wb") as errors:
+        return subprocess.Popen(command, env=os.environ | around, stdout=subprocess.PIPE, stderr=errors, start_new_session=True)
