@@ -147,6 +147,8 @@ def make_parser() -> argparse.ArgumentParser:
     bench.set_defaults(command=_bench)
 
     _add_kaggle(commands.add_parser("kaggle", help="the series as Kaggle kernels: build, check, send, ask, fetch"))
+    colab = commands.add_parser("colab", help="the series and the short notebook for Google Colab, into notebooks/colab")
+    colab.set_defaults(command=_colab)
     release = commands.add_parser("release", help="package a finished run's two networks, with model card and ONNX")
     release.add_argument("run_dir", type=_given, metavar="RUN", help="folder of a run that was evaluated")
     release.add_argument("--out", default="", metavar="DIR", help="folder to write to (default: data/weights)")
@@ -385,6 +387,14 @@ def _kaggle(args) -> int:
             print(f"error: {sentence}", file=sys.stderr)
         return 1 if wrong else print("nothing to object to") or 0
     return 0
+
+
+def _colab(args) -> None:
+    from . import ADDRESS
+    from .kaggle import colab
+
+    for path in colab.build():
+        print(f"{path}: {colab.badge(ADDRESS, path.name)}")
 
 
 def _release(args) -> None:

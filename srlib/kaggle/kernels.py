@@ -27,6 +27,8 @@ KEYS = {  # of kernel-metadata.json: every key that the kaggle CLI reads; the ty
 }  # fmt: skip
 KERNELSPEC = {"name": "python3", "display_name": "Python 3", "language": "python"}
 LANGUAGE = {"kernelspec": KERNELSPEC, "language_info": {"name": "python"}}
+LINK = re.compile(r"\[([^\]]*)\]\((\w+\.ipynb)\)")
+LINKS = re.compile(rf"(?:{LINK.pattern}[\s|]*)+")  # a cell of nothing else
 BESIDE = re.compile(r"^import sys\n\nsys\.path\.append\(.*\n", re.M)  # the set-up's way to srlib in a clone
 TRAINING = re.compile(
     r"^ *with run\.stage\(\"(pretrain|srgan)\"\)|^for k, \(lr, target\) in", re.M
@@ -111,52 +113,69 @@ def _notebook(names: list[str], parameters: dict, user: str, own: str, before: l
 
 
 def _short(user: str, data: str, overrides: dict):
-    first, *rest = short.cells(user, data, overrides, _picture())
+    code = f"All of it is `srlib`, the attached data set [{user}/{SLUG}](https://www.kaggle.com/datasets/{user}/{SLUG}): `!cp -r {{home}}/srlib .` copies it here to edit."
+    first, *rest = short.cells(f"https://www.kaggle.com/code/{user}/{slug(TITLE)}", code, data, overrides, result_picture())
     return new_notebook(cells=[first, new_code_cell(attached(user), id="srlib"), *rest], metadata=LANGUAGE)
 
 
-def _picture() -> dict:
+def result_picture() -> dict:
+    """The README's picture, as an attachment."""
     content = (NOTEBOOK_FOLDER / "pictures" / "comparison.jpg").read_bytes()
     return {"result.jpg": {"image/jpeg": base64.b64encode(content).decode()}}
 
 
+def results() -> str:
+    """The README's results as they can stand elsewhere, without links that lead into the repository."""
+    text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    return without_links(text.partition("\n## Results\n")[2].partition("\n## ")[0].strip())
+
+
+def without_links(text: str) -> str:
+    return re.sub(r"\[([^\]]*)\]\((?!https?:|attachment:)[^)]*\)", r"\1", text)
+
+
 def _intro(user: str):
     """What a reader sees first: the picture and the table of results, from the README."""
-    text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
-    results = text.partition("\n## Results\n")[2].partition("\n## ")[0].strip()
-    results = re.sub(r"\[([^\]]*)\]\((?!https?:)[^)]*\)", r"\1", results)  # links that lead into the repository
-    return new_markdown_cell(INTRO.format(title=TITLE, results=results, data=f"{user}/{SLUG}"), attachments=_picture(), id="intro")
+    text = INTRO.format(title=TITLE, results=results(), data=f"{user}/{SLUG}")
+    return new_markdown_cell(text, attachments=result_picture(), id="intro")
 
 
-def _cells(number: str, user: str, chain: bool) -> list:
-    """The cells of a notebook for Kaggle: no parameters, no search for a clone, links and commands that work there, trainings that end in time."""
-    name = NOTEBOOKS[number][0]
-    notebook, cells = nbformat.read(NOTEBOOK_FOLDER / f"{name}.ipynb", as_version=4), []
-    names = {f"{n}.ipynb": slug(title) for (n, _, _), title in zip(NOTEBOOKS.values(), titles("chain"), strict=True)}
+def cells_of(number: str) -> list:
+    """The cells of a notebook where there is no clone: no parameters, no search for srlib, commands as `!python -m srlib ...`, no line of links."""
+    notebook, cells = nbformat.read(NOTEBOOK_FOLDER / f"{NOTEBOOKS[number][0]}.ipynb", as_version=4), []
     for cell in notebook.cells:
-        links = re.compile(r"\[([^\]]*)\]\((\w+\.ipynb)\)")
-        if "parameters" in cell.metadata.get("tags", []) or (not chain and re.fullmatch(rf"(?:{links.pattern}[\s|]*)+", cell.source)):
+        if "parameters" in cell.metadata.get("tags", []) or LINKS.fullmatch(cell.source):
             continue
-        cell.source = _commands(cell.source)
+        cell.source = re.sub(r"\./run_all\.sh (?=[a-z])", "!python -m srlib ", cell.source).replace("./run_all.sh", "!python -m srlib run")
         if cell.cell_type == "code":
             cell.source = BESIDE.sub("", cell.source)
             cell.outputs, cell.execution_count = [], None
-            if TRAINING.search(cell.source):
-                inner = "\n".join(f"    {line}" if line else "" for line in cell.source.splitlines())
-                cell.source = f"from srlib.kaggle.handover import ending_in_time\n\nwith ending_in_time(run):\n{inner}"
-        else:
-            cell.source = re.sub(r"\*\*Time and hardware\*\*: .*?(?=\*\*Before this)", f"**Time**: {TIMES[number]} ", cell.source)
-            target = r"[\1](https://www.kaggle.com/code/{}/{})".format(user, "{}") if chain else r"\1"
-            cell.source = links.sub(lambda m, t=target: m.expand(t.format(names[m[2]])), cell.source)
         cell.id = f"{number}-{cell.id}"
         cells.append(cell)
     return cells
 
 
-def _commands(text: str) -> str:
-    """The clone's commands as a notebook's: `!python -m srlib ...`."""
-    text = re.sub(r"\./run_all\.sh (?=[a-z])", "!python -m srlib ", text)
-    return text.replace("./run_all.sh", "!python -m srlib run")
+def _cells(number: str, user: str, chain: bool) -> list:
+    """The cells of a notebook for Kaggle: links and times of there, trainings that end in time."""
+    names = {f"{n}.ipynb": slug(title) for (n, _, _), title in zip(NOTEBOOKS.values(), titles("chain"), strict=True)}
+    cells = cells_of(number)
+    for cell in cells:
+        if cell.cell_type == "code":
+            if TRAINING.search(cell.source):
+                inner = "\n".join(f"    {line}" if line else "" for line in cell.source.splitlines())
+                cell.source = f"from srlib.kaggle.handover import ending_in_time\n\nwith ending_in_time(run):\n{inner}"
+            continue
+        cell.source = re.sub(r"\*\*Time and hardware\*\*: .*?(?=\*\*Before this)", f"**Time**: {TIMES[number]} ", cell.source)
+        if chain:
+            cell.source = LINK.sub(lambda m: f"[{m[1]}](https://www.kaggle.com/code/{user}/{names[m[2]]})", cell.source)
+        else:
+            cell.source = without_links(cell.source)
+    if chain:  # the line of links at the end
+        notebook = nbformat.read(NOTEBOOK_FOLDER / f"{NOTEBOOKS[number][0]}.ipynb", as_version=4)
+        last = next(c.source for c in notebook.cells if LINKS.fullmatch(c.source))
+        text = LINK.sub(lambda m: f"[{m[1]}](https://www.kaggle.com/code/{user}/{names[m[2]]})", last)
+        cells.append(new_markdown_cell(text, id=f"{number}-links"))
+    return cells
 
 
 def check(folder: Path) -> list[str]:

@@ -11,7 +11,6 @@ from ..files import NOTEBOOK_FOLDER
 from ..models import networks
 from ..notebook import plain_code
 from ..series.run_folder import NOTEBOOKS
-from .dataset import SLUG
 
 TITLE = "SRGAN on OCT in one notebook"
 SCANS, LAYERS, MSE_STEPS, GAN_STEPS = 3000, 32, 20_000, 2_000
@@ -22,11 +21,11 @@ INTRO = """# {title}
 
 Make a scan of the retina (optical coherence tomography, OCT) four times finer: scans, network, both trainings, and what came out. The picture is a phantom (a synthetic scan) after a longer training. **SRResNet** has the least error and looks smooth; **SRGAN** draws the grain (*speckle*) that a low-resolution scan (LR) has lost. The grain is plausible, not true: **research only**.
 
-About half an hour on a T4 (estimated, not measured). The whole series, with how and why and six methods measured on unseen patients, is [SRGAN for OCT](https://www.kaggle.com/code/{user}/srgan-for-oct)."""
+About half an hour on a T4 (estimated, not measured). The whole series, with how and why and six methods measured on unseen patients, is [SRGAN for OCT]({series})."""
 
 SCANS_TEXT = """## 1. The scans
 
-`data`: `"kermany"` (attached), a folder of yours, or `"phantom"`, synthetic scans that need no download. Patients are split before anything is trained: no patient stands in two splits."""
+`data`: `"kermany"` ([Kermany et al. 2018](https://data.mendeley.com/datasets/rscbjbr9sj)), a folder of yours, or `"phantom"`, synthetic scans that need no download. Patients are split before anything is trained: no patient stands in two splits."""
 
 PAIR_TEXT = """LR is made from HR by a bicubic reduction, each LR pixel drawn large on the left. What it lost is what the networks have to make up."""
 
@@ -52,7 +51,7 @@ END_TEXT = """## Change one thing
 
 - `gan_steps`, the number of scans, `config.penalty`: how does the power by band move?
 - Another network: edit `ResidualBlock` or `Generator` above.
-- All of it is `srlib`, the attached data set [{name}](https://www.kaggle.com/datasets/{name}): `!cp -r {{home}}/srlib .` copies it here to edit. `!python -m srlib run --profile smoke` runs the six notebooks of the series in minutes."""
+- {code} `!python -m srlib run --profile smoke` runs the six notebooks of the series in minutes."""
 
 SET_UP = """import copy
 import dataclasses
@@ -131,17 +130,17 @@ names = [f"power, {a:.3f} to {b:.3f} cycles per pixel (dB)" for a, b in metrics.
 pd.DataFrame(rows, index=["PSNR (dB)", "LR consistency (dB)", *names]).drop(columns="hr").round(1)"""
 
 
-def cells(user: str, data: str, overrides: dict, picture: dict) -> list:
-    """The cells after the one that finds srlib; `picture`: the attachment of the first."""
+def cells(series: str, code: str, data: str, overrides: dict, picture: dict) -> list:
+    """Its cells but for the second, which finds srlib. `series`: the address of the whole series there; `code`: a sentence on where srlib's code is;
+    `picture`: the attachment of the first."""
     numbers = dict(data=data, scans=SCANS, maps=LAYERS, mse_steps=MSE_STEPS, gan_steps=GAN_STEPS, overrides=overrides)
     parameters = "\n".join(f"{name} = {value!r}" for name, value in numbers.items())
     model = "\n\n\n".join(plain_code(part) for part in (networks.ResidualBlock, networks._upscale_stage, networks.Generator))
     functions, sizes, step = (_cell("04", text) for text in ("def two_draws(", "w_content, w_pixel =", "slopes = ["))
     functions = functions.replace("lesson, cpu, ", "lesson, device, ").replace("*smooth.shape[-2:])", "*smooth.shape[-2:]).to(device)", 1)
     step = textwrap.indent(step.replace("two_draws(lr)", "two_draws(lr, k)"), "    ")
-    name = f"{user}/{SLUG}"
     return [
-        new_markdown_cell(INTRO.format(title=TITLE, user=user), attachments=picture, id="intro"),
+        new_markdown_cell(INTRO.format(title=TITLE, series=series), attachments=picture, id="intro"),
         new_markdown_cell(SCANS_TEXT, id="scans-text"),
         new_code_cell(parameters, metadata={"tags": ["parameters"]}, id="parameters"),
         new_code_cell(SET_UP, id="set-up"),
@@ -160,7 +159,7 @@ def cells(user: str, data: str, overrides: dict, picture: dict) -> list:
         new_code_cell(LOOP.format(step=step), id="loop"),
         new_markdown_cell(RESULT_TEXT, id="result-text"),
         new_code_cell(RESULT, id="result"),
-        new_markdown_cell(END_TEXT.format(name=name), id="end-text"),
+        new_markdown_cell(END_TEXT.format(code=code), id="end-text"),
     ]
 
 
