@@ -5,4 +5,3 @@ from .home import settle
 __version__ = "0.1.0"
 
 settle()  # before anything looks for a home folder
-ADDRESS = ""  # of the published repository, https://github.com/OWNER/NAME: until then there are no notebooks for Colab and no badges

@@ -147,6 +147,10 @@ def make_parser() -> argparse.ArgumentParser:
     bench.set_defaults(command=_bench)
 
     _add_kaggle(commands.add_parser("kaggle", help="the series as Kaggle kernels: build, check, send, ask, fetch"))
+    joining = commands.add_parser("join", help="take part in a training of several hosts that another one began (srlib/README.md)")
+    joining.add_argument("job", type=_given, metavar="RUN/pretrain/job.json", help="or RUN/srgan/job.json; it is waited for")
+    joining.set_defaults(command=_join)
+
     colab = commands.add_parser("colab", help="the series and the short notebook for Google Colab, into notebooks/colab")
     colab.set_defaults(command=_colab)
     release = commands.add_parser("release", help="package a finished run's two networks, with model card and ONNX")
@@ -298,7 +302,7 @@ def _phantom(args) -> None:
         raise UserError(f"seed cannot be {args.seed}; it is 0 or more")
     image = bscan(args.seed)
     image = image if args.scale == 1 else to_image(downsample(to_tensor(image), args.scale))
-    if Path(args.out).exists():
+    if os.path.isfile(args.out):
         try:
             same = np.array_equal(read_image(args.out), image)
         except UserError:  # whatever it is
@@ -309,12 +313,12 @@ def _phantom(args) -> None:
 
 
 def _is_table(file: Path) -> bool:
-    """Whether evaluate may write there: nothing is there, or an earlier table of it."""
+    """Whether evaluate may write there: no file is there, or an earlier table of it."""
     try:
         with open(file, "rb") as content:
             return content.read(13) == b"image,method,"
     except OSError:  # not there, or it will be said when it is written
-        return not file.is_file()
+        return not os.path.isfile(file)
 
 
 def _evaluate(args) -> int:
@@ -324,7 +328,7 @@ def _evaluate(args) -> int:
     wanted = tuple(name for name in ("lpips", "dists") if getattr(args, name))
     options = dict(channels=args.channels, bscan=not args.no_retina, wanted=wanted, steps=args.steps, bits=args.bits)
     options |= dict(reflectivity=args.reflectivity)
-    if args.out and (Path(args.out).suffix.lower() != ".csv" or not _is_table(Path(args.out))):
+    if args.out and not _is_table(Path(args.out)):
         raise UserError(f"{args.out}: is no table that evaluate wrote; give a new name that ends in .csv")
     found = evaluate_folders(args.sr_dir, args.hr_dir, args.scale, **options)
     for line in found.warned:
@@ -389,12 +393,17 @@ def _kaggle(args) -> int:
     return 0
 
 
+def _join(args) -> int:
+    from .training import parallel
+
+    return parallel.join(Path(args.job).absolute())
+
+
 def _colab(args) -> None:
-    from . import ADDRESS
     from .kaggle import colab
 
     for path in colab.build():
-        print(f"{path}: {colab.badge(ADDRESS, path.name)}")
+        print(f"{path}: {colab.badge(colab.ADDRESS, path.name)}")
 
 
 def _release(args) -> None:

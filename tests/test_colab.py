@@ -9,7 +9,6 @@ from pathlib import Path
 import nbformat
 import pytest
 
-import srlib
 from srlib.__main__ import main
 from srlib.config import UserError
 from srlib.files import NOTEBOOK_FOLDER, REPOSITORY
@@ -20,11 +19,11 @@ ADDRESS = "https://github.com/someone/srgan-oct"
 
 def test_without_an_address_there_are_no_badges(capsys):
     """A dead badge is worse than none."""
-    assert srlib.ADDRESS or (main(["colab"]) == 1 and "the repository's address is not set; set ADDRESS" in capsys.readouterr().err)
+    assert colab.ADDRESS or (main(["colab"]) == 1 and "the repository's address is not set; set ADDRESS" in capsys.readouterr().err)
     with pytest.raises(UserError, match="is no address on GitHub"):
         colab.build("https://example.org/x")
     pages = [REPOSITORY / "README.md", *NOTEBOOK_FOLDER.rglob("*.md"), *NOTEBOOK_FOLDER.rglob("*.ipynb")]
-    assert srlib.ADDRESS or not any("colab-badge" in page.read_text(encoding="utf-8") for page in pages)
+    assert colab.ADDRESS or not any("colab-badge" in page.read_text(encoding="utf-8") for page in pages)
 
 
 def test_what_is_built(tmp_path):

@@ -2,6 +2,7 @@
 written, or eyepy's."""
 
 import os
+import re
 import struct
 import subprocess
 import sys
@@ -442,7 +443,7 @@ def test_an_export_that_is_not_whole_tears_no_eye_apart(tmp_path):
     assert (read_image(f"{file}#5") == bscan(11, 64, 80)).all()
 
 
-def test_upscale_keeps_what_it_made_of_another_image(tmp_path):
+def test_upscale_keeps_what_it_made_of_another_image(tmp_path, capsys):
     network, other = Generator(2, width=4, blocks=1), Generator(2, width=4, blocks=1)
     torch.nn.init.normal_(other.tail.weight, std=0.1)
     for k, folder in enumerate(("P1", "P2")):
@@ -453,8 +454,10 @@ def test_upscale_keeps_what_it_made_of_another_image(tmp_path):
     assert (
         "was made from something else" in upscale_files(tmp_path / "P2", tmp_path / "out", network)[2][0] and first.read_bytes() == before
     )
-    written, _, _, warned = upscale_files(tmp_path / "P1", tmp_path / "out", other, "another")
-    assert written == [first] and "was written anew; the one before was made by this network" in warned[0]
+    written, _, _, _ = upscale_files(tmp_path / "P1", tmp_path / "out", other, "another")
+    assert written == [first] and re.search(r"written anew: .*000\.png, which was made by this network", capsys.readouterr().out)
+    Image.fromarray(bscan(5, 64, 80)).save(tmp_path / "P1/000.png")  # the same source, changed
+    assert upscale_files(tmp_path / "P1", tmp_path / "out", other, "another")[0] == [first]
 
 
 def test_commands_write_over_no_file_of_others(tmp_path, capsys):

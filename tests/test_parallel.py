@@ -145,7 +145,7 @@ def hosts(images, tmp_path):
         (tmp_path / "pretrain/job.json").unlink(missing_ok=True)  # of other settings
         rendezvous = f"--nnodes=2 --rdzv-backend=c10d --rdzv-endpoint=127.0.0.1:{port} --rdzv-id={port} --local-addr=127.0.0.1"
         first = [sys.executable, "-c", FIRST, str(tmp_path), json.dumps(images), json.dumps(settings | {"torchrun": rendezvous})]
-        further = [sys.executable, "-m", "srlib.training", str(tmp_path / "pretrain/job.json")]
+        further = [sys.executable, "-m", "srlib", "join", str(tmp_path / "pretrain/job.json")]
         options = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=REPOSITORY)
         both = [subprocess.Popen(command, **options) for command in (further, first)]
         started.extend(both)

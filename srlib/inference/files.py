@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import os
 from pathlib import Path
 
 import numpy as np
@@ -52,7 +53,7 @@ def upscale_files(
     (divided by the scale here), the eye and the scan's position. With `known`, the domain of the training set, it says in what the source is unlike that, too. Returns
     (written, there already, failed, warned): a file whose metadata show that it was made from the same source in the same way is left;
     `failed` has a line for each source that could not be read, would be too large, whose name is taken or whose result could not be written,
-    `warned` one for each that is unlike the training set and for each result of another network or draw that was replaced. Raises UserError where a source would be overwritten, for an `out` that looks like a file of another kind, and
+    `warned` one for each that is unlike the training set. Raises UserError where a source would be overwritten, for an `out` that looks like a file of another kind, and
     for what the network cannot do.
     """
     noisy, seeds, scale = isinstance(generator, TextureGenerator), range(seed, seed + draws), generator.settings["scale"]
@@ -107,7 +108,7 @@ def upscale_files(
             continue
         for k in missing:
             if old := _made_by(targets[path][k], texts[k]["Made by"]):
-                warned.append(f"{targets[path][k]} was written anew; the one before was made by {old}")
+                print(f"written anew: {targets[path][k]}, which was made by {old}")
         try:
             if ensemble:
                 images = [upscaling.self_ensemble(image, generator, consistent)[0]]
@@ -195,14 +196,15 @@ def _made_earlier(target: Path, facts: dict[str, str]) -> bool:
 
 
 def _is_another(target: Path, name: str, source: str) -> bool:
-    """Whether a file is there that was not made by this command from that source: its name, and (in files of later versions) its hash."""
+    """Whether a file is there that was not made by this command from that source: of its name, and (in files of later versions) of its content or
+    from its place, where it was changed since."""
     if not target.exists():
         return False
     try:
         with Image.open(target) as image:
             said = image.info
-        other = str(said.get("Source", "")).rpartition(" ")[0] != name or said.get("Source file", source) != source
-        return said.get("Software") != "srlib" or other
+        same = set(str(said.get("Source file", source)).split(" at ")) & set(source.split(" at "))
+        return said.get("Software") != "srlib" or str(said.get("Source", "")).rpartition(" ")[0] != name or not same
     except (OSError, SyntaxError):
         return target.stat().st_size > 0  # not a picture; an empty file is nobody's
 
@@ -218,9 +220,10 @@ def _made_by(target: Path, maker: str) -> str:
 
 
 def _hash_of(path: Path) -> str:
+    """What tells a source from another of its name: hashes of its content and of its place."""
     file = page_of(path)[0]
-    facts = file.stat()
-    return _digest(file, facts.st_size, facts.st_mtime_ns)
+    facts, place = file.stat(), hashlib.sha256(os.fsencode(file.resolve())).hexdigest()[:16]
+    return f"{_digest(file, facts.st_size, facts.st_mtime_ns)} at {place}"
 
 
 @functools.lru_cache(maxsize=8)  # a volume's slices come one after another

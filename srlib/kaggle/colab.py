@@ -8,13 +8,13 @@ from pathlib import Path
 import nbformat
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from .. import ADDRESS
 from ..config import UserError
 from ..files import NOTEBOOK_FOLDER, write
 from ..series.run_folder import NOTEBOOKS
 from . import kernels, short
 from .dataset import slug
 
+ADDRESS = ""  # of the published repository, https://github.com/OWNER/NAME: until then there are no notebooks for Colab and no badges
 OUT = "notebooks/colab"  # in the repository, where Colab reads them
 INSTALL = """# The code of this series, where it is missing: from the repository (a minute or two).
 import importlib.util
@@ -40,7 +40,7 @@ def build(address: str = ADDRESS, out: Path | None = None) -> list[Path]:
     only from there. Raises UserError where it is not set or another one."""
     if not re.fullmatch(r"https://github\.com/[\w.-]+/[\w.-]+", address):
         what = f"{address!r} is no address on GitHub" if address else "the repository's address is not set"
-        raise UserError(f"{what}; set ADDRESS in srlib/__init__.py to https://github.com/OWNER/NAME when it is published")
+        raise UserError(f"{what}; set ADDRESS in srlib/kaggle/colab.py to https://github.com/OWNER/NAME when it is published")
     folder, written = Path(out or NOTEBOOK_FOLDER / "colab"), []
     for title, cells in ((kernels.TITLE, _series), (short.TITLE, _short)):
         file = folder / f"{slug(title)}.ipynb"

@@ -8,7 +8,6 @@ import re
 import shutil
 from pathlib import Path
 
-from .. import __version__
 from ..files import NOTEBOOK_FOLDER, REPOSITORY, WEIGHTS, write
 
 OUT = REPOSITORY / "build" / "kaggle"
@@ -56,7 +55,7 @@ def build_dataset(user: str, out: Path | None = None) -> Path:
         write(folder / "srlib" / name, path.read_bytes())
     write(folder / "LICENSE.txt", (REPOSITORY / "LICENSE").read_bytes())
     write(folder / "README.md", README.format(mount=f"/kaggle/input/{SLUG}"))
-    write(folder / f"version-{version()}.txt", f"srlib {__version__}, SHA-256 of its files {version()}...\n")
+    write(folder / f"version-{version()}.txt", f"SHA-256 of the files: {version()}...\n")
     metadata = {
         "id": f"{user}/{SLUG}",
         "title": TITLE,

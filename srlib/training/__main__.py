@@ -1,4 +1,4 @@
-"""`python -m srlib.training JOB`: what each process that torchrun starts for `parallel.launch` does; started by hand, a further host joins the job."""
+"""What each process that torchrun starts for `parallel.launch` does."""
 
 from __future__ import annotations
 
@@ -38,12 +38,3 @@ def main(job: str) -> int:
         return 130
     dist.destroy_process_group()
     return 0
-
-
-if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1]) if "LOCAL_RANK" in os.environ else parallel.join(Path(sys.argv[1]).absolute()))
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except UserError as problem:
-        sys.exit(f"error: {problem}")

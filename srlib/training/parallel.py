@@ -157,8 +157,8 @@ def launch(stage: str, count: int, config: Config, train, val, folder, fingerpri
 
 
 def join(job: Path) -> int:
-    """What `python -m srlib.training JOB` does on a further host: wait until the first one has written the job, take part with a process for each
-    GPU (one on a CPU), and say how it ended; returns the exit status."""
+    """Take part on a further host (`python -m srlib join JOB`): wait until the first one has written the job, start a process for each GPU (one on a CPU),
+    and say how it ended; returns the exit status."""
     waited = False
     while not job.exists():
         if not waited:
