@@ -8,7 +8,7 @@ from torch import nn
 
 from srlib.degrade import KINDS, downsample, project, upsample
 from srlib.models import Generator
-from srlib.models.texture import NOISES, TextureDiscriminator, TextureGenerator, draw, local_noise, normal_noise
+from srlib.models.texture import NOISES, TextureDiscriminator, TextureGenerator, draw, local_noise, normal_noise, saturated
 
 
 def trunk(scale=4, channels=1, **more):
@@ -150,6 +150,21 @@ def test_a_fresh_heads_first_gradient_reaches_its_last_layer_alone():
     (lr, noise), net = pair(), TextureGenerator(trunk(), 4)
     net(lr, noise).square().mean().backward()
     assert net.head.tail.weight.grad.abs().sum() > 0 and net.head.narrow.weight.grad.abs().sum() == 0
+
+
+@pytest.mark.parametrize("level", [0.0, 1.0])
+def test_texture_is_absent_where_lr_is_saturated(level):
+    """Black or white LR whose neighbours are so too has no grain; a pixel at the edge of such a patch, and another grey, have."""
+    lr, net = torch.full((1, 1, 16, 16), 0.5), awake(TextureGenerator(trunk(), 4))
+    lr[..., 4:12, 8:] = level
+    noise = normal_noise(0, 1, 64, 64)
+    with torch.no_grad():
+        _, *known = net.prepare(lr)
+        there = net.head(*known, noise).abs()[0, 0].unfold(0, 4, 4).unfold(1, 4, 4).amax((2, 3)) > 0  # by LR pixel
+    expected = torch.ones(16, 16, dtype=torch.bool)
+    expected[5:11, 9:] = False
+    assert torch.equal(there, expected)
+    assert saturated(torch.full((1, 3, 8, 8), 254 / 255)).sum() == 0 and saturated(torch.full((2, 3, 1, 9), level)).mean() == 1
 
 
 def test_local_noise_tells_a_noisy_image_from_a_smooth_one():

@@ -43,7 +43,7 @@ class TextureHead(nn.Module):
 
     Two k3 convolutions look at the clues; what they see joins the maps. Then a k1 convolution to `width` maps, three k3, one k5, noise before
     each but the first, LeakyReLU 0.2; at the end times a gain for each pixel, the exponential of a small k1 network of the same maps: how
-    strong grain is differs tenfold between places and between scans. The texture is 0 before the first step.
+    strong grain is differs tenfold between places and between scans. The texture is 0 before the first step, and always where LR is `saturated`.
     """
 
     def __init__(self, inputs: int, clues: int, channels: int, width: int):
@@ -62,6 +62,7 @@ class TextureHead(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def forward(self, maps: torch.Tensor, clues: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        clipped = F.interpolate(saturated(clues[:, : self.tail.out_channels]), size=maps.shape[-2:])
         seen = F.interpolate(self.look(clues).float(), size=maps.shape[-2:], mode="bilinear")
         maps = torch.cat([maps, seen.to(maps.dtype)], 1)
         x = self.narrow(maps)
@@ -69,7 +70,13 @@ class TextureHead(nn.Module):
             x = F.leaky_relu(convolution(self.noises[k](x, noise[:, k : k + 1])), 0.2)
         x = self.noises[-1](x, noise[:, -1:])
         with torch.autocast(x.device.type, enabled=False):
-            return self.gain(maps.float()).exp() * self.tail(x.float())
+            return self.gain(maps.float()).exp() * self.tail(x.float()) * (1 - clipped)
+
+
+def saturated(lr: torch.Tensor) -> torch.Tensor:
+    """1 where LR (N, C, h, w) is black, or white, with its eight neighbours, else 0: the white fill of a turned scan has no grain in HR either."""
+    highest, lowest = (F.max_pool2d(sign * lr, 3, stride=1, padding=1) * sign for sign in (1, -1))
+    return ((highest < 0.5 / 255) | (lowest > 254.5 / 255)).to(lr.dtype)
 
 
 def local_noise(lr: torch.Tensor) -> torch.Tensor:
@@ -89,7 +96,7 @@ class TextureGenerator(nn.Module):
 
     `trunk`: a generator, kept as it is (frozen, in eval mode); `width`: maps of the head; `kind`, `amount`: the reduction of `degrade` that SR
     agrees with, '' for none (speckle and given pairs, whose LR is not HR reduced: there SR is not projected). The head takes the trunk's
-    `with_maps` (of a trunk that has none, its SR image again), its SR image, and as clues LR and its `local_noise`.
+    `with_maps` (of a trunk that has none, its SR image again), its SR image, and as clues LR, first, and its `local_noise`.
     """
 
     def __init__(self, trunk: nn.Module, width: int = 32, kind: str = "bicubic", amount: float = 0.0):
