@@ -17,7 +17,8 @@ import torch.nn.functional as F
 import torchvision
 from PIL import Image
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 from tqdm import tqdm
 
 from ..config import Config, load_config
@@ -27,7 +28,7 @@ from ..data.phantom import bscan
 from ..device import FASTEST, autocast_dtype, pick_device
 from ..inference.upscaling import upscale
 from ..models import Discriminator
-from ..models.features import Frozen, normalise
+from ..models.features import Frozen, feature_extractor, normalise
 from ..training.adversarial import Game
 from ..training.pretraining import Pretraining
 from ..training.stage import make_generator
@@ -35,16 +36,31 @@ from ..training.stage import make_generator
 T4_CROPS = 400  # crops a second that an SRGAN training on a T4 takes, an estimate: 65 TFLOP/s in fp16, a quarter of it reached
 
 
+class PlainPretraining:
+    """The MSE step as tutorials have it: float32, NCHW, an ordinary last convolution."""
+
+    def __init__(self, config: Config, device: torch.device, precision: torch.dtype | None = None):
+        self.device, self.precision = device, precision
+        self.generator = _plain(make_generator(config), config.channels, device).train()
+        self.optimizer = torch.optim.Adam(self.generator.parameters(), 1e-4)
+
+    def step(self, k: int, lr: torch.Tensor, hr: torch.Tensor) -> None:
+        with torch.autocast(self.device.type, self.precision, enabled=self.precision is not None):
+            self.optimizer.zero_grad()
+            loss = F.mse_loss(self.generator(lr.contiguous()), hr.contiguous())
+        loss.backward()
+        self.optimizer.step()
+
+
 class PlainGame:
     """The SRGAN step as tutorials have it: float32, NCHW, a VGG whose weights are left trainable, D and VGG on each input apart."""
 
     def __init__(self, config: Config, device: torch.device, vgg: nn.Module, precision: torch.dtype | None = None):
         self.device, self.precision = device, precision
-        self.generator = make_generator(config)
-        self.generator.tail = nn.Conv2d(config.width, config.channels, 9, padding=4)
+        self.generator = _plain(make_generator(config), config.channels, device).train()
         self.discriminator = Discriminator(config.channels, config.crop, config.d_width)
         self.vgg = vgg
-        for model in (self.generator, self.discriminator, self.vgg):
+        for model in (self.discriminator, self.vgg):
             model.to(device, memory_format=torch.contiguous_format).train()
         self.g_optimizer, self.d_optimizer = (torch.optim.Adam(m.parameters(), 1e-4) for m in (self.generator, self.discriminator))
         self.vgg.requires_grad_(True)
@@ -67,6 +83,12 @@ class PlainGame:
             loss = of_real + of_fake
         loss.backward()
         self.d_optimizer.step()
+
+
+def _plain(generator: nn.Module, channels: int, device: torch.device) -> nn.Module:
+    """The generator in NCHW with an ordinary last convolution in the place of `RowConv2d`."""
+    generator.tail = nn.Conv2d(generator.tail.in_channels, channels, 9, padding=4)
+    return generator.to(device, memory_format=torch.contiguous_format)
 
 
 def _timed(device: torch.device, work: Callable[[], object]) -> float:
@@ -96,16 +118,30 @@ def _batch(config: Config, device: torch.device) -> tuple[torch.Tensor, torch.Te
     return tuple(torch.rand(s, generator=chance).to(device, memory_format=FASTEST) for s in shapes)
 
 
+class Work(TorchDispatchMode):
+    """Counts FLOPs of products and convolutions. torch's own FlopCounterMode hooks modules, which a penalty's gradient inside a step does not bear."""
+
+    def __init__(self):
+        super().__init__()
+        self.flops = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out, count = func(*args, **(kwargs or {})), flop_registry.get(func._overloadpacket)
+        self.flops += count(*args, **(kwargs or {}), out_val=out) if count else 0
+        return out
+
+
 def _work(step: Callable, lr: torch.Tensor, hr: torch.Tensor) -> float:
-    """GFLOP of one step, counted by torch."""
-    with FlopCounterMode(display=False) as counter:
+    """GFLOP of one step."""
+    with Work() as work:
         step(1, lr, hr)
-    return counter.get_total_flops() / 1e9
+    return work.flops / 1e9
 
 
 def training_steps(device: torch.device, repeats: int = 3) -> pd.DataFrame:
-    """Seconds, work and share of the peak of one step of `paper` (batch 16, 96 px, 3 channels, VGG-19 with random weights), by turns
-    with the plain step, whose work is counted as the SRGAN step's (what it does beyond that is waste); then the SRGAN step at other batches and crops."""
+    """Seconds, work and share of the peak of a step of each stage (batch 16, 96 px, 3 channels; VGG-19 with random weights), by turns with a
+    tutorial's: `paper`'s MSE and SRGAN steps, and the texture step of the short profiles, which does other work than the plain SRGAN step.
+    The work of a plain step is counted as that of ours (what it does beyond that is waste). Then the SRGAN step at other batches and crops."""
     dtype = autocast_dtype("auto", device)
     peak = matmul_rate(device, dtype or torch.float32)
     rows = [{"what": f"matmul peak, {str(dtype or torch.float32)[6:]}", "GFLOP/s": peak, "share of peak": 1.0}]
@@ -118,9 +154,17 @@ def training_steps(device: torch.device, repeats: int = 3) -> pd.DataFrame:
         other = load_config("paper", **settings)
         return Game(other, device, make_generator(other), Frozen(vgg()), itertools.chain).step, other
 
-    steps = {"SRGAN step": game(), "MSE step": (Pretraining(config, device).step, config)}
-    steps["plain SRGAN step, float32"] = (PlainGame(config, device, vgg()).step, config)
+    drawing = load_config("kaggle", channels=3, gan_crop=config.crop)
+    texture = Game(drawing, device, make_generator(drawing), feature_extractor(drawing.content_features), itertools.chain)
+    steps = {
+        "MSE step": (Pretraining(config, device).step, config),
+        "plain MSE step, float32": (PlainPretraining(config, device).step, config),
+        "SRGAN step": game(),
+        "plain SRGAN step, float32": (PlainGame(config, device, vgg()).step, config),
+        "texture step": (texture.step, drawing),
+    }
     if dtype:
+        steps["plain MSE step, autocast"] = (PlainPretraining(config, device, dtype).step, config)
         steps["plain SRGAN step, autocast"] = (PlainGame(config, device, vgg(), dtype).step, config)
     seconds: dict[str, list[float]] = {}
     work, memory = {}, {}
@@ -137,18 +181,18 @@ def training_steps(device: torch.device, repeats: int = 3) -> pd.DataFrame:
             seconds.setdefault(name, []).append(_timed(device, lambda step=step, batch=batch: step(3, *batch)))
             if device.type == "cuda":
                 memory[name] = (torch.cuda.max_memory_allocated(device) - before) / 2**30
-    plain = statistics.median(seconds["plain SRGAN step, float32"])
-    done = work["SRGAN step"]
 
     def row(name: str, took: float, gflop: float, images: int) -> dict:
         rate = gflop / took
+        plain = seconds.get(f"plain {'MSE' if 'MSE' in name else 'SRGAN'} step, float32") if name in seconds else None
         return {
             "what": name, "s": took, "images/s": images / took, "GFLOP": gflop, "GFLOP/s": rate, "share of peak": rate / peak,
-            "times the plain step": plain / took, "GPU memory of a step, GiB": memory.get(name, np.nan),
+            "times as fast as the plain step": statistics.median(plain) / took if plain else np.nan, "GPU memory of a step, GiB": memory.get(name, np.nan),
         }  # fmt: skip
 
     for name, (_, settings) in steps.items():
-        rows.append(row(name, statistics.median(seconds[name]), done if "plain" in name else work[name], settings.batch))
+        ours = name.removeprefix("plain ").partition(",")[0]
+        rows.append(row(name, statistics.median(seconds[name]), work[ours], settings.batch))
     del steps
     for settings in tqdm(
         [{"batch": 4}, {"batch": 8}, {"batch": 32}, {"crop": 48, "gan_crop": 48}, {"crop": 192, "gan_crop": 192}], desc="other sizes"
@@ -194,8 +238,7 @@ def inference(device: torch.device, sizes=((64, 64), (124, 128), (256, 256), (51
     for profile in ("quick", "paper"):
         config = load_config(profile, channels=1)
         generator = make_generator(config).to(device, memory_format=FASTEST).eval()
-        plain = make_generator(config).to(device).eval()
-        plain.tail = nn.Conv2d(config.width, 1, 9, padding=4).to(device)
+        plain = _plain(make_generator(config), 1, device).eval()
         for size in sizes:
             lr = np.random.default_rng(0).integers(0, 256, size, dtype=np.uint8)
             x = torch.from_numpy(lr / np.float32(255))[None, None].to(device)
@@ -218,7 +261,7 @@ def inference(device: torch.device, sizes=((64, 64), (124, 128), (256, 256), (51
 
 
 def bench(device: str = "auto") -> str:
-    """All tables, as text. About four minutes on two CPU cores."""
+    """All tables, as text. About seven minutes on two CPU cores."""
     where = pick_device(device)
     name = torch.cuda.get_device_name(where) if where.type == "cuda" else f"{torch.get_num_threads()} threads"
     with tempfile.TemporaryDirectory() as folder:
