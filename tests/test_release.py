@@ -42,7 +42,7 @@ from srlib.tools.release import release
 from srlib.training.adversarial import train_srgan
 from srlib.training.pretraining import pretrain_generator
 
-TINY = dict(pretrain_steps=4, gan_steps=2, validate_every=2, checkpoint_every=2, crop=32)
+TINY = dict(test_share=0.34, pretrain_steps=4, gan_steps=2, validate_every=2, checkpoint_every=2, crop=32)
 
 
 def make_run(folder, data="", **settings):
@@ -121,9 +121,18 @@ def test_the_card(run, packed):
         "95 % interval",
         "192 x 160",
         "pretrain_steps | 4",
+        "Draws of SRGAN (8)",
+        "told from HR by a fresh classifier",
     ):
         assert words in card, words
     assert all(label in card for label in table.label.unique())
+    ranks = pd.read_csv(run / "evaluation/ranks.csv").query("region == 'tissue'").share
+    assert f"| tissue | {' | '.join(f'{share:.3f}' for share in ranks)} |" in card
+    regain = pd.read_csv(run / "evaluation/draws.csv", dtype={"patient": str}).groupby("patient").regain_db.mean().mean()
+    assert re.search(rf"\| regain: the mean of 8 over one \(dB\) \| {regain:.2f} ", card)
+    one = table[(table.region == "valid") & (table.method == "srgan") & (table.label == table.label.min())]
+    band = one.groupby("patient").band4_db.mean().mean()
+    assert re.search(rf"\| {table.label.min()} .* power in band 4, SR over HR \(dB\) .* {band:.1f} ", card)
     patients = table[(table.region == "valid") & (table.method == "srgan")].groupby("patient").psnr.mean()
     assert re.search(rf"PSNR \(dB\) .*{patients.mean():.2f}", card)
     entry = json.loads((packed / "released.json").read_text())["4"]
@@ -219,7 +228,7 @@ def test_notebook_05_measures_what_was_released(run, packed, tmp_path, monkeypat
 
     scans, ran = run.parent / "scans", []
     monkeypatch.setattr(runner, "_run_notebook", lambda r, number, *a, **k: ran.append(number))
-    settings = {"networks": str(packed), "crop": 32}
+    settings = {"networks": str(packed), "crop": 32, "test_share": TINY["test_share"]}
     runner.run_series("smoke", str(tmp_path / "run"), str(scans), settings)
     assert ran == ["01", "02", "05"]
     mine = open_run("01", "smoke", str(tmp_path / "run"), str(scans), settings)

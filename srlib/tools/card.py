@@ -16,17 +16,19 @@ from ..config import FIELDS, STAGES, Config, load_config
 from ..data.phantom import bscan
 from ..degrade import crop_to_multiple, downsample, to_image, to_tensor
 from ..evaluation import statistics
+from ..evaluation.drawn import DRAWS
 from ..figures import panels
 from ..files import file_hash, read_table
 from ..inference.export import CHECKED, OPSET
 from ..inference.upscaling import upscale
 from ..models import weights
 from ..models.texture import NOISES
-from ..series.report import markdown, readable_tests
+from ..series.report import markdown, readable_draws, readable_tests, readable_unpaired
 from ..series.run_folder import Run
 from ..training import diagnostics
 
 CURVE = 9  # points of a training's curve
+BY_PART = ("gain_db", "ssim", "ms_ssim", "texture_error_db", *(f"band{k}_db" for k in range(1, 7)), "stripe_db", "consistency")
 KERMANY = (
     "D. Kermany, K. Zhang, M. Goldbaum: Labeled Optical Coherence Tomography (OCT) and Chest X-Ray Images for Classification, Mendeley Data, 2018, "
     "[doi:10.17632/rscbjbr9sj.2](https://data.mendeley.com/datasets/rscbjbr9sj/2), CC BY 4.0"
@@ -73,10 +75,13 @@ def model_card(run: Run, table: pd.DataFrame, source: str, entry: dict, facts: d
         "## Measures on unseen patients",
         f"Valid region, mean over patients [95 % interval]. {statistics.caution(table)}",
         markdown(statistics.titled(statistics.with_intervals(statistics.summarise(table))).rename_axis("measure").reset_index()),
-        "By class:",
-        markdown(statistics.parts(table, "label").rename_axis(["class", "measure"]).reset_index()),
-        "By size of the scan:",
-        markdown(statistics.parts(table, "size").rename_axis(["size", "measure"]).reset_index()),
+        *_draws_and_patches(run.folder / "evaluation"),
+        *(
+            f"<details><summary>by {name}</summary>\n\n"
+            + markdown(statistics.parts(table, column, BY_PART).rename_axis([name, "measure"]).reset_index())
+            + "\n\n</details>"
+            for column, name in (("label", "class"), ("size", "size of the scan"))
+        ),
         "Differences patient by patient, with paired Wilcoxon tests (p by Holm, for all rows of its table), first PSNR, then the texture error:",
         markdown(readable_tests(table, "psnr")),
         markdown(readable_tests(table, "texture_error_db")),
@@ -94,6 +99,24 @@ def model_card(run: Run, table: pd.DataFrame, source: str, entry: dict, facts: d
         ),
     ]
     return f"# SRResNet and SRGAN for OCT, x{config.scale}\n\n" + "\n\n".join(sections) + "\n"
+
+
+def _draws_and_patches(evaluation: Path) -> list[str]:
+    """Tables of the draws, of HR's rank among them, and of patches against HR's, as far as the run has measured them."""
+    said, files = [], {name: evaluation / f"{name}.csv" for name in ("draws", "ranks", "unpaired")}
+    if files["draws"].exists():
+        ranks = read_table(files["ranks"]).pivot_table(index="region", columns="rank", values="share", sort=False)
+        equal = 1 / len(ranks.columns)
+        said += [
+            f"Draws of SRGAN ({DRAWS}), mean over patients [95 % interval], beside what draws of the true posterior have:",
+            markdown(readable_draws(read_table(files["draws"])).reset_index()),
+            f"Share of pixels at each rank of HR among the draws (right: {equal:.3f} each; more at the ends: HR lies outside of the draws too often):",
+            markdown(ranks.map("{:.3f}".format).rename(columns=str).reset_index()),
+        ]
+    if files["unpaired"].exists() and len(unpaired := read_table(files["unpaired"])):  # empty with fewer than two patients
+        table = readable_unpaired(unpaired).rename_axis("measure").reset_index()
+        said += ["Patches of SR against patches of HR, of the same unseen patients:", markdown(table)]
+    return said
 
 
 def _srgan(config: Config, entry: dict, facts: dict) -> str:
