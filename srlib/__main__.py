@@ -396,6 +396,7 @@ def _kaggle(args) -> int:
 def _join(args) -> int:
     from .training import parallel
 
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     return parallel.join(Path(args.job).absolute())
 
 

@@ -29,6 +29,7 @@ from ..config import Config, OutOfTime, UserError
 from ..device import pick_device
 from ..files import REPOSITORY, read_table, write
 
+WEIGHTS = {"pretrain": "srresnet.pt", "srgan": "srgan.pt"}  # what a stage ends with, in the run folder
 GRACE_SECONDS = 90  # that the processes get to save when they are asked to stop
 
 
@@ -89,13 +90,16 @@ def from_first(value):
 
 
 def processes(config: Config, device: torch.device) -> int:
-    """How many to start here for a training: one for each GPU that `gpus` asks for; 0: none, this process is the training."""
-    if device.type != "cuda" or "LOCAL_RANK" in os.environ:
+    """How many to start here for a training: one for each GPU that `gpus` asks for, or one on the CPU; 0: none, as one process on one host needs
+    no other, and is the training itself."""
+    if "LOCAL_RANK" in os.environ:
         return 0
-    have = torch.cuda.device_count()
-    if config.gpus > have:
-        raise UserError(f"gpus={config.gpus}, but this machine has {have}; set gpus to {have}, or 0 for all")
-    count = config.gpus or have
+    count = 1
+    if device.type == "cuda":
+        have = torch.cuda.device_count()
+        if config.gpus > have:
+            raise UserError(f"gpus={config.gpus}, but this machine has {have}; set gpus to {have}, or 0 for all")
+        count = config.gpus or have
     return count if count > 1 or config.torchrun != "--standalone" else 0
 
 
@@ -117,8 +121,8 @@ def on_every_gpu(stage: str) -> Callable:
 def launch(stage: str, count: int, config: Config, train, val, folder, fingerprint: str, show=lambda history: None) -> pd.DataFrame:
     """Run a stage, 'pretrain' or 'srgan', in `count` processes under torchrun (`srlib.training.__main__`), and return its history; `show` is called when a checkpoint adds to it.
 
-    The processes read what to do from `job.json` in the stage's folder; other hosts `join` by that file and torchrun's own rendezvous (the
-    setting `torchrun`). Raises what a single process would: UserError with its message, KeyboardInterrupt after an interrupt. A process that dies
+    The processes read what to do from `job.json` in the stage's folder, which is there as long as they work; other hosts `join` by that file and
+    torchrun's own rendezvous (the setting `torchrun`). Raises what a single process would: UserError with its message, KeyboardInterrupt after an interrupt. A process that dies
     ends all of them, and a RuntimeError says so; the same call continues from the last checkpoint.
     """
     home = Path(folder) / stage
@@ -145,9 +149,8 @@ def launch(stage: str, count: int, config: Config, train, val, folder, fingerpri
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
         process.stdout.close()
-    if failed.exists():
-        late, text = json.loads(failed.read_text(encoding="utf-8"))
-        raise (OutOfTime if late else UserError)(text)
+        job.unlink(missing_ok=True)
+    _raise_what_a_process_said(failed)
     if status:
         where = (
             f"one of {count} training processes" if config.torchrun == "--standalone" else "a training process, here or on another host,"
@@ -158,45 +161,62 @@ def launch(stage: str, count: int, config: Config, train, val, folder, fingerpri
 
 def join(job: Path) -> int:
     """Take part on a further host (`python -m srlib join JOB`): wait until the first one has written the job, start a process for each GPU (one on a CPU),
-    and say how it ended; returns the exit status."""
+    and say how it ended; returns the exit status. A stage that has ended is joined no more. Raises UserError for a file that is no job of several
+    hosts, and what a process of any host raised."""
+    stage, run = job.parent.name, job.parent.parent
+    if job.name != "job.json" or stage not in WEIGHTS or not run.parent.is_dir():
+        raise UserError(f"{job} is no job; it is RUN/pretrain/job.json or RUN/srgan/job.json, RUN the run folder of the first host")
+    if not job.exists() and (run / WEIGHTS[stage]).exists():
+        print(f"{run / WEIGHTS[stage]} is there: the stage has ended (to train it again, start the first host first)")
+        return 0
     waited = False
     while not job.exists():
         if not waited:
             print(f"waiting for {job}, which the first host writes", flush=True)
         waited = True
         time.sleep(1)
-    config = Config(**json.loads(job.read_text(encoding="utf-8"))["config"])
+    try:
+        config = Config(**json.loads(job.read_text(encoding="utf-8"))["config"])
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{job} was written by another version of srlib; use the same on all hosts") from None
     if "nnodes" not in config.torchrun:
         raise UserError(
             f"{job} is for one host; start the first one with -p torchrun '--nnodes=2 --rdzv-backend=c10d --rdzv-endpoint=HOST:29500'"
         )
     log = job.with_name(f"job.{platform.node()}-{os.getpid()}.log")
-    process = _torchrun(job, max(1, processes(config, pick_device(config.device))), config.torchrun, log)
+    process = _torchrun(job, max(1, processes(config, pick_device(config.device))), config.torchrun, log, None)
     try:
-        process.communicate()
+        process.wait()
     except KeyboardInterrupt:
         process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=GRACE_SECONDS)
+        process.wait(timeout=GRACE_SECONDS)
         raise
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
-    if process.returncode:
-        print(
-            f"a training process, here or on another host, died ({log} says more); run the same on each host to continue", file=sys.stderr
-        )
-    else:
+    if not process.returncode:
         log.unlink()
-    return 1 if process.returncode else 0
+        return 0
+    _raise_what_a_process_said(job.with_name("job.error"))
+    why = f"a training process, here or on another host, died, or the first host was not reached ({log} says more)"
+    print(f"{why}; run the same on each host, on the first one first, to continue", file=sys.stderr)
+    return 1
 
 
-def _torchrun(job: Path, count: int, arguments: str, log: Path) -> subprocess.Popen:
-    """torchrun, in a session of its own, with `count` processes that do a job; what it says of its own goes to `log`."""
+def _raise_what_a_process_said(file: Path) -> None:
+    """The UserError of a process that has ended all of them, where there was one."""
+    if file.exists():
+        late, text = json.loads(file.read_text(encoding="utf-8"))
+        raise (OutOfTime if late else UserError)(text)
+
+
+def _torchrun(job: Path, count: int, arguments: str, log: Path, stdout: int | None = subprocess.PIPE) -> subprocess.Popen:
+    """torchrun, in a session of its own, with `count` processes that do a job; what it says of its own goes to `log`, what they say to `stdout`."""
     command = [sys.executable, "-m", "torch.distributed.run", *arguments.split(), f"--nproc-per-node={count}"]
     # not by PYTHONPATH, which cannot hold a path with a colon
     start = f"import sys; sys.path.insert(0, {str(REPOSITORY)!r}); from srlib.training.__main__ import main; sys.exit(main(sys.argv[1]))"
     command += ["--no-python", sys.executable, "-u", "-c", start, str(job)]
     threads, grace = max(1, (os.cpu_count() or 1) // count), GRACE_SECONDS - 30
-    around = {"OMP_NUM_THREADS": str(threads), "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(grace)}
+    around = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or str(threads), "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(grace)}
     with open(log, "wb") as errors:
-        return subprocess.Popen(command, env=os.environ | around, stdout=subprocess.PIPE, stderr=errors, start_new_session=True)
+        return subprocess.Popen(command, env=os.environ | around, stdout=stdout, stderr=errors, start_new_session=True)
