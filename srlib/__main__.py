@@ -197,6 +197,7 @@ def _add_kaggle(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--vgg", default="", metavar="OWNER/SLUG", help="a data set with VGG-19's weights; without it they are downloaded")
     parser.add_argument("--public", action="store_true", help="everybody may see the kernels (default: private)")
     parser.add_argument("--wait", action="store_true", help="push: stay until all kernels have finished, sending each when it is ready")
+    parser.add_argument("--again", action="store_true", help="push: send a finished kernel that was not sent from here, as a new version")
     parser.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="change one setting (repeatable)")
     parser.set_defaults(command=_kaggle)
 
@@ -372,10 +373,11 @@ def _kaggle(args) -> int:
 
     settings = dict(profile=args.profile, vgg=args.vgg, public=args.public, overrides={name: _value(value) for name, value in args.p})
     if args.action == "push":
-        print(push.push(args.user, args.kind, args.wait, **settings))
+        print(push.push(args.user, args.kind, args.wait, args.again, **settings))
     elif args.action == "pull":
         print(push.pull(args.user, args.kind))
     elif args.action == "status":
+        kernels.check_user(args.user)
         code = f"{args.user}/{dataset.SLUG}"
         print(f"{code}: {push.dataset_status(code) or 'not there'}")
         for title in kernels.titles(args.kind):

@@ -316,12 +316,14 @@ PROFILES["smoke"] = dict(
 FIELDS = {f.name: f for f in dataclasses.fields(Config)}
 
 
-def load_config(profile: str = "quick", **overrides) -> Config:
+def load_config(profile: str = "quick", /, **overrides) -> Config:
     """The settings of `profile` with `overrides`; a wrong name, type or value raises UserError that names the nearest valid one."""
     if profile not in PROFILES:
         raise UserError(f"there is no profile {profile!r}; {nearest(profile, PROFILES)}")
     known = [name for name in FIELDS if name != "profile"]
     for name, value in overrides.items():
+        if name == "profile":
+            raise UserError(f"profile is no setting; choose {value!r} with --profile, or as `profile` among a notebook's parameters")
         if name not in known:
             raise UserError(f"there is no setting {name!r}; {nearest(name, known)}")
         overrides[name] = _check(FIELDS[name], value)

@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import nbformat
@@ -12,7 +13,7 @@ import pytest
 from srlib.__main__ import main
 from srlib.config import UserError
 from srlib.files import NOTEBOOK_FOLDER, REPOSITORY
-from srlib.kaggle import colab
+from srlib.kaggle import colab, dataset
 
 ADDRESS = "https://github.com/someone/srgan-oct"
 
@@ -20,9 +21,11 @@ ADDRESS = "https://github.com/someone/srgan-oct"
 def test_without_an_address_there_are_no_badges(capsys):
     """A dead badge is worse than none."""
     assert colab.ADDRESS or (main(["colab"]) == 1 and "the repository's address is not set; set ADDRESS" in capsys.readouterr().err)
-    with pytest.raises(UserError, match="is no address on GitHub"):
-        colab.build("https://example.org/x")
+    for wrong in ("https://example.org/x", "https://github.com/OWNER/NAME", "https://github.com/a/..", "https://github.com/a"):
+        with pytest.raises(UserError, match="is no address on GitHub"):
+            colab.build(wrong)
     pages = [REPOSITORY / "README.md", *NOTEBOOK_FOLDER.rglob("*.md"), *NOTEBOOK_FOLDER.rglob("*.ipynb")]
+    assert not colab.ADDRESS or f"git clone {colab.ADDRESS}" in pages[0].read_text(encoding="utf-8")
     assert colab.ADDRESS or not any("colab-badge" in page.read_text(encoding="utf-8") for page in pages)
 
 
@@ -38,13 +41,17 @@ def test_what_is_built(tmp_path):
         text = "\n".join(c.source for c in notebook.cells)
         assert not re.findall(r".*(?:run_all|kaggle\.com/code|/kaggle/|\]\(\w+\.ipynb|sys\.path\.append).*", text)
     text = "\n".join(c.source for c in nbformat.read(series, as_version=4).cells)
-    assert re.findall(r'open_run\("(\d\d)"', text) == ["01", "02", "03", "04", "05", "06"]
+    assert re.findall(r'open_run\("(\d\d)"', text) == ["01", "02", "03", "04", "05", "06"] and "set `data` at the top to" in text
+    text = "\n".join(c.source for c in nbformat.read(short, as_version=4).cells)
+    assert "pretrain_steps = 2400\n" in text and "T4" not in text  # quick's
+    copied = [file.read_bytes() for file in colab.build(f"{ADDRESS}.git/", tmp_path)]  # as GitHub's button gives it
+    assert copied == [file.read_bytes() for file in colab.build(ADDRESS, tmp_path)]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("which", [0, 1], ids=["series", "short"])
 def test_it_runs_without_a_clone(tmp_path, which):
-    """`smoke`, as nobody waits for `quick` here; the first cell installs srlib, and a second run finds it."""
+    """`smoke`, as nobody waits for `quick` here; the first cell installs srlib. The wheel has in srlib what the data set for Kaggle has."""
     site, content = tmp_path / "site", tmp_path / "content"
     site.mkdir()
     content.mkdir()
@@ -62,6 +69,8 @@ def test_it_runs_without_a_clone(tmp_path, which):
     ]
     subprocess.run(build, check=True, capture_output=True, timeout=300)
     (wheel,) = tmp_path.glob("*.whl")
+    names = {name.removeprefix("srlib/") for name in zipfile.ZipFile(wheel).namelist() if name.startswith("srlib/")}
+    assert names == set(dataset.content())
     file = colab.build(ADDRESS, tmp_path / "built")[which]
     text = file.read_text(encoding="utf-8")
     found = f'\\"srgan-oct @ git+{ADDRESS}\\"'
@@ -73,7 +82,7 @@ def test_it_runs_without_a_clone(tmp_path, which):
     little = (
         ["-y", "{profile: smoke}"]
         if which == 0
-        else ["-y", "{mse_steps: 20, gan_steps: 5, maps: 8, overrides: {phantoms: 8, blocks: 2, batch: 2}}"]
+        else ["-y", "{pretrain_steps: 20, gan_steps: 5, width: 8, overrides: {phantoms: 8, blocks: 2, batch: 2}}"]
     )
     command = [
         sys.executable,

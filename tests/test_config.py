@@ -74,7 +74,8 @@ def test_names_are_checked_without_torch():
     """So the runner starts at once, also for a run's stored settings, all of which are checked."""
     code = (
         "import dataclasses, sys; from srlib.config import Config, load_config\n"
-        "load_config(**dataclasses.asdict(Config()) | {'content_features': 'resnet50:layer3', 'generator': 'rrdb', 'batch_norm': False})\n"
+        "settings = dataclasses.asdict(Config()) | {'content_features': 'resnet50:layer3', 'generator': 'rrdb', 'batch_norm': False}\n"
+        "load_config(settings.pop('profile'), **settings)\n"
         "assert 'torch' not in sys.modules"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0

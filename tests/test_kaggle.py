@@ -55,8 +55,16 @@ def test_the_text_is_kaggles(tmp_path, kind):
     """No commands, times or paths of the clone."""
     for folder in kernels.build("someone", kind, out=tmp_path):
         text = "\n".join(c.source for c in built(folder)[1].cells)
-        assert not re.findall(r".*(?:run_all|CPU cores|\.\./|environment\.yml|README).*", text)
-        assert "--run-dir" not in text or "!python -m srlib run --run-dir" in text
+        assert not re.findall(
+            r".*(?:run_all|CPU cores|\.\./|environment\.yml|README|all six notebooks|default data|set `data` below).*", text
+        )
+        commands = re.findall(r"(\S+) -m srlib run (.*)--run-dir (.*)", text)
+        assert all(python.endswith("!python") and more.startswith("--profile kaggle") for python, more, _ in commands)
+        assert kind != "series" or (len(commands) == 7 and "those of [Kermany et al. 2018](https" in text)
+    with pytest.raises(UserError, match="knows no profile 'smoke'"):
+        kernels.build("someone", "short", profile="smoke", out=tmp_path)
+    with pytest.raises(UserError, match="--vgg friend/vgg has no use with content_features='local-power'"):
+        kernels.build("someone", vgg="friend/vgg", out=tmp_path)
 
 
 def test_the_short_kernel_is_short(tmp_path):
@@ -64,9 +72,12 @@ def test_the_short_kernel_is_short(tmp_path):
     metadata, notebook = built(folder)
     nbformat.validate(notebook)
     assert kernels.check(folder) == [] and metadata["enable_gpu"] and not metadata["enable_internet"]
-    assert metadata["id"] == "someone/srgan-on-oct-in-one-notebook" and set(parameters(notebook)) >= {"data", "mse_steps", "gan_steps"}
+    assert metadata["id"] == "someone/srgan-on-oct-in-one-notebook" and parameters(notebook)["pretrain_steps"] == 20_000
     code = "\n".join(c.source for c in notebook.cells if c.cell_type == "code")
     assert sum(bool(line.strip()) for line in code.splitlines()) <= 200
+    (folder,) = kernels.build("someone", "short", overrides={"gan_steps": 7, "seed": 3}, out=tmp_path)
+    found = parameters(built(folder)[1])
+    assert found["gan_steps"] == 7 and found["overrides"] == {"seed": 3}
     assert "class ResidualBlock(nn.Module)" in code and "torch.autograd.grad" in code  # the model and the step are there to edit
 
 
@@ -124,12 +135,14 @@ def test_the_first_cell_finds_srlib(tmp_path, place):
 
 
 def test_the_data_set_is_the_package(tmp_path):
-    """What the wheel puts into srlib, known again by its version; equal content, equal bytes."""
+    """What the wheel puts into srlib (`test_colab` compares them), known again by its version; equal content, equal bytes."""
     folder = dataset.build_dataset("someone", tmp_path)
     assert dataset.check_dataset(folder) == []
     for name in ("srlib/__init__.py", "srlib/models/networks.py", "srlib/weights/judge.pt", "srlib/weights/released.json", "srlib/notebooks/experiments/losses.yaml"):  # fmt: skip
         assert (folder / name).is_file(), name
     assert [p.name for p in folder.glob("version-*")] == [f"version-{dataset.version()}.txt"]
+    (folder / "version-0.txt").write_text("")
+    assert any("must be the only file of its kind" in sentence for sentence in dataset.check_dataset(folder))
     assert not list(folder.rglob("__pycache__")) and sum(p.stat().st_size for p in folder.rglob("*") if p.is_file()) < 30e6
 
 
@@ -148,7 +161,9 @@ def test_check_refuses_a_data_set(tmp_path, facts, words):
     change(folder, "dataset-metadata.json", **facts)
     assert any(words in sentence for sentence in dataset.check_dataset(folder))
     (folder / "srlib/__init__.py").unlink()
-    assert facts == {"licenses": ...} or any("__init__.py is missing" in sentence for sentence in dataset.check_dataset(folder))
+    assert facts == {"licenses": ...} or any(
+        "1 of srlib's files differ from this repository's, __init__.py first" in sentence for sentence in dataset.check_dataset(folder)
+    )
 
 
 def change(folder, file="kernel-metadata.json", **facts):
@@ -181,6 +196,10 @@ def alter(folder, work):
         (lambda f: alter(f, lambda n: n["cells"][1].update(execution_count=3)), "outputs or execution counts"),
         (lambda f: alter(f, lambda n: n["cells"][0].update(source="x" * 1_000_000)), "MB; Kaggle takes 1"),
         (lambda f: alter(f, lambda n: n["cells"][2]["metadata"].clear()), "0 cells are tagged 'parameters'"),
+        (lambda f: change(f, dataset_sources=["someone/else"]), "the data set someone/srgan-for-oct-srlib, which the kernel imports, is not attached"),
+        (lambda f: alter(f, lambda n: n["cells"][3].update(source="for x in")), "the cell 'for x in' is no Python"),
+        (lambda f: (f / "kernel-metadata.json").write_text("[]"), "no kernel can be read there"),
+        (lambda f: (f / "srgan-for-oct.ipynb").write_text("{}"), "no kernel can be read there"),
         (lambda f: (f / "kernel-metadata.json").unlink(), "no kernel can be read there"),
         (lambda f: (f / "srgan-for-oct.ipynb").write_text("{"), "no kernel can be read there"),
     ],
@@ -198,6 +217,8 @@ def test_check_refuses(tmp_path, monkeypatch, capsys, harm, words):
 def test_settings_that_cannot_be(tmp_path):
     with pytest.raises(UserError, match="did you mean 'gan_steps'"):
         kernels.build("someone", overrides={"gan_step": 1}, out=tmp_path)
+    with pytest.raises(UserError, match="profile is no setting; choose 'quick' with --profile"):
+        kernels.build("someone", overrides={"profile": "quick"}, out=tmp_path)
     for user in ("", "a/b"):
         with pytest.raises(UserError, match="--user NAME"):
             kernels.build(user, out=tmp_path)

@@ -212,6 +212,7 @@ def test_chain_sends_the_next_that_is_ready(recorder, capsys):
     said = capsys.readouterr().err
     assert "ended with error" in said and "Your notebook failed" in said and "UserError: no scans" in said
     assert "line 98" in said and "line 9\n" not in said and KEY not in said and len(recorder.kernels) == 4
+    assert "(from step 0: Kaggle attaches the output of this last version alone" in said  # it had gone on from one before
     assert push("--chain") == 0 and len(recorder.kernels) == 5 and recorder.kernels[-1]["slug"] == names[2]
     assert push("--chain", "-p", "seed", "3") == 0  # mended: another build, from the first on
     assert recorder.kernels[-1]["slug"] == names[0]
@@ -241,8 +242,29 @@ def test_status_and_pull(recorder, tmp_path, capsys):
     run = push_module.pull("someone", out=tmp_path / "out")
     assert run == tmp_path / "out/srgan-for-oct/runs/smoke" and (run / "srgan.pt").read_bytes() == b"weights"
     files["runs/smoke/srgan.pt"] = b"torn"
-    with pytest.raises(UserError, match=r"srgan\.pt did not arrive whole"):
+    with pytest.raises(UserError, match=r"srgan\.pt of someone/srgan-for-oct did not arrive whole"):
         push_module.pull("someone", out=tmp_path / "out")
+    other = {name.replace("runs/smoke", "runs/kaggle"): content for name, content in handed_over(True, **{"srgan.pt": b"other"}).items()}
+    recorder.output["someone/srgan-for-oct"] = (other, "")
+    again = push_module.pull("someone", out=tmp_path / "out")
+    assert again == run.with_name("kaggle") and (run / "srgan.pt").read_bytes() == b"weights"  # the earlier one stays
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["srgan-for-oct"]
+
+
+def test_what_the_command_line_says_is_understood(monkeypatch, tmp_path):
+    """A number in a name is no error, a busy service no missing kernel; no user and no login are said so."""
+    monkeypatch.setattr(push_module, "_call", lambda *args: (1, f"500 Server Error of {args[-1]}"))
+    for ask in (push_module.status, push_module.dataset_status):
+        with pytest.raises(UserError, match="cannot be had: 500 Server Error"):
+            ask("bob404/kernel")
+    monkeypatch.undo()
+    for name in [n for n in os.environ if n.upper().startswith("KAGGLE")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(UserError, match="is not logged in; run: kaggle auth login"):
+        push_module.status("someone/kernel")
+    for action in ("status", "pull"):
+        assert command.main(["kaggle", action, "--user", ""]) == 1
 
 
 def test_push_checks_before_it_sends(recorder, monkeypatch):
@@ -288,9 +310,18 @@ def test_a_data_set_that_is_refused(recorder, capsys, trouble):
     assert push() == 0 and len(recorder.kernels) == 1
 
 
-def test_the_short_kernel_is_sent_and_done(recorder, capsys):
+def push_short(*extra: str) -> int:
+    return command.main(["kaggle", "push", "--short", "--user", "someone", *extra])
+
+
+def test_the_short_kernel_is_sent_and_done(recorder, tmp_path, capsys):
     name = "someone/srgan-on-oct-in-one-notebook"
-    assert push("--short") == 0 and recorder.kernels[0]["slug"] == name
+    assert push_short("--public") == 0 and recorder.kernels[0]["slug"] == name
+    assert f"see that https://www.kaggle.com/datasets/{CODE} is public, too" in capsys.readouterr().out
+    assert recorder.versions[0]["body"].get("isPrivate") is not True
     recorder.state[name] = ("complete", "")
-    assert push("--short") == 0 and "all finished" in capsys.readouterr().out
+    assert push_short("--public") == 0 and f"stand at https://www.kaggle.com/code/{name}" in capsys.readouterr().out
+    (tmp_path / "built" / name.partition("/")[2] / "sent.txt").unlink()  # another clone
+    assert push_short() == 1 and "has finished, but was not sent from here" in capsys.readouterr().err and len(recorder.kernels) == 1
+    assert push_short("--again") == 0 and len(recorder.kernels) == 2
     assert command.main(["kaggle", "pull", "--short", "--user", "someone"]) == 1 and "leaves no run folder" in capsys.readouterr().err

@@ -8,7 +8,7 @@ from pathlib import Path
 import nbformat
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from ..config import UserError
+from ..config import UserError, load_config
 from ..files import NOTEBOOK_FOLDER, write
 from ..series.run_folder import NOTEBOOKS
 from . import kernels, short
@@ -38,7 +38,9 @@ INTRO = """# {title}
 def build(address: str = ADDRESS, out: Path | None = None) -> list[Path]:
     """Write both notebooks into `out` (default: notebooks/colab); returns them. `address`: the published repository's, on GitHub, as Colab opens
     only from there. Raises UserError where it is not set or another one."""
-    if not re.fullmatch(r"https://github\.com/[\w.-]+/[\w.-]+", address):
+    address = address.strip().rstrip("/").removesuffix(".git")
+    named = re.fullmatch(r"https://github\.com/([A-Za-z0-9-]+)/([\w.-]*\w)", address)
+    if not named or named.groups() == ("OWNER", "NAME"):
         what = f"{address!r} is no address on GitHub" if address else "the repository's address is not set"
         raise UserError(f"{what}; set ADDRESS in srlib/kaggle/colab.py to https://github.com/OWNER/NAME when it is published")
     folder, written = Path(out or NOTEBOOK_FOLDER / "colab"), []
@@ -62,7 +64,7 @@ def _series(address: str, own: str) -> list:
     cells = [cell for number in NOTEBOOKS for cell in kernels.cells_of(number)]
     for cell in cells:
         if cell.cell_type == "markdown":
-            cell.source = kernels.without_links(cell.source)
+            cell.source = kernels.one_cell(kernels.without_links(cell.source))
     return [
         new_markdown_cell(text, attachments=kernels.result_picture(), id="intro"),
         new_code_cell(INSTALL.format(address=address), id="srlib"),
@@ -73,6 +75,9 @@ def _series(address: str, own: str) -> list:
 
 def _short(address: str, own: str) -> list:
     code = f"All of it is `srlib`, of [the repository]({address}): clone it to edit more than what stands here."
-    first, *rest = short.cells(address, code, "phantom", {"phantoms": 120}, kernels.result_picture())
+    config = load_config("quick")
+    usual = {name: getattr(config, name) for name in short.USUAL}
+    time = "A quarter of an hour on two CPU cores, minutes on a GPU (estimated)."
+    first, *rest = short.cells(address, code, time, "phantom", usual, {"phantoms": config.phantoms}, kernels.result_picture())
     first.source = first.source.replace("\n\n", f"\n\n{own}\n\n", 1)
     return [first, new_code_cell(INSTALL.format(address=address), id="srlib"), *rest]

@@ -16,7 +16,8 @@ METADATA = "dataset-metadata.json"
 README = """# srlib, the code of SRGAN for OCT
 
 The module that the notebooks of this series import, with its small networks, the released weights, the notebooks and the sweeps. MIT licence.
-In a notebook that has it attached: `!cp -r {mount}/srlib .` copies it to the working folder, where you can edit it; it is then imported from there.
+In a notebook that has it attached: `!cp -r PLACE/srlib .` copies it to the working folder, where you can edit it; it is then imported from there.
+PLACE is /kaggle/input/datasets/{name}, in older notebooks /kaggle/input/{slug}; the notebooks' first cell prints it.
 """
 
 
@@ -54,7 +55,7 @@ def build_dataset(user: str, out: Path | None = None) -> Path:
     for name, path in content().items():
         write(folder / "srlib" / name, path.read_bytes())
     write(folder / "LICENSE.txt", (REPOSITORY / "LICENSE").read_bytes())
-    write(folder / "README.md", README.format(mount=f"/kaggle/input/{SLUG}"))
+    write(folder / "README.md", README.format(name=f"{user}/{SLUG}", slug=SLUG))
     write(folder / f"version-{version()}.txt", f"SHA-256 of the files: {version()}...\n")
     metadata = {
         "id": f"{user}/{SLUG}",
@@ -85,9 +86,20 @@ def check_dataset(folder: Path) -> list[str]:
         wrong.append(f"the subtitle {subtitle!r} must have 20 to 80 characters")
     if not (isinstance(licences, list) and len(licences) == 1 and isinstance(licences[0], dict) and licences[0].get("name")):
         wrong.append(f"licenses must be a list of one name, not {licences!r}")
-    if not (folder / "srlib" / "__init__.py").is_file():
-        wrong.append("srlib/__init__.py is missing; build it again")
+    names, there = (
+        content(),
+        {path.relative_to(folder / "srlib").as_posix(): path for path in (folder / "srlib").rglob("*") if path.is_file()},
+    )
+    other = [name for name in sorted(names.keys() | there.keys()) if not _same(names.get(name), there.get(name))]
+    if other:
+        wrong.append(f"{len(other)} of srlib's files differ from this repository's, {other[0]} first; build it again")
+    if [path.name for path in folder.glob("version-*.txt")] != [f"version-{version()}.txt"]:
+        wrong.append(f"version-{version()}.txt must be the only file of its kind; build it again")
     return [f"{folder.name}: {sentence}" for sentence in wrong]
+
+
+def _same(one: Path | None, other: Path | None) -> bool:
+    return bool(one and other) and one.read_bytes() == other.read_bytes()
 
 
 def attached(user: str) -> str:
@@ -96,7 +108,8 @@ def attached(user: str) -> str:
 
 
 ATTACHED = """# The code of this series is the attached data set {name}: open it on the right, under Input.
-# To change a module: run  !cp -r {{home}}/srlib .  in a new cell, edit the copy under Output, and restart.
+# To change a module: run  !cp -r {{home}}/srlib .  in a new cell, edit the copy under Output, and restart. A saved version (Save & Run All)
+# starts without the copy: put the cp, with the place that is printed below, and your edits as %%writefile srlib/FILE.py into cells above this one.
 import os
 import sys
 import time

@@ -58,7 +58,7 @@ def take_over(kernels: list[str], profile: str, run_dir: str = "", needed: bool 
         if not (source / name).is_file() or file_hash(source / name) != sha256:
             reason = "was changed" if (source / name).is_file() else "is missing"
             raise UserError(f"{source / name} {reason} since the kernel before wrote it; run that kernel again")
-    for name in files:
+    for name in sorted(files, key=lambda name: name == "config.json"):  # the last, as it says that all are there
         with writing(folder / name):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source / name, folder / name)

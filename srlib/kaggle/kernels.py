@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import base64
 import json
 import re
 from pathlib import Path
 
 import nbformat
+from IPython.core.inputtransformer2 import TransformerManager
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from ..config import UserError, load_config, nearest
@@ -38,6 +40,8 @@ TIMES = {  # what a notebook's line of time says there; estimated from counted w
     "01": "minutes; every scan is read once.", "02": "half a minute.", "03": "about an hour on two T4 (estimated).",
     "04": "15 to 40 minutes on two T4 (estimated).", "05": "about half an hour (estimated).", "06": "a minute.",
 }  # fmt: skip
+DEFAULT_DATA = re.compile(r"The default data are \*\*phantoms\*\*.*?or to `\"kermany\"` \((.*?)\)\.", re.S)  # notebook 01's
+SIX = re.compile(r"To run with other parameters, .*? in this one only\.", re.S)
 INTRO = """# {title}
 
 ![A synthetic scan, and a square of it at four times its size: LR, bicubic, SRResNet, SRGAN and HR](attachment:result.jpg)
@@ -65,21 +69,27 @@ def build(
     `kind`: 'series', all notebooks as one kernel; 'chain', six that follow each other; 'short', the one notebook of `short.py`. `vgg`: OWNER/SLUG of a data set with VGG-19's weights; without it, and where the settings ask for VGG, the kernel may use the
     internet. Raises UserError for a wrong setting or user.
     """
-    if not re.fullmatch(r"[A-Za-z0-9_-]+", user):
-        raise UserError(f"user {user!r} is no Kaggle user name; give it with --user NAME, as it stands in kaggle.com/NAME")
+    check_user(user)
     overrides = dict(overrides or {}) | ({"feature_weights": vgg} if vgg else {})
     config = load_config(profile, **overrides)
+    asks_for_vgg = config.content_features.partition(":")[0] in IMAGENET
+    if vgg and not asks_for_vgg:
+        raise UserError(
+            f"--vgg {vgg} has no use with content_features={config.content_features!r}; add -p content_features vgg19:relu5_4, or leave it"
+        )
     data = overrides.pop("data", "")
     parameters = {"profile": profile, "run_dir": "", "data": data, "overrides": overrides}
     folders, before = [], []
     for title, names in zip(titles(kind), [[n] for n in NOTEBOOKS] if kind == "chain" else [list(NOTEBOOKS)], strict=True):
         own = f"{user}/{slug(title)}"
         notebook = (
-            _short(user, config.data, overrides) if kind == "short" else _notebook(names, parameters, user, own, before, kind == "chain")
+            _short(user, config.data, profile, overrides)
+            if kind == "short"
+            else _notebook(names, parameters, user, own, before, kind == "chain")
         )
         code = "\n".join(c.source for c in notebook.cells if c.cell_type == "code")
         trains = bool(TRAINING.search(code))
-        needs_vgg = trains and config.content_features.partition(":")[0] in IMAGENET  # (the pretraining asks for it)
+        needs_vgg = trains and asks_for_vgg  # (the pretraining asks for it)
         metadata = {
             "id": own, "title": title, "code_file": f"{slug(title)}.ipynb", "language": "python", "kernel_type": "notebook",
             "is_private": not public, "enable_gpu": trains, "enable_tpu": False, "machine_shape": GPU if trains else "",
@@ -95,6 +105,11 @@ def build(
     return folders
 
 
+def check_user(user: str) -> None:
+    if not re.fullmatch(r"[A-Za-z0-9_-]+", user):
+        raise UserError(f"user {user!r} is no Kaggle user name; give it with --user NAME, as it stands in kaggle.com/NAME")
+
+
 def _notebook(names: list[str], parameters: dict, user: str, own: str, before: list[str], chain: bool):
     """The notebooks `names` as one: srlib, the parameters, what an earlier kernel handed over, the cells, the handing over."""
     set_up = [new_code_cell(attached(user), id="srlib")]
@@ -103,7 +118,7 @@ def _notebook(names: list[str], parameters: dict, user: str, own: str, before: l
     if before or not chain:  # the first of the chain has nothing to take over
         call = f"take_over({[own, *before]}, profile, run_dir, needed={bool(before)})"
         set_up.append(new_code_cell(f"from srlib.kaggle.handover import take_over\n\n{call}", id="take-over"))
-    cells = [c for number in names for c in _cells(number, user, chain)]
+    cells = [c for number in names for c in _cells(number, user, chain, parameters)]
     if chain:  # under the notebook's title
         cells[1:1] = set_up
     else:
@@ -112,9 +127,13 @@ def _notebook(names: list[str], parameters: dict, user: str, own: str, before: l
     return new_notebook(cells=cells, metadata=LANGUAGE)
 
 
-def _short(user: str, data: str, overrides: dict):
+def _short(user: str, data: str, profile: str, overrides: dict):
+    if profile != "kaggle":
+        raise UserError(f"the short kernel knows no profile {profile!r}; set what you need with -p, as -p gan_steps 200")
     code = f"All of it is `srlib`, the attached data set [{user}/{SLUG}](https://www.kaggle.com/datasets/{user}/{SLUG}): `!cp -r {{home}}/srlib .` copies it here to edit."
-    first, *rest = short.cells(f"https://www.kaggle.com/code/{user}/{slug(TITLE)}", code, data, overrides, result_picture())
+    usual = {name: overrides.pop(name, value) for name, value in short.USUAL.items()}
+    time = "About half an hour on a T4 (estimated, not measured)."
+    first, *rest = short.cells(f"https://www.kaggle.com/code/{user}/{slug(TITLE)}", code, time, data, usual, overrides, result_picture())
     return new_notebook(cells=[first, new_code_cell(attached(user), id="srlib"), *rest], metadata=LANGUAGE)
 
 
@@ -155,8 +174,9 @@ def cells_of(number: str) -> list:
     return cells
 
 
-def _cells(number: str, user: str, chain: bool) -> list:
-    """The cells of a notebook for Kaggle: links and times of there, trainings that end in time."""
+def _cells(number: str, user: str, chain: bool, parameters: dict) -> list:
+    """The cells of a notebook for Kaggle: links, data, commands and times of there, trainings that end in time."""
+    same = f"--profile {parameters['profile']}" + f" --data {parameters['data']}" * bool(parameters["data"])
     names = {f"{n}.ipynb": slug(title) for (n, _, _), title in zip(NOTEBOOKS.values(), titles("chain"), strict=True)}
     cells = cells_of(number)
     for cell in cells:
@@ -165,6 +185,11 @@ def _cells(number: str, user: str, chain: bool) -> list:
                 inner = "\n".join(f"    {line}" if line else "" for line in cell.source.splitlines())
                 cell.source = f"from srlib.kaggle.handover import ending_in_time\n\nwith ending_in_time(run):\n{inner}"
             continue
+        if (parameters["data"] or load_config(parameters["profile"]).data) == "kermany":
+            attached_data = r'The data are those of \1, attached to this kernel. With `data = "phantom"` the project draws synthetic B-scans, **phantoms**; what they show is *not a result on OCT*.'
+            cell.source = DEFAULT_DATA.sub(attached_data, cell.source)
+        cell.source = one_cell(cell.source) if not chain else cell.source.replace("in all six notebooks", "in all six kernels")
+        cell.source = re.sub(r"python -m srlib run (--run-dir \S+)(?! --data)", rf"python -m srlib run {same} \1", cell.source)
         cell.source = re.sub(r"\*\*Time and hardware\*\*: .*?(?=\*\*Before this)", f"**Time**: {TIMES[number]} ", cell.source)
         if chain:
             cell.source = LINK.sub(lambda m: f"[{m[1]}](https://www.kaggle.com/code/{user}/{names[m[2]]})", cell.source)
@@ -178,13 +203,19 @@ def _cells(number: str, user: str, chain: bool) -> list:
     return cells
 
 
+def one_cell(text: str) -> str:
+    """A notebook's words on parameters, where the series has one cell of them, at the top."""
+    return SIX.sub("Other parameters go into the cell at the top.", text).replace("set `data` below to", "set `data` at the top to")
+
+
 def check(folder: Path) -> list[str]:
     """What Kaggle would refuse or misread in a built folder: a sentence each; nothing for one that can be sent."""
     folder = Path(folder)
     try:
         metadata = json.loads((folder / "kernel-metadata.json").read_text(encoding="utf-8"))
         notebook = nbformat.read(folder / metadata["code_file"], as_version=4)
-    except (OSError, ValueError, KeyError, AttributeError) as error:
+        nbformat.validate(notebook)
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, nbformat.ValidationError) as error:
         return [f"{folder}: no kernel can be read there ({type(error).__name__}: {error}); build it again"]
     wrong = [f"there is no key {key!r}; {nearest(key, KEYS)}" for key in metadata if key not in KEYS]
     for key, kind in KEYS.items():
@@ -201,7 +232,9 @@ def _wrong_metadata(metadata: dict, notebook):
     for name in (metadata["id"], *metadata["dataset_sources"], *metadata["kernel_sources"]):
         if not re.fullmatch(r"[A-Za-z0-9_-]+/[a-z0-9-]+", str(name)):
             yield f"{name!r} must be OWNER/SLUG, without anything before or behind it"
-    own = metadata["id"].rpartition("/")[2]
+    owner, _, own = metadata["id"].partition("/")
+    if f"{owner}/{SLUG}" not in metadata["dataset_sources"]:
+        yield f"the data set {owner}/{SLUG}, which the kernel imports, is not attached; build it again"
     if slug(metadata["title"]) != own:
         yield f"the title {metadata['title']!r} makes the slug {slug(metadata['title'])!r}, but id says {own!r}"
     if not 5 <= len(metadata["title"]) <= 50:
@@ -222,6 +255,12 @@ def _wrong_notebook(path: Path, notebook):
         yield "outputs or execution counts are left in the notebook; clear them"
     if path.stat().st_size > LIMIT:
         yield f"the notebook has {path.stat().st_size / 1e6:.2f} MB; Kaggle takes {LIMIT / 1e6:g}"
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            try:
+                ast.parse(TransformerManager().transform_cell(cell.source))
+            except SyntaxError as error:
+                yield f"the cell {cell.source.strip().splitlines()[0][:60]!r} is no Python: {error.msg}, line {error.lineno}"
     tagged = [c for c in notebook.cells if "parameters" in c.metadata.get("tags", [])]
     if len(tagged) != 1:
         yield f"{len(tagged)} cells are tagged 'parameters'; one is needed"

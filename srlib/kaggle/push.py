@@ -11,6 +11,7 @@ import importlib.util
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -18,7 +19,7 @@ import time
 from pathlib import Path
 
 from ..config import UserError
-from ..files import REPOSITORY, file_hash, read_json, write
+from ..files import REPOSITORY, file_hash, read_json, write, writing
 from . import dataset, kernels
 from .handover import LIST
 
@@ -27,13 +28,14 @@ ENDED = ("ERROR", "CANCEL_REQUESTED", "CANCEL_ACKNOWLEDGED")
 LOG_LINES = 30
 
 
-def push(user: str, kind: str = "series", wait: bool = False, every: float = 60.0, **settings) -> str:
+def push(user: str, kind: str = "series", wait: bool = False, again: bool = False, every: float = 60.0, **settings) -> str:
     """Build, check, and send the data set with srlib, where Kaggle has another version or none, and the next kernel that is ready; returns a
     sentence that says what was done.
 
     A kernel is ready where the one before it has finished and it has not itself been sent as it is now built. One that `max_hours`
     ended is sent again, with its own output as a source. Call it again, or let it `wait` (asking `every` so many seconds) until all
-    are through. Raises UserError, with the kernel's error and the end of its log, where one failed, and for a refusal.
+    are through. Raises UserError, with the kernel's error and the end of its log, where one failed; for a refusal; and for a finished
+    kernel that was not sent from here, unless it is to be sent `again`.
     """
     folders, code = kernels.build(user, kind, **settings), dataset.build_dataset(user)
     wrong = dataset.check_dataset(code) + [sentence for folder in folders for sentence in kernels.check(folder)]
@@ -48,7 +50,7 @@ def push(user: str, kind: str = "series", wait: bool = False, every: float = 60.
             (built + file_hash(folder / f"{folder.name}.ipynb") + file_hash(folder / "kernel-metadata.json")).encode()
         ).hexdigest()
         while True:
-            sent = _sent(folder)
+            sent, resumed = _sent(folder)
             state = status(name) if sent in ("", built) else ""  # another build was sent: whatever became of it
             if state in WAITS:
                 if not wait:
@@ -57,19 +59,28 @@ def push(user: str, kind: str = "series", wait: bool = False, every: float = 60.
                 continue
             if state in ENDED and sent:
                 (folder / "sent.txt").unlink()  # said once; the next call sends it again
-                raise UserError(f"{name} ended with {state.lower()}:\n{log(name)}\nthe same call sends it again, mended or not")
-            unfinished = state == "COMPLETE" and kind != "short" and not _handed_over(name)
-            if state == "COMPLETE" and not unfinished:
+                anew = (
+                    " (from step 0: Kaggle attaches the output of this last version alone, not of the one that it went on from)" * resumed
+                )
+                raise UserError(f"{name} ended with {state.lower()}:\n{log(name)}\nthe same call sends it again, mended or not{anew}")
+            if state == "COMPLETE" and not sent and not again:
+                raise UserError(f"{name} has finished, but was not sent from here; fetch what it made with pull, or send it with --again")
+            unfinished = state == "COMPLETE" and sent and kind != "short" and not _handed_over(name)
+            if state == "COMPLETE" and sent and not unfinished:
                 break
-            said = send_kernel(folder, name, resume=unfinished)
-            write(folder / "sent.txt", built + "\n")
+            said = send_kernel(folder, name, resume=bool(unfinished))
+            write(folder / "sent.txt", f"{built}\n{'resumed' * bool(unfinished)}\n")
             if kind != "chain":
                 said += _badge(name)
+            if settings.get("public"):
+                said += f" Readers need its data set: see that https://www.kaggle.com/datasets/{user}/{code.name} is public, too."
             if not wait:
                 return said
             print(said, flush=True)
             time.sleep(every)
-    return f"all finished; fetch the results with: python -m srlib kaggle pull --user {user}{f' --{kind}' * (kind != 'series')}"
+    if kind == "short":
+        return f"finished; its pictures and numbers stand at https://www.kaggle.com/code/{name}"
+    return f"all finished; fetch the results with: python -m srlib kaggle pull --user {user}{' --chain' * (kind == 'chain')}"
 
 
 def status(name: str) -> str:
@@ -78,7 +89,7 @@ def status(name: str) -> str:
     found = re.search(r'has status "(?:\w+\.)?(\w+)"', text)
     if found:
         return found[1]
-    if "404" in text or "Cannot access kernel" in text:
+    if _absent(text, name) or "Cannot access kernel" in text:
         return ""
     raise UserError(f"the state of {name} cannot be had: {_reason(code, text)}")
 
@@ -103,20 +114,27 @@ def pull(user: str, kind: str = "series", out: Path = REPOSITORY / "runs" / "kag
     """
     if kind == "short":
         raise UserError("the short kernel leaves no run folder; its pictures and numbers stand in the notebook on Kaggle")
+    kernels.check_user(user)
     names = [f"{user}/{kernels.slug(title)}" for title in reversed(kernels.titles(kind))]
     name = next((name for name in names if status(name) == "COMPLETE"), None)
     if name is None:
         raise UserError(f"no kernel of {user} has finished; python -m srlib kaggle status says how they are")
     target = Path(out) / name.rpartition("/")[2]
-    code, text = _call("kernels", "output", name, "-p", str(target), "--force")
-    lists = list(target.rglob(LIST))
-    if code or len(lists) != 1:
-        raise UserError(f"the output of {name} cannot be had: {_reason(code, text)}")
-    for file, sha256 in read_json(lists[0])["files"].items():
-        path = lists[0].parent / file
-        if not path.exists() or file_hash(path) != sha256:
-            raise UserError(f"{path} did not arrive whole; call the same again")
-    return lists[0].parent
+    with writing(out):
+        Path(out).mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out, prefix=".pull-") as place:
+        code, text = _call("kernels", "output", name, "-p", place)
+        lists = list(Path(place).rglob(LIST))
+        if code or len(lists) != 1:
+            raise UserError(f"the output of {name} cannot be had: {_reason(code, text)}")
+        for file, sha256 in read_json(lists[0])["files"].items():
+            path = lists[0].parent / file
+            if not path.exists() or file_hash(path) != sha256:
+                raise UserError(f"{file} of {name} did not arrive whole; call the same again")
+        run = target / lists[0].parent.relative_to(place)
+        with writing(target):
+            shutil.copytree(place, target, dirs_exist_ok=True)
+    return run
 
 
 def _handed_over(name: str) -> bool:
@@ -167,7 +185,7 @@ def dataset_status(name: str) -> str:
     state = text.strip().splitlines()[-1].strip() if text.strip() else ""
     if not code and re.fullmatch(r"\w+", state):
         return state
-    if any(mark in text for mark in ("404", "403", "Not Found", "Forbidden")):  # the service says 403 of what is not there
+    if _absent(text, name):
         return ""
     raise UserError(f"the state of the data set {name} cannot be had: {_reason(code, text)}")
 
@@ -190,10 +208,11 @@ def send_kernel(folder: Path, name: str, resume: bool) -> str:
     )
 
 
-def _sent(folder: Path) -> str:
-    """The build of this kernel that was sent last from here; '' for none."""
+def _sent(folder: Path) -> tuple[str, bool]:
+    """The build of this kernel that was sent last from here ('' for none), and whether it went on from its last version."""
     file = folder / "sent.txt"
-    return file.read_text(encoding="utf-8").strip() if file.exists() else ""
+    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+    return (lines[0], "resumed" in lines) if lines else ("", False)
 
 
 def _badge(name: str) -> str:
@@ -206,9 +225,14 @@ def _call(*args: str) -> tuple[int, str]:
     """`kaggle ARGS`: exit status, and what it printed."""
     if not importlib.util.find_spec("kaggle"):
         raise UserError("Kaggle's command line is not installed; pip install the kaggle and six that environment.yml names")
-    command = [sys.executable, "-P", "-m", "kaggle", "-W", *args]
+    command = [sys.executable, "-P", "-W", "ignore", "-m", "kaggle", "-W", *args]
     done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
-    return done.returncode, _clean(done.stdout + done.stderr)
+    text = _clean(done.stdout + done.stderr)
+    if "Authentication required" in text:
+        raise UserError(
+            "Kaggle's command line is not logged in; run: kaggle auth login, or save a token from https://www.kaggle.com/settings/api as ~/.kaggle/access_token"
+        )
+    return done.returncode, text
 
 
 def _clean(text: str) -> str:
@@ -218,6 +242,12 @@ def _clean(text: str) -> str:
     return re.sub(r"KGAT_\w+|\b[0-9a-f]{32}\b", "***", text)
 
 
+def _absent(text: str, name: str) -> bool:
+    """Whether an answer says that something is not there; the service says 403 of what is not there, too."""
+    return bool(re.search(r"\b40[34]\b|Not Found|Forbidden", text.replace(name, "")))
+
+
 def _reason(code: int, text: str) -> str:
     lines = [line for line in text.splitlines() if line.strip() and "%|" not in line]  # no progress bars
-    return lines[-1].strip() if lines else f"the kaggle command said nothing (exit status {code})"
+    why = lines[-1].strip() if lines else f"the kaggle command said nothing (exit status {code})"
+    return why + "; is --user your own name on Kaggle?" * bool(re.search(r"\b403\b|Forbidden", why))

@@ -13,15 +13,15 @@ from ..notebook import plain_code
 from ..series.run_folder import NOTEBOOKS
 
 TITLE = "SRGAN on OCT in one notebook"
-SCANS, LAYERS, MSE_STEPS, GAN_STEPS = 3000, 32, 20_000, 2_000
+USUAL = {"max_images": 3000, "width": 32, "pretrain_steps": 20_000, "gan_steps": 2_000}  # what the parameters of the notebook say
 
 INTRO = """# {title}
 
 ![A synthetic scan, and a square of it at four times its size: LR, bicubic, SRResNet, SRGAN and HR](attachment:result.jpg)
 
-Make a scan of the retina (optical coherence tomography, OCT) four times finer: scans, network, both trainings, and what came out. The picture is a phantom (a synthetic scan) after a longer training. **SRResNet** has the least error and looks smooth; **SRGAN** draws the grain (*speckle*) that a low-resolution scan (LR) has lost. The grain is plausible, not true: **research only**.
+Make a scan of the retina (optical coherence tomography, OCT) four times finer: scans, network, both trainings, and what came out. The picture is a phantom (a synthetic scan) by networks of the series' shortest profile. **SRResNet** has the least error and looks smooth; **SRGAN** draws the grain (*speckle*) that a low-resolution scan (LR) has lost. The grain is plausible, not true: **research only**.
 
-About half an hour on a T4 (estimated, not measured). The whole series, with how and why and six methods measured on unseen patients, is [SRGAN for OCT]({series})."""
+{time} The whole series, with how and why and six methods measured on unseen patients, is [SRGAN for OCT]({series})."""
 
 SCANS_TEXT = """## 1. The scans
 
@@ -39,7 +39,7 @@ The network that minimises the squared error gives the mean of all images that L
 
 GAME_TEXT = """## 4. Second training: the adversarial one
 
-SRResNet is frozen. A small head adds texture drawn from noise, and a *projection* takes out of it what LR would see, so every draw reduces to LR again. The **discriminator** D learns to tell HR from SR, the generator G to be taken for HR. Two draws of one LR keep their *mean* where HR is, without punishing the grain for not being HR's."""
+SRResNet is frozen. A small head adds texture drawn from noise, and a *projection* takes out of it what LR would see, so every draw reduces to LR again. The **discriminator** D learns to tell HR from SR, the generator G to be taken for HR. Two draws of one LR keep their *mean* where HR is, without punishing the grain for not being HR's. (The series also averages G's weights over the steps and lowers the penalty; both are left out here.)"""
 
 STEP_TEXT = """One turn: first D, then G."""
 
@@ -49,7 +49,7 @@ At exactly four times the size. One draw has HR's grain and pays with PSNR; the 
 
 END_TEXT = """## Change one thing
 
-- `gan_steps`, the number of scans, `config.penalty`: how does the power by band move?
+- `gan_steps`, `max_images`, `penalty` (in `drawing`): how does the power by band move?
 - Another network: edit `ResidualBlock` or `Generator` above.
 - {code} `!python -m srlib run --profile smoke` runs the six notebooks of the series in minutes."""
 
@@ -59,7 +59,7 @@ import dataclasses
 import torch.nn.functional as F
 from srlib.notebook import *
 
-settings = {"max_images": scans, "width": maps, "pretrain_steps": mse_steps, "gan_steps": gan_steps}
+settings = {"max_images": max_images, "width": width, "pretrain_steps": pretrain_steps, "gan_steps": gan_steps}
 run = open_run("01", "quick", "runs/short", data, settings | overrides)
 config, device = run.config, pick_device(run.config.device)
 manifest = run.make_manifest()
@@ -82,18 +82,19 @@ MSE = """from srlib.training.stage import training_pairs
 
 shape = ("scale", "channels", "width", "blocks", "global_skip", "batch_norm", "smooth")
 srresnet = Generator(**{name: getattr(config, name) for name in shape}).to(device)
+print(srresnet.settings)
 optimizer = torch.optim.Adam(srresnet.parameters())
-schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, total_steps=mse_steps + 1, pct_start=0.1)
+schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, total_steps=pretrain_steps + 1, pct_start=0.1)
 paths = run.images("train", config.crop)
 
-for k, (lr, target) in enumerate(training_pairs(paths, config, device, mse_steps, config.seed)(0)):
+for k, (lr, target) in enumerate(training_pairs(paths, config, device, pretrain_steps, config.seed)(0)):
     loss = F.mse_loss(2 * srresnet(lr) - 1, 2 * target - 1)
     optimizer.zero_grad()
     loss.backward()
     torch.nn.utils.clip_grad_norm_(srresnet.parameters(), config.pretrain_clip or torch.inf)
     optimizer.step()
     schedule.step()
-    if k % max(1, mse_steps // 10) == 0:
+    if k % max(1, pretrain_steps // 10) == 0:
         print(f"step {k}: MSE {loss.item():.5f}")
 smooth = upscale(low, srresnet.eval())
 gain = metrics.psnr(smooth, hr, region=where) - metrics.psnr(bicubic, hr, region=where)
@@ -130,17 +131,17 @@ names = [f"power, {a:.3f} to {b:.3f} cycles per pixel (dB)" for a, b in metrics.
 pd.DataFrame(rows, index=["PSNR (dB)", "LR consistency (dB)", *names]).drop(columns="hr").round(1)"""
 
 
-def cells(series: str, code: str, data: str, overrides: dict, picture: dict) -> list:
-    """Its cells but for the second, which finds srlib. `series`: the address of the whole series there; `code`: a sentence on where srlib's code is;
-    `picture`: the attachment of the first."""
-    numbers = dict(data=data, scans=SCANS, maps=LAYERS, mse_steps=MSE_STEPS, gan_steps=GAN_STEPS, overrides=overrides)
+def cells(series: str, code: str, time: str, data: str, usual: dict, overrides: dict, picture: dict) -> list:
+    """Its cells but for the second, which finds srlib. `series`: the address of the whole series there; `code`, `time`: sentences on where srlib's
+    code is and how long it takes; `usual`: the values of USUAL; `picture`: the attachment of the first."""
+    numbers = {"data": data, **usual, "overrides": overrides}
     parameters = "\n".join(f"{name} = {value!r}" for name, value in numbers.items())
     model = "\n\n\n".join(plain_code(part) for part in (networks.ResidualBlock, networks._upscale_stage, networks.Generator))
     functions, sizes, step = (_cell("04", text) for text in ("def two_draws(", "w_content, w_pixel =", "slopes = ["))
     functions = functions.replace("lesson, cpu, ", "lesson, device, ").replace("*smooth.shape[-2:])", "*smooth.shape[-2:]).to(device)", 1)
     step = textwrap.indent(step.replace("two_draws(lr)", "two_draws(lr, k)"), "    ")
     return [
-        new_markdown_cell(INTRO.format(title=TITLE, series=series), attachments=picture, id="intro"),
+        new_markdown_cell(INTRO.format(title=TITLE, time=time, series=series), attachments=picture, id="intro"),
         new_markdown_cell(SCANS_TEXT, id="scans-text"),
         new_code_cell(parameters, metadata={"tags": ["parameters"]}, id="parameters"),
         new_code_cell(SET_UP, id="set-up"),

@@ -36,7 +36,7 @@ def open_run(notebook: str, profile: str = "quick", run_dir: str = "", data: str
             run.write_config()
         return run
     if not file.exists():
-        raise UserError(f"{folder} holds no run yet; run 01_explore_data first, with the same run_dir (or ./run_all.sh, which runs all)")
+        raise UserError(f"{folder} holds no run yet; run 01_explore_data first, with the same run_dir (or the whole series)")
     stored = read_config(file)
     load_config(profile, **wanted)  # names the nearest valid setting or value
     if stored.profile != profile:
@@ -57,7 +57,7 @@ def open_run(notebook: str, profile: str = "quick", run_dir: str = "", data: str
             missing = [f for f in MAKES[need] if not (folder / f).exists()]
             if missing:
                 owner = next(n for n, s, _ in NOTEBOOKS.values() if s == need)
-                raise UserError(f"{folder / missing[0]} is missing; run {owner} first (or ./run_all.sh, which runs all)")
+                raise UserError(f"{folder / missing[0]} is missing; run {owner} first (or the whole series)")
             if run.is_trained(need) and (why := run.changed(need)):
                 number = next(n for n, (_, s, _) in NOTEBOOKS.items() if s == need)
                 raise UserError(f"{folder / MAKES[need][0]} was trained with {why}; --from {number} trains it again")

@@ -50,7 +50,8 @@ def read_config(file: Path) -> Config:
     says today. UserError where they cannot be read."""
     try:
         stored = {name: value for name, value in json.loads(file.read_text(encoding="utf-8")).items() if name not in RETIRED}
-        return load_config(**dataclasses.asdict(Config()) | stored)
+        settings = dataclasses.asdict(Config()) | stored
+        return load_config(settings.pop("profile"), **settings)
     except (ValueError, TypeError, AttributeError) as error:
         raise UserError(f"{file} cannot be used ({error}); choose another run_dir") from None
 
