@@ -123,7 +123,13 @@ def test_the_short_kernel(machine, tmp_path):
     """From scans to pictures, with little training; and with a module that was copied and edited."""
     (folder,) = kernels.build("someone", "short", out=tmp_path / "built")
     here = machine()
-    little = {"max_images": 0, "width": 8, "pretrain_steps": 30, "gan_steps": 10, "overrides": {"blocks": 2, "batch": 2, "d_width": 4, "texture": 8}}
+    little = {
+        "max_images": 0,
+        "width": 8,
+        "pretrain_steps": 30,
+        "gan_steps": 10,
+        "overrides": {"blocks": 2, "batch": 2, "d_width": 4, "texture": 8},
+    }
     done, executed = here.run(folder, **little)
     assert done.returncode == 0, done.stderr
     assert "step 27: MSE" in printed(executed) and "step 9: D" in printed(executed)
