@@ -84,7 +84,7 @@ if $help; then
 fi
 
 if ! $there; then
-  making="making the environment $folder from environment.yml (about 6 GB, some minutes)"
+  making="making the environment $folder from environment.yml (7 GB, some minutes)"
   if $conda; then
     tool="$(command -v mamba || command -v micromamba || command -v conda || true)"
     [ -n "$tool" ] || { say "error: --conda needs mamba or conda on the PATH; leave it out to use a .venv"; exit 1; }

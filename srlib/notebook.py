@@ -56,9 +56,10 @@ def plain_code(thing) -> str:
 
 def fold(table: pd.DataFrame, rows: int = 6) -> HTML:
     """A table that shows its first rows; the rest folds open."""
-    rest = table.iloc[rows:]
-    more = f"<details><summary>{len(rest)} more rows</summary>{rest.to_html()}</details>" if len(rest) else ""
-    return HTML(table.iloc[:rows].to_html() + more)
+    with pd.option_context("display.max_colwidth", None):
+        shown, rest = table.iloc[:rows].to_html(), table.iloc[rows:].to_html()
+    more = len(table) - rows
+    return HTML(shown + (f"<details><summary>{more} more rows</summary>{rest}</details>" if more > 0 else ""))
 
 
 def departures_table(config: Config, *stages: str) -> HTML:
@@ -70,6 +71,8 @@ def departures_table(config: Config, *stages: str) -> HTML:
 
 
 def answer(yours, right) -> None:
-    """Print an exercise's answer (None: not given yet) beside the right one."""
-    same = yours is not None and np.allclose(yours, right, rtol=1e-3, atol=1e-6)
-    print(f"right answer: {right:.5g}, yours: {'not given yet' if yours is None else yours}" + ("; well done" if same else ""))
+    """Print an exercise's answer beside the right one; while it is None, that it is to come."""
+    if yours is None:
+        return print("your answer: not given yet")
+    same = np.allclose(yours, right, rtol=1e-3, atol=1e-6)
+    print(f"your answer: {yours}, right: {right:.5g}" + ("; well done" if same else ""))

@@ -34,7 +34,7 @@ def test_answer(capsys):
     notebook.answer(2.5004, 2.5)
     notebook.answer(3, 2.5)
     said = capsys.readouterr().out.splitlines()
-    assert said == ["right answer: 2.5, yours: not given yet", "right answer: 2.5, yours: 2.5004; well done", "right answer: 2.5, yours: 3"]
+    assert said == ["your answer: not given yet", "your answer: 2.5004, right: 2.5; well done", "your answer: 3, right: 2.5"]
 
 
 def test_departures_are_left_aligned_and_whole():

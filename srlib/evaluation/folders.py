@@ -224,7 +224,7 @@ def as_text(found: Measured) -> str:
             ("HR's rank among the draws, distance from equal", mean["rank"], "0"),
             ("error that the draws predict for their mean; real error", mean.spread, f"{mean.error:.3f}"),
         ):
-            lines.append(f"{what:72}{value:18.3f}   (right draws: {right})")
+            lines.append(f"{what:72}{value:18.3f}   (correct draws: {right})")
     titles = {"kid": "KID", "told_apart": "told from HR by a fresh classifier (0.5: cannot)"}
     for row in found.unpaired.itertuples():
         what = (

@@ -120,9 +120,9 @@ def evaluated_images(folder: Path, root: Path, path: str, config: Config, method
 
 
 def captions(table: pd.DataFrame, path: str, region: str = "valid") -> dict[str, str]:
-    """Method to "PSNR, SSIM, texture error" of one image, for the line under its picture."""
+    """Method to "PSNR, texture error" of one image, for the line under its picture."""
     rows = table[(table.image == path) & (table.region == region)]
-    return {r.method: f"PSNR {r.psnr:.1f}, SSIM {r.ssim:.3f}, texture {r.texture_error_db:.1f} dB" for r in rows.itertuples()}
+    return {r.method: f"PSNR {r.psnr:.1f} dB, texture error {r.texture_error_db:.1f} dB" for r in rows.itertuples()}
 
 
 def mean_spectra(

@@ -226,7 +226,7 @@ def comparison(images: dict[str, np.ndarray], measures: dict[str, str], title: s
     overview = overview.resize((round(overview.width * scale), round(overview.height * scale)), Image.Resampling.LANCZOS)
     frame = [round(v * scale) for v in (left, top, left + side, top + side)]
     ImageDraw.Draw(overview).rectangle(frame, outline="#FFB000", width=2)
-    page.paste("white", (0, 0, size, size + 40))
+    page.paste("white", (0, 0, size, size + (40 if any(measures.values()) else 20)))
     page.paste(overview, (0, 20 + (size - overview.height) // 2))
     ImageDraw.Draw(page).text((2, 2), f"HR, {title}" if title else "HR", fill="#222222", font_size=13)
     return page

@@ -136,7 +136,7 @@ def cells(series: str, code: str, time: str, data: str, usual: dict, overrides: 
     code is and how long it takes; `usual`: the values of USUAL; `picture`: the attachment of the first."""
     numbers = {"data": data, **usual, "overrides": overrides}
     parameters = "\n".join(f"{name} = {value!r}" for name, value in numbers.items())
-    model = "\n\n\n".join(plain_code(part) for part in (networks.ResidualBlock, networks._upscale_stage, networks.Generator))
+    model = "\n\n\n".join(plain_code(part) for part in (networks.ResidualBlock, networks.upscale_stage, networks.Generator))
     functions, sizes, step = (_cell("04", text) for text in ("def two_draws(", "w_content, w_pixel =", "slopes = ["))
     functions = functions.replace("lesson, cpu, ", "lesson, device, ").replace("*smooth.shape[-2:])", "*smooth.shape[-2:]).to(device)", 1)
     step = textwrap.indent(step.replace("two_draws(lr)", "two_draws(lr, k)"), "    ")

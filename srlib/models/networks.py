@@ -68,7 +68,7 @@ class Generator(nn.Module):
         self.blocks = nn.Sequential(*(self.block(width, batch_norm) for _ in range(blocks)))
         self.join = nn.Sequential(nn.Conv2d(width, width, 3, padding=1), nn.BatchNorm2d(width) if batch_norm else nn.Identity())
         stages = {2: [2], 3: [3], 4: [2, 2], 8: [2, 2, 2]}[scale]
-        self.upscale = nn.Sequential(*(_upscale_stage(width, r, smooth) for r in stages))
+        self.upscale = nn.Sequential(*(upscale_stage(width, r, smooth) for r in stages))
         self.tail = RowConv2d(width, channels, 9, padding=4)
         if global_skip:
             nn.init.zeros_(self.tail.weight)
@@ -135,7 +135,8 @@ def build(settings: dict) -> nn.Module:
     return TextureGenerator(network, *head) if head else network
 
 
-def _upscale_stage(width: int, factor: int, smooth: bool) -> nn.Sequential:
+def upscale_stage(width: int, factor: int, smooth: bool) -> nn.Sequential:
+    """`width` maps to `width` maps of `factor` times the size: k3 convolution, PixelShuffle, with `smooth` a mean of factor x factor, PReLU."""
     layers = [nn.Conv2d(width, width * factor**2, 3, padding=1), nn.PixelShuffle(factor)]
     if smooth:
         layers += [nn.ReplicationPad2d((0, factor - 1, 0, factor - 1)), nn.AvgPool2d(factor, stride=1)]

@@ -41,7 +41,7 @@ CAPTIONS = {  # figure file stem (without a trailing number): caption, in the or
     "draws": "The mean of eight draws of SRGAN, two of them, and HR: the draws differ where LR says nothing, and their mean is smooth.",
     "spectra": "SR's power over HR's by spatial frequency, mean over test scans: 0 is as much as HR has. Right of the first dotted line LR knows nothing.",
     "texture": "Texture and speckle in the retina, as distances to HR: zero is as HR.",
-    "ranks": "HR's rank among eight draws of SRGAN: right draws have equal shares (dashed).",
+    "ranks": "HR's rank among eight draws of SRGAN: correct draws have equal shares (dashed).",
     "calibration": "The error of the mean against the error that the spread predicts: on the dashed line the prediction is right, above it too sure.",
     "uncertainty": "The spread of eight draws, large where SRGAN makes up what LR does not say, beside the error of their mean: the same places should be bright.",
     "profile": "Grey levels through the layers, along the line: SRResNet and SRGAN should be as steep as HR.",
@@ -98,23 +98,25 @@ def readable_tests(table: pd.DataFrame, measure: str) -> pd.DataFrame:
 
 
 def readable_draws(drawn: pd.DataFrame) -> pd.DataFrame:
-    """draws.csv (`evaluation.drawn`) as text for readers: mean by patient and its interval, and what draws of the true posterior have."""
+    """draws.csv (`evaluation.drawn`) as text for readers: the mean over patients, its interval where there are enough of them (`statistics.FEW`), and what draws of
+    the true posterior have."""
     n = DRAWS
     rows = {
-        "gain_draw_db": ("PSNR gain over bicubic: one draw (dB)", "3 dB below SRResNet's"),
-        "gain_mean_db": (f"the same of the mean of {n} draws (dB)", "0.5 dB below SRResNet's"),
-        "gain_srresnet_db": ("the same of SRResNet (dB)", ""),
+        "gain_draw_db": ("PSNR gain of one draw over bicubic (dB)", "3 dB below SRResNet's"),
+        "gain_mean_db": (f"PSNR gain of the mean of {n} draws (dB)", "0.5 dB below SRResNet's"),
+        "gain_srresnet_db": ("PSNR gain of SRResNet (dB)", ""),
         "regain_db": (f"regain: the mean of {n} over one (dB)", f"{10 * np.log10(2 / (1 + 1 / n)):.1f}"),
         "srgan_spread": ("error that the spread predicts (grey levels)", "the next row"),
         "srgan_error": ("real error of the mean", ""),
-        "srresnet_spread": ("SRResNet's x8 spread (grey levels)", "the next row"),
-        "srresnet_error": ("real error of its x8 mean", ""),
+        "srresnet_spread": ("SRResNet's spread over eight flips and turns (grey levels)", "the next row"),
+        "srresnet_error": ("real error of its mean over these", ""),
     } | {c: (f"HR's rank, {c[5:]}: distance from equal", "0") for c in drawn if c.startswith("rank_")}
     means = drawn[list(rows)].where(np.isfinite).groupby(drawn.patient).mean()  # a blank image has no PSNR
     low, high = statistics.intervals(means.to_numpy())
-    text = [f"{m:.2f} [{a:.2f},\u00a0{b:.2f}]" for m, a, b in zip(means.mean(), low, high, strict=True)]
+    enough = len(means) >= statistics.FEW
+    text = [f"{m:.2f}" + f" [{a:.2f},\u00a0{b:.2f}]" * enough for m, a, b in zip(means.mean(), low, high, strict=True)]
     named_rows = pd.Index([what for what, _ in rows.values()], name=f"{len(drawn)} images of {len(means)} patients")
-    return pd.DataFrame({"SRGAN": text, "right draws": [right for _, right in rows.values()]}, index=named_rows)
+    return pd.DataFrame({"SRGAN": text, "correct draws": [right for _, right in rows.values()]}, index=named_rows)
 
 
 def readable_unpaired(unpaired: pd.DataFrame) -> pd.DataFrame:

@@ -35,8 +35,8 @@ def warnings(history: pd.DataFrame) -> dict[str, str]:
         )
     elif last.consistency_db < LEFT_LR:
         found["inconsistent"] = (
-            f"SR reduced again is {last.consistency_db:.1f} dB from LR (sound: over {LEFT_LR:.0f}): it invents structure; "
-            "texture with a linear degradation cannot leave LR; otherwise a smaller adversarial_share holds it"
+            f"SR reduced again is {last.consistency_db:.1f} dB from LR (sound: over {LEFT_LR:.0f}), so it contradicts LR; "
+            "use texture with a linear degradation, or a smaller adversarial_share"
         )
     return found
 
