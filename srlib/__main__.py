@@ -34,7 +34,8 @@ def main(argv: list[str] | None = None) -> int:
         if error.errno is None and error.filename is None:
             raise
         where = error.filename if error.filename is not None else "a file or the output"  # (writing names no file)
-        print(f"error: {where}: {error.strerror or error}; choose another place or free it", file=sys.stderr)
+        advice = "" if isinstance(error, FileNotFoundError) else "; choose another place or free it"
+        print(f"error: {where}: {error.strerror or error}{advice}", file=sys.stderr)
         _leave_output()
     except (MemoryError, RuntimeError) as error:
         from .device import memory_ran_out

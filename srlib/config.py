@@ -328,11 +328,8 @@ def load_config(profile: str = "quick", /, **overrides) -> Config:
             raise UserError(f"there is no setting {name!r}; {nearest(name, known)}")
         overrides[name] = _check(FIELDS[name], value)
     config = Config(profile=profile, **{**PROFILES[profile], **overrides})
-    for name in ("crop", "gan_crop"):
-        side, grid = (
-            getattr(config, name),
-            1 if name == "gan_crop" and config.texture else 16,
-        )  # Ledig's discriminator ends in a dense layer
+    for name, grid in (("crop", 1), ("gan_crop", 1 if config.texture else 16)):  # Ledig's discriminator ends in a dense layer
+        side = getattr(config, name)
         if side % grid or side % config.scale:
             raise UserError(
                 f"{name}={side} must be a multiple of {f'{grid} and of ' * (grid > 1)}scale={config.scale}; 96 fits every scale"

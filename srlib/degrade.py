@@ -102,8 +102,8 @@ def project(
 
 
 def has_projection(scale: int, kind: str, amount: float = 0.0) -> bool:
-    """Whether a reduction is linear and separable, so that `project` can undo it."""
-    return _separable(_UNROUNDED.get(kind, KINDS[kind]), scale, amount)
+    """Whether a reduction is linear and separable, so that `project` can undo it; given pairs ('paired') have none."""
+    return kind in KINDS and _separable(_UNROUNDED.get(kind, KINDS[kind]), scale, amount)
 
 
 @lru_cache(maxsize=64)

@@ -94,28 +94,10 @@ def damaged(path: str | Path, why) -> UserError:
     return UserError(f"{path} is damaged ({why}); restore it from a copy, or choose another run folder (--run-dir)")
 
 
-NAMES = frozenset(  # columns of a run's tables that hold names
-    (
-        "path",
-        "sha256",
-        "label",
-        "patient",
-        "split",
-        "image",
-        "method",
-        "region",
-        "measure",
-        "network",
-        "trained",
-        "tested",
-        "reason",
-        "laterality",
-        "position",
-        "group",
-    )
-)
-
-
+NAMES = {  # columns of a run's tables that hold names
+    "path", "sha256", "label", "patient", "split", "image", "method", "region", "measure", "network", "trained", "tested", "reason", "laterality",
+    "position", "group",
+}  # fmt: skip
 NEEDED = {"manifest.csv": ("path", "label", "patient", "split"), "metrics.csv": ("image", "patient", "label", "method", "region")}
 
 

@@ -669,3 +669,24 @@ def test_downstream_intervals_are_over_patients():
     assert summary.loc[("srgan", "srgan"), "accuracy_gain"] == 0
     assert "demonstration" in downstream.caution(table, True) and "demonstration" not in downstream.caution(table, False)
     assert "1.000" in downstream.readable(summary).to_string()
+
+
+def test_cross_tells_amounts_apart(monkeypatch, tmp_path):
+    """Two networks that differ in the amount of a degradation are two kinds, trained and tested."""
+    points = [
+        sweep.Point(tmp_path / f"p{k}", {}, load_config("smoke", degradation="gaussian", degradation_amount=a))
+        for k, a in enumerate((1.0, 3.0))
+    ]
+    asked = {}
+    monkeypatch.setattr(runs, "read_runs", lambda *a: (None, None, None))
+    monkeypatch.setattr(runs, "group_table", lambda means: pd.DataFrame())
+    monkeypatch.setattr("srlib.series.cross.evaluate_cross", lambda trained, tests: asked.update(tests=tests) or pd.DataFrame())
+    monkeypatch.setattr("srlib.series.cross.cross_table", lambda table: pd.DataFrame())
+    sweep._tables(tmp_path, points, True)
+    assert [c.degradation_amount for c in asked["tests"]] == [1.0, 3.0]
+
+
+def test_a_sweep_without_seeds_is_listed(tmp_path, monkeypatch):
+    monkeypatch.setattr(sweep, "EXPERIMENTS", tmp_path)
+    (tmp_path / "own.yaml").write_text("points:\n  - {}\n")
+    assert sweep.sweeps().loc["own"].tolist() == [1, 1, ""]

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 
 from srlib import metrics
 from srlib.degrade import downsample, project, to_image, to_tensor, upsample
@@ -146,3 +147,13 @@ def test_welch_by_hand():
 def test_grey_of_a_grey_colour_image_is_its_level():
     levels = np.arange(256, dtype=np.uint8).reshape(16, 16)
     np.testing.assert_allclose(_grey(np.repeat(levels[..., None], 3, 2)), levels, atol=1e-9)
+
+
+def test_a_reduction_of_ones_own_without_a_projection(monkeypatch):
+    """The largest pixel of a block is no linear reduction: networks and the Gaussian texture are then not projected, and do not fail."""
+    from srlib.degrade import KINDS, has_projection
+
+    monkeypatch.setitem(KINDS, "peak", lambda hr, scale, amount: torch.nn.functional.max_pool2d(hr, scale))
+    assert (
+        not has_projection(4, "peak") and not has_projection(4, "paired") and not has_projection(4, "speckle") and has_projection(4, "area")
+    )

@@ -272,3 +272,19 @@ def test_what_cannot_be_divided_or_had(monkeypatch):
 def test_sync_batch_norm_is_for_gpus(images, tmp_path):
     with pytest.raises(UserError, match="sync_batch_norm=True needs GPUs"):
         pretraining.pretrain_generator(load_config("smoke", **SETTINGS, sync_batch_norm=True), *images, tmp_path)
+
+
+def test_more_gpus_than_there_are_is_a_sentence():
+    with pytest.raises(UserError, match="gpus=2, but this machine has no CUDA device"):
+        parallel.processes(load_config("smoke", gpus=2), torch.device("cpu"))
+
+
+def test_an_interrupt_ends_a_process_that_will_not(monkeypatch):
+    """What was raised within goes on, and the process is gone, whatever it does with SIGTERM."""
+    monkeypatch.setattr(parallel, "GRACE_SECONDS", 0.5)
+    deaf = [sys.executable, "-c", "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(flush=True); time.sleep(60)"]
+    process = subprocess.Popen(deaf, stdout=subprocess.PIPE, start_new_session=True)
+    process.stdout.readline()
+    with pytest.raises(KeyboardInterrupt), parallel._ending(process):
+        raise KeyboardInterrupt
+    assert process.wait(5) == -signal.SIGKILL

@@ -203,7 +203,8 @@ def test_unreadable_file(tmp_path, scan, monkeypatch):
 
 
 def test_files_are_inspected_once(tmp_path, scan, monkeypatch):
-    """What is known of a file is kept while size and time stay; a changed file is looked at again; a torn memory is no harm."""
+    """What is known of a file is kept while size and time stay; a changed file is looked at again, and so is one that could not be read: the
+    cause may be gone. A torn memory is no harm."""
     monkeypatch.setattr(manifest, "REMEMBER_FROM", 0)
     monkeypatch.setattr(manifest, "data_home", lambda: tmp_path / "home")
     root = tmp_path / "scans"
@@ -217,10 +218,19 @@ def test_files_are_inspected_once(tmp_path, scan, monkeypatch):
     first = build_manifest(root)
     assert len(looked) == 5
     again = build_manifest(root)
-    assert len(looked) == 5 and again.equals(first) and again.attrs["skipped"] == first.attrs["skipped"]
+    assert looked[5:] == ["text.png"] and again.equals(first) and again.attrs["skipped"] == first.attrs["skipped"]
     Image.fromarray(bscan(9, 70, 80)).save(root / "NORMAL-2-1.png")
-    assert build_manifest(root).height.tolist() == [64, 64, 70, 64] and looked[5:] == ["NORMAL-2-1.png"]
+    assert build_manifest(root).height.tolist() == [64, 64, 70, 64] and looked[6:] == ["NORMAL-2-1.png", "text.png"]
     memory = next((tmp_path / "home" / "cache").iterdir())
     memory.write_text(memory.read_text()[:40])
-    assert len(build_manifest(root)) == 4 and len(looked) == 11
+    assert len(build_manifest(root)) == 4 and len(looked) == 13
     assert [p.name for p in find_images(root)] == sorted(["text.png"] + [f"NORMAL-{k}-1.png" for k in range(4)])
+
+
+def test_memory_that_runs_out_is_no_damaged_file(scan, monkeypatch):
+    def full(*args, **kwargs):
+        raise MemoryError
+
+    monkeypatch.setattr("srlib.data.reading.Image.open", full)
+    with pytest.raises(MemoryError):
+        read_image(scan)

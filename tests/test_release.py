@@ -403,6 +403,7 @@ def test_an_image_too_large_is_refused_alone(packed, scan, tmp_path, monkeypatch
     monkeypatch.setattr(files, "MAX_PIXELS", 1_000_000)
     generator, name, known, learnt = choose(packed)
     assert learnt == ("bicubic", 0.0)
+    assert choose(packed / "srgan-x4.pt")[2:] == (known, learnt) and known  # by its name it is the released one, too
     written, _, failed, warned = files.upscale_files(tmp_path / "in", tmp_path / "out", generator, name, known=known)
     assert len(written) == 1 and "would become 1200 x 1600 pixels" in failed[0] and not warned
 

@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from srlib.config import UserError
 from srlib.evaluation import statistics
 
 
@@ -44,6 +45,16 @@ def test_one_patient_shows_nothing_beyond_patients():
     one, two = (statistics.between(pd.DataFrame(runs[::step]), "psnr", "srgan", "base").loc["other"] for step in (2, 1))
     assert one.patients == 1 and np.isnan(one.low) and one.verdict == "not beyond patients" and one.difference == pytest.approx(10)
     assert two.patients == 2 and two.verdict == "beyond both"
+
+
+def test_a_reference_without_the_measure_is_a_sentence():
+    rows = [
+        {"group": g, "seed": 0, "method": "srgan", "patient": p, "psnr": np.nan if g == "base" else 3.0}
+        for g in ("base", "other")
+        for p in (1, 2)
+    ]
+    with pytest.raises(UserError, match="no patient has psnr of srgan in every run"):
+        statistics.between(pd.DataFrame(rows), "psnr", "srgan", "base")
 
 
 def test_too_smooth_and_too_noisy_do_not_cancel():

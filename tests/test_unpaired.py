@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
-from srlib.config import load_config
+from srlib.config import UserError, load_config
 from srlib.evaluation import methods
 from srlib.evaluation.drawn import Drawn, regions
 from srlib.evaluation.patches import Patches, measuring_network
@@ -99,6 +99,8 @@ def test_the_network_of_the_kid_is_no_loss_of_the_run(vgg_file):
     assert measuring_network(load_config("quick", feature_weights=str(vgg_file)))[0] == "vgg19:relu3_4"
     own = load_config("quick", feature_weights=str(vgg_file), content_features="vgg19:relu5_4")
     assert measuring_network(own)[0] == measuring_network(load_config("quick"))[0] == "judge, first stage"
+    with pytest.raises(UserError, match="no vgg19 weights there"):  # a mistyped name is no wish for the judge
+        measuring_network(load_config("quick", feature_weights=str(vgg_file) + "x"))
 
 
 class Exact:

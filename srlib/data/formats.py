@@ -66,15 +66,7 @@ KINDS = {
 }
 
 
-OF_PYTHON = (
-    TypeError,
-    AttributeError,
-    LookupError,
-    ArithmeticError,
-    AssertionError,
-    MemoryError,
-    struct.error,
-)  # they say nothing of the file
+OF_PYTHON = (TypeError, AttributeError, LookupError, ArithmeticError, AssertionError, struct.error)  # they say nothing of the file
 
 
 class _Held(threading.local):
@@ -105,7 +97,7 @@ def opened(path: Path) -> Iterator[Stack]:
             stacks.pop(next(iter(stacks))).close()
         stacks[key] = stack
         yield stack
-    except UserError:
+    except (UserError, MemoryError):
         raise
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None

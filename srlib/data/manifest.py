@@ -184,14 +184,12 @@ def inspect_files(root: Path, relatives: list[str], reading: dict | None = None)
         except OSError as error:
             return None, [_unusable(relative, f"cannot be opened ({error.strerror})")]
         found = known.get(relative)
-        return (stamp, found[1]) if found and found[0] == stamp else (stamp, _inspect(root, relative, reading or {}))
+        usable = found and found[0] == stamp and not any(row[4] for row in found[1])  # what failed once may not fail again
+        return (stamp, found[1]) if usable else (stamp, _inspect(root, relative, reading or {}))
 
     def keep():
-        with contextlib.suppress(OSError):  # a read-only place: then the next run looks again
-            memory.parent.mkdir(parents=True, exist_ok=True)
-            part = memory.with_suffix(f".{os.getpid()}.part")
-            part.write_text(json.dumps(known), encoding="utf-8")
-            part.replace(memory)
+        with contextlib.suppress(UserError):  # a read-only place: then the next run looks again
+            write(memory, json.dumps(known))
 
     pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
     try:

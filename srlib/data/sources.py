@@ -14,7 +14,7 @@ from PIL import Image
 
 from .. import degrade
 from ..config import UserError
-from ..files import HOME, KAGGLE_INPUT
+from ..files import HOME, KAGGLE_INPUT, write, write_image
 from . import phantom
 
 KAGGLEHUB = Path.home() / ".cache/kagglehub/datasets/paultimothymooney/kermany2018"
@@ -69,17 +69,11 @@ def make_phantoms(config) -> Path:
                 continue
             turn = config.phantom_rotation * np.random.default_rng([seed, 9, number]).uniform(-1, 1)
             image = phantom.bscan(seed, config.phantom_height, config.phantom_width, pathology, position, turn, config.phantom_jpeg)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            part = path.with_suffix(f".{os.getpid()}.part")
-            Image.fromarray(image).save(part, "PNG")
-            part.replace(path)
+            write_image(path, Image.fromarray(image))
 
-    try:
-        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-            list(pool.map(draw, range(config.phantoms)))
-        (folder / "complete").write_text(text + "\n", encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{folder}: phantoms cannot be written ({error.strerror}); free the disk or make the folder writable") from None
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        list(pool.map(draw, range(config.phantoms)))
+    write(folder / "complete", text + "\n")
     return folder
 
 
@@ -102,5 +96,5 @@ def phantom_tables(config) -> dict[int, list[int]]:
 
 
 def data_home() -> Path:
-    """Where data/ is: beside srlib, or in Kaggle's working folder."""
+    """Where data/ is: beside srlib, in Kaggle's working folder, or, of an installed srlib, in the current one."""
     return HOME / "data"

@@ -11,7 +11,7 @@ import torch
 from ..config import Config, UserError
 from ..files import write
 from ..metrics import unpaired
-from ..models.features import feature_extractor, judge
+from ..models.features import WeightsMissing, feature_extractor, judge
 from .statistics import interval
 
 
@@ -21,6 +21,8 @@ def measuring_network(config: Config) -> tuple[str, torch.nn.Module]:
     if config.feature_weights and "vgg" not in config.content_features:
         try:
             return "vgg19:relu3_4", feature_extractor("vgg19:relu3_4", config.feature_weights)
+        except WeightsMissing:
+            raise
         except UserError:  # weights of another network
             pass
     network = judge()

@@ -18,7 +18,7 @@ from .. import metrics
 from ..config import Config, UserError
 from ..data.reading import jpeg_tables, png_names, read_image, read_pair
 from ..data.sources import phantom_tables, phantom_truth
-from ..degrade import crop_to_multiple
+from ..degrade import crop_to_multiple, has_projection
 from ..device import pick_device
 from ..files import read_table, write, write_image
 from ..inference.upscaling import upscale
@@ -70,7 +70,8 @@ def fit_arms(config: Config, root: Path, manifest: pd.DataFrame, folder: Path) -
             lr, hr = read_pair(root / path, config)
             yield upscale(lr, networks["srresnet"]), lr, hr
 
-    gaussian = GaussianTexture(config.scale, *(config.reduction[1:] if config.holds_lr else ("", 0.0))).fit(fitting())
+    held = config.reduction[1:] if has_projection(*config.reduction) else ("", 0.0)
+    gaussian = GaussianTexture(config.scale, *held).fit(fitting())
     return Arms(config.scale, linear=linear, gaussian=gaussian, **networks)
 
 

@@ -236,7 +236,7 @@ def between(means: pd.DataFrame, measure: str, method: str, reference: str) -> p
     """
     rows = means[means.method == method]
     values = rows.pivot_table(index="patient", columns=["group", "seed"], values=measure).dropna()
-    if values.empty:
+    if values.empty or reference not in values.columns.get_level_values("group"):
         raise UserError(f"no patient has {measure} of {method} in every run, so nothing can be compared; take runs of the same patients")
     runs = values.mean().groupby("group")
     count, freedom = runs.size(), int((runs.size() - 1).sum())

@@ -86,7 +86,7 @@ def calibration(curves: pd.DataFrame) -> plt.Figure:
     """The error of the mean against the error that the spread predicts (`evaluation.drawn`'s calibration.csv), both in grey levels; on the line
     where the prediction is right, above it where it is too sure."""
     fig, ax = plt.subplots(figsize=(4.6, 4.2))
-    names = {"srgan": "SRGAN: 8 draws", "srresnet": "SRResNet: x8 flips and turns"}
+    names = {"srgan": "SRGAN: 8 draws", "srresnet": "SRResNet: 8 flips and turns"}
     for method, part in curves.groupby("method", sort=False):
         ax.plot(part.predicted, part.error, color=colour_of(method), marker=METHODS[method].marker, ms=5, label=names[method])
     limit = 1.05 * curves[["predicted", "error"]].to_numpy().max()

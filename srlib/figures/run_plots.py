@@ -9,22 +9,10 @@ from matplotlib.lines import Line2D
 
 from ..evaluation.methods import METHODS, colour_of, named
 from ..evaluation.statistics import MEASURES, interval
+from .panels import LINES
 
 # no colour of a method: there it means the method
-PALETTE = (
-    "#222222",
-    "#E69F00",
-    "#6A3D9A",
-    "#8C564B",
-    "#7A7A7A",
-    "#B8B000",
-    "#4B0055",
-    "#C2A5CF",
-    "#1B7837",
-    "#A6761D",
-    "#5E4FA2",
-    "#A5AA99",
-)
+PALETTE = (*(colour for colour, _ in LINES), "#C2A5CF", "#1B7837", "#A6761D", "#5E4FA2", "#A5AA99")
 NETWORKS = ("srresnet", "srgan")
 
 

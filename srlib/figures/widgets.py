@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import io
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,7 @@ from PIL import Image, ImageDraw
 
 from ..evaluation.methods import named
 from ..files import write_image
-from .panels import zoom_box
+from .panels import png, zoom_box
 
 
 def animation(frames: list[tuple[str, np.ndarray]], path: Path, seconds: float = 0.35, most: int = 24) -> str:
@@ -63,6 +62,4 @@ def slider(images: dict[str, np.ndarray], side: int = 128) -> str:
 
 def _embedded(image: np.ndarray) -> str:
     """A uint8 image as the address of an <img>."""
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "PNG")
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return "data:image/png;base64," + base64.b64encode(png(Image.fromarray(image))).decode()

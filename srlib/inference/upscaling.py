@@ -23,7 +23,7 @@ def agreement(generator: torch.nn.Module, consistent: tuple[str, float] | None =
     for none. Raises UserError for a reduction that no image can be projected by (speckle, given pairs)."""
     scale, own = generator.settings["scale"], generator.settings.get("kind", "")
     found = consistent or ((own, generator.settings["amount"]) if own else None)
-    if found and (found[0] not in KINDS or not has_projection(scale, *found)):
+    if found and not has_projection(scale, *found):
         able = ", ".join(kind for kind in KINDS if has_projection(scale, kind))
         raise UserError(f"SR cannot be made consistent with LR of kind {found[0]!r}, which has no projection; there is one for {able}")
     return found

@@ -10,33 +10,3 @@ from .pixels import consistency, luma, ms_ssim, psnr, ssim
 from .speckle import cnr, edge_preservation, enl, linear, speckle_contrast
 from .spectra import DIRECTIONS, against_hr, band_power_db, bands, checkerboard, psd, rounding_floor, spectrum, stripe_index
 from .unpaired import kid, told_apart
-
-__all__ = [
-    "DIRECTIONS",
-    "against_hr",
-    "band_power_db",
-    "bands",
-    "calibration",
-    "checkerboard",
-    "cnr",
-    "consistency",
-    "edge_preservation",
-    "enl",
-    "feature_distance",
-    "kid",
-    "linear",
-    "luma",
-    "ms_ssim",
-    "predicted_error",
-    "psd",
-    "psnr",
-    "rank_distance",
-    "ranks",
-    "regain",
-    "rounding_floor",
-    "speckle_contrast",
-    "spectrum",
-    "ssim",
-    "stripe_index",
-    "told_apart",
-]

@@ -98,7 +98,9 @@ def load_generator(path: str | Path, device: str | torch.device = "cpu") -> torc
         generator = build(stored["settings"])
         generator.load_state_dict(stored["weights"])
     except KeyError as error:
-        raise UserError(f"{path} holds a generator {error}, which is not in models.GENERATORS; register it before loading") from None
+        raise UserError(
+            f"{path} holds a generator {error}, which is not in models.networks.GENERATORS; register it before loading"
+        ) from None
     except (TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"{path}: its weights do not fit a generator of this version ({str(error).splitlines()[0]})") from None
     return generator.to(device, memory_format=torch.channels_last).eval()  # 1.5 times faster on a CPU
@@ -117,6 +119,8 @@ def choose(
     if named or path.is_dir():
         files, entry = pair(None if named else path, scale)
         path = files[str(weights) if named else "srgan"]
+    elif path.exists():  # a released file by its name
+        entry = next((e for e in listed(path.parent).values() if path.name in (e[n]["file"] for n in NAMES)), None)
     generator = load_generator(path, device)
     if scale and generator.settings["scale"] != scale:
         raise UserError(f"{weights} enlarges x{generator.settings['scale']}, not x{scale}; leave --scale out or name other weights")

@@ -26,7 +26,7 @@ from .run_folder import Run
 def evaluate_cross(trained: dict[Path, Config], tests: list[Config]) -> pd.DataFrame:
     """Networks of several runs (folder to settings), each tested on LR made in every way of `tests`, on the test images of the first run.
 
-    A row for each run, test and image: method, trained and tested (the degradations), seed, image, patient, psnr (valid region), gain_db
+    A row for each run, test and image: method, trained and tested (the degradations, with their amount), seed, image, patient, psnr (valid region), gain_db
     over bicubic of the same LR, judge."""
     first = Run(*next(iter(trained.items())))
     device, rows = pick_device(first.config.device), []
@@ -46,10 +46,14 @@ def evaluate_cross(trained: dict[Path, Config], tests: list[Config]) -> pd.DataF
                 with torch.inference_mode():
                     distance = metrics.feature_distance(network(to_tensor(sr).to(device)), hr_maps, region)
                 psnr = metrics.psnr(sr, hr, config.border, region)
-                facts = {"method": method, "trained": own.degradation, "tested": config.degradation, "seed": own.seed}
+                facts = {"method": method, "trained": _kind(own), "tested": _kind(config), "seed": own.seed}
                 rows.append(facts | {"image": item.path, "patient": item.patient, "psnr": psnr, "gain_db": psnr - start, "judge": distance})
             bar.update()
     return pd.DataFrame(rows).round(6)
+
+
+def _kind(config: Config) -> str:
+    return config.degradation + (f" {config.degradation_amount:g}" if config.degradation_amount else "")
 
 
 def cross_table(table: pd.DataFrame, measure: str = "gain_db") -> pd.DataFrame:

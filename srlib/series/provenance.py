@@ -25,6 +25,8 @@ def device_used(config: Config) -> str:
     torch = sys.modules.get("torch")  # loaded where something is computed
     if torch and config.device in ("auto", "cuda") and torch.cuda.is_available():
         return f"{config.gpus or torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
+    if torch and config.device in ("auto", "mps") and torch.backends.mps.is_available():
+        return f"mps ({platform.machine()})"
     return f"{os.cpu_count()} CPU cores ({platform.machine()})"
 
 

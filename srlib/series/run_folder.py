@@ -34,8 +34,8 @@ INPUTS = {  # what goes into a stage; start.pt where the setting `start` is give
     "evaluation": ("manifest.csv", "srresnet.pt", "srgan.pt"),
 }
 RETIRED = ("d_noise", "d_pause", "loss_shift", "grid_weight", "lr_weight", "pixel_share")  # of the game before SRGAN drew its texture
-# Older records hold one hash of settings and inputs, which left these out at these values. It is complete: nothing is ever added.
 SALT = "patients.salt"  # with which patients that instruments' files name are hashed
+# Older records hold one hash of settings and inputs, which left these out at these values. It is complete: nothing is ever added.
 UNHASHED = dict(generator="srresnet", train_patients=0, tuning_steps=200, retina=True, lpips=False, dists=False, draw_images=0,
                 classifier_steps=200, networks="", start="", texture=0, penalty=0.0, pixel_weight=0.0, gan_crop=96)  # fmt: skip
 
@@ -270,7 +270,8 @@ class Run:
         table = table[table.split.isin(splits) & (table[["height", "width"]] >= min_side).all(axis=1)]
         if not len(table):
             raise UserError(f"no image of the {split} split is {min_side} pixels or more a side; set a smaller crop or give larger images")
-        return [self.root / p for p in table.path]
+        root = self.root  # looked up once
+        return [root / p for p in table.path]
 
     def show(self, figure, name: str = "", phantom: bool | None = None) -> None:
         """Display a figure (matplotlib's or a Pillow image) in a notebook, marked where it shows phantoms (None: where the run does), and keep it

@@ -8,7 +8,6 @@ is; `sweep.json` in it records what it was made from.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import re
 import shutil
@@ -92,7 +91,9 @@ def read_sweep(which: str) -> tuple[str, dict]:
 def sweeps() -> pd.DataFrame:
     """What comes with the series: a row for each file in notebooks/experiments."""
     rows = [(path.stem, read_sweep(path.stem)[1]) for path in sorted(EXPERIMENTS.glob("*.yaml"))]
-    facts = [{"sweep": name, "points": len(c["points"]), "seeds": len(c["seeds"]), "about": c["about"]} for name, c in rows]
+    facts = [
+        {"sweep": name, "points": len(c["points"]), "seeds": len(c.get("seeds", [0])), "about": c.get("about", "")} for name, c in rows
+    ]
     return pd.DataFrame(facts, columns=["sweep", "points", "seeds", "about"]).set_index("sweep")  # empty where there is no clone
 
 
@@ -220,7 +221,6 @@ def _tables(home: Path, done: list[Point], cross: bool) -> None:
     if cross:
         from .cross import cross_table, evaluate_cross
 
-        kinds = list(dict.fromkeys(p.config.degradation for p in done))
-        table = evaluate_cross({p.folder: p.config for p in done}, [dataclasses.replace(done[0].config, degradation=k) for k in kinds])
+        table = evaluate_cross({p.folder: p.config for p in done}, list({p.config.reduction: p.config for p in done}.values()))
         write(home / "cross.csv", table.to_csv(index=False))
         print(cross_table(table).round(2).to_string())

@@ -73,8 +73,8 @@ class Game:
         self.config, self.device, self.first_batches = config, device, first_batches
         torch.manual_seed(config.seed + 1)
         if config.texture:
-            projected = config.degradation != "paired" and has_projection(*config.reduction)
-            generator = TextureGenerator(generator, config.texture, *(config.reduction[1:] if projected else ("", 0.0)))
+            held = config.reduction[1:] if has_projection(*config.reduction) else ("", 0.0)
+            generator = TextureGenerator(generator, config.texture, *held)
             discriminator = TextureDiscriminator(config.channels, config.d_width)
         else:
             discriminator = Discriminator(config.channels, config.gan_crop, config.d_width)

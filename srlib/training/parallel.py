@@ -17,7 +17,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -100,6 +100,8 @@ def processes(config: Config, device: torch.device) -> int:
         if config.gpus > have:
             raise UserError(f"gpus={config.gpus}, but this machine has {have}; set gpus to {have}, or 0 for all")
         count = config.gpus or have
+    elif config.gpus > 1:
+        raise UserError(f"gpus={config.gpus}, but this machine has no CUDA device; leave gpus out")
     return count if count > 1 or config.torchrun != "--standalone" else 0
 
 
@@ -133,22 +135,15 @@ def launch(stage: str, count: int, config: Config, train, val, folder, fingerpri
     process = _torchrun(job, count, config.torchrun, log)
     seen, decoder = 0, codecs.getincrementaldecoder("utf-8")("replace")  # a chunk may end within a character
     try:
-        while text := os.read(process.stdout.fileno(), 1 << 14):
-            sys.stdout.write(decoder.decode(text))
-            sys.stdout.flush()
-            if history.exists() and (when := history.stat().st_mtime_ns) != seen:
-                seen = when
-                show(read_table(history))
-        status = process.wait()
-    except BaseException:  # an interrupt, or a mistake in `show`: torchrun ends its processes, which save
-        process.send_signal(signal.SIGTERM)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            sys.stdout.write(decoder.decode(process.communicate(timeout=GRACE_SECONDS)[0], final=True))
-        raise
+        with _ending(process):
+            while text := os.read(process.stdout.fileno(), 1 << 14):
+                sys.stdout.write(decoder.decode(text))
+                sys.stdout.flush()
+                if history.exists() and (when := history.stat().st_mtime_ns) != seen:
+                    seen = when
+                    show(read_table(history))
+            status = process.wait()
     finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-        process.stdout.close()
         job.unlink(missing_ok=True)
     _raise_what_a_process_said(failed)
     if status:
@@ -157,6 +152,23 @@ def launch(stage: str, count: int, config: Config, train, val, folder, fingerpri
         )
         raise RuntimeError(f"{home.name}: {where} died ({log} says more); run the same again to continue")
     return read_table(history)
+
+
+@contextlib.contextmanager
+def _ending(process: subprocess.Popen) -> Iterator[None]:
+    """What goes wrong within (an interrupt, a mistake in `show`) ends torchrun, which ends its processes, which save; after GRACE_SECONDS by force."""
+    try:
+        yield
+    except BaseException:
+        process.send_signal(signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            sys.stdout.write((process.communicate(timeout=GRACE_SECONDS)[0] or b"").decode(errors="replace"))
+        raise
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        if process.stdout:
+            process.stdout.close()
 
 
 def join(job: Path) -> int:
@@ -185,15 +197,8 @@ def join(job: Path) -> int:
         )
     log = job.with_name(f"job.{platform.node()}-{os.getpid()}.log")
     process = _torchrun(job, max(1, processes(config, pick_device(config.device))), config.torchrun, log, None)
-    try:
+    with _ending(process):
         process.wait()
-    except KeyboardInterrupt:
-        process.send_signal(signal.SIGTERM)
-        process.wait(timeout=GRACE_SECONDS)
-        raise
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
     if not process.returncode:
         log.unlink()
         return 0

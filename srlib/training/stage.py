@@ -17,7 +17,7 @@ from . import parallel
 
 
 def make_generator(config: Config) -> torch.nn.Module:
-    """The generator of the settings, one of `models.GENERATORS`; UserError for settings that it cannot have."""
+    """The generator of the settings, one of `models.networks.GENERATORS`; UserError for settings that it cannot have."""
     names = ("generator", "scale", "channels", "width", "blocks", "global_skip", "batch_norm", "smooth")
     try:
         return build({name: getattr(config, name) for name in names})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +16,7 @@ from .. import metrics
 from ..config import Config, UserError
 from ..data.reading import read_pair
 from ..degrade import to_image, to_tensor, upsample
-from ..files import write
+from ..files import write_image
 from ..metrics.regions import valid_region
 from ..models.texture import draw
 from . import parallel
@@ -64,9 +63,7 @@ class Validation:
     def keep(self, history: pd.DataFrame, folder: Path) -> None:
         """Write SR of the first crop, as it was validated last, to `folder`/frames/STEP.png, for the animation of a training."""
         if parallel.rank() == 0:
-            buffer = io.BytesIO()
-            Image.fromarray(self.picture).save(buffer, "PNG")
-            write(folder / "frames" / f"{history.step.iloc[-1]:07d}.png", buffer.getvalue())
+            write_image(folder / "frames" / f"{history.step.iloc[-1]:07d}.png", Image.fromarray(self.picture))
 
 
 def watcher(stage: str, folder: Path, validation: Validation, find: Callable, show: Callable) -> Callable[[pd.DataFrame], None]:
