@@ -227,10 +227,14 @@ def test_files_are_inspected_once(tmp_path, scan, monkeypatch):
     assert [p.name for p in find_images(root)] == sorted(["text.png"] + [f"NORMAL-{k}-1.png" for k in range(4)])
 
 
-def test_memory_that_runs_out_is_no_damaged_file(scan, monkeypatch):
+def test_memory_that_runs_out_is_no_damaged_file(tmp_path, scan, monkeypatch):
+    Image.fromarray(scan).save(tmp_path / "a.png")
+
     def full(*args, **kwargs):
         raise MemoryError
 
     monkeypatch.setattr("srlib.data.reading.Image.open", full)
     with pytest.raises(MemoryError):
-        read_image(scan)
+        read_image(tmp_path / "a.png")
+    (row,) = manifest._inspect(tmp_path, "a.png", {})
+    assert row[4] == "memory ran out while it was read"

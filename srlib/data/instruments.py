@@ -45,7 +45,7 @@ def _library(path: Path, name: str) -> Iterator[None]:
         if (error.name or "").partition(".")[0] not in ("eyepy", "construct", "pydicom"):
             raise
         raise UserError(f'{path}: reading it needs {name}; pip install ".[formats]" (environment.yml has it)') from None
-    except OSError:
+    except (OSError, MemoryError):
         raise
     except Exception as error:
         raise UserError(
@@ -157,7 +157,7 @@ class Export(Stack):
                     raise UserError(f"{path}: holds {len(stack)} images, but is one B-scan of {self.path.name}; export it again")
                 values, white = stack.page(0, reflectivity)
                 return Page(values if white else values.copy(), white)
-        except UserError:
+        except (UserError, MemoryError):
             raise
         except Exception as error:
             raise UserError(f"{path}: cannot be read as an image ({type(error).__name__})") from None

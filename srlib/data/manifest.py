@@ -224,15 +224,15 @@ def _inspect(root: Path, relative: str, reading: dict) -> list[list]:
         names = slices(path)
         if path.suffix.lower() in EXTENSIONS and kind(path) not in ("picture", "tiff"):  # whom it is about was not looked for
             return [_unusable(relative, f"is no picture, whatever its name says; call it {path.stem}{ENDING_OF[kind(path)]}")]
-    except UserError as error:
-        return [_unusable(relative, str(error).removeprefix(f"{path}: "))]
+    except (UserError, MemoryError) as error:
+        return [_unusable(relative, _why(error, path))]
     for name in names:
         at = Path(relative).with_name(name.name).as_posix()
         try:
             scan = read_scan(name, **reading | {"channels": 1})
             content = path.read_bytes() if [name] == names and path.suffix.lower() in EXTENSIONS else scan.image.tobytes()
-        except (UserError, OSError) as error:
-            rows.append(_unusable(at, str(error).removeprefix(f"{path}: ")))
+        except (UserError, OSError, MemoryError) as error:
+            rows.append(_unusable(at, _why(error, path)))
             continue
         (height, width), facts = scan.image.shape, scan.facts
         reason = f"{width} x {height} pixels is too small" if min(height, width) < MIN_SIDE else ""
@@ -243,6 +243,10 @@ def _inspect(root: Path, relative: str, reading: dict) -> list[list]:
             [at, hashlib.sha256(content).hexdigest(), height, width, reason, few_values(scan), [*size, facts.laterality, facts.position]]
         )
     return rows
+
+
+def _why(error: Exception, path: Path) -> str:
+    return "memory ran out while it was read" if isinstance(error, MemoryError) else str(error).removeprefix(f"{path}: ")
 
 
 def _groups(table: pd.DataFrame) -> pd.Series:
