@@ -28,6 +28,7 @@ LAYERS = {  # that content_features can name of an extractor; the networks thems
     "oct-vgg": _vgg_layers(2, 2, 4, 4, 4),
     "oct-encoder": _vgg_layers(2, 2, 2, 2),
     "local-power": (),
+    "local-grain": (),
     "none": (),
 }
 
@@ -253,7 +254,7 @@ _SHORT = dict(  # what every training far shorter than the paper's needs
     adversarial_loss="pairing",
     adversarial_weight=1.0,
     content_weight=0.0,
-    content_features="local-power",
+    content_features="local-grain",
     adversarial_share=0.05,
     pixel_weight=1.0,
     penalty=8.0,

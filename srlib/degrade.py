@@ -102,8 +102,14 @@ def project(
 
 
 def has_projection(scale: int, kind: str, amount: float = 0.0) -> bool:
-    """Whether a reduction is linear and separable, so that `project` can undo it; given pairs ('paired') have none."""
+    """Whether a reduction is linear and separable, so that `project` can undo it."""
     return kind in KINDS and _separable(_UNROUNDED.get(kind, KINDS[kind]), scale, amount)
+
+
+def held_by(config) -> tuple[str, float]:
+    """(kind, amount) of the reduction by which SR of these settings can be made to agree with LR; ('', 0.0) where there is none: given pairs, speckle,
+    what is not linear."""
+    return config.reduction[1:] if config.holds_lr and has_projection(*config.reduction) else ("", 0.0)
 
 
 @lru_cache(maxsize=64)

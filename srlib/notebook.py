@@ -20,7 +20,7 @@ from pygments.lexers import PythonLexer
 from . import metrics
 from .config import Config, departures
 from .data.reading import read_image, read_pair
-from .degrade import downsample, has_projection, project, to_image, to_tensor, upsample
+from .degrade import downsample, held_by, project, to_image, to_tensor, upsample
 from .device import pick_device
 from .figures import panels, plots, widgets
 from .files import read_table
@@ -30,7 +30,7 @@ from .models.weights import load_generator
 from .series.opening import open_run
 
 __all__ = [
-    "HTML", "Markdown", "answer", "departures_table", "display", "downsample", "draws", "fold", "has_projection", "load_generator", "metrics", "np",
+    "HTML", "Markdown", "answer", "departures_table", "display", "downsample", "draws", "fold", "held_by", "load_generator", "metrics", "np",
     "open_run", "panels", "pd", "pick_device", "plots", "project", "read_image", "read_pair", "read_table", "source", "to_image", "to_tensor", "torch", "upsample",
     "upscale", "valid_region", "widgets",
 ]  # fmt: skip

@@ -217,7 +217,7 @@ def test_weights_that_a_later_notebook_needs_are_asked_for_before_the_pretrainin
     open_run("03", "smoke", str(tmp_path))
     Run(tmp_path, load_config("smoke", lpips=True)).write_config()
     open_run("03", "smoke", str(tmp_path))
-    assert asked == [("vgg19:relu5_4", str(tmp_path / "nowhere")), ("local-power", ""), "lpips"]
+    assert asked == [("vgg19:relu5_4", str(tmp_path / "nowhere")), ("local-grain", ""), "lpips"]
     run.record("stages", "pretrain", finished="yes")
     open_run("03", "smoke", str(tmp_path))
     assert len(asked) == 3

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from srlib import metrics
-from srlib.degrade import downsample, project, to_image, to_tensor, upsample
+from srlib.config import load_config
+from srlib.degrade import KINDS, downsample, has_projection, held_by, project, to_image, to_tensor, upsample
 from srlib.evaluation.gaussian import BLOCK, GaussianTexture, _grey, _welch
 from srlib.metrics.regions import valid_region
 from srlib.models.texture import ROUNDS
@@ -151,9 +152,7 @@ def test_grey_of_a_grey_colour_image_is_its_level():
 
 def test_a_reduction_of_ones_own_without_a_projection(monkeypatch):
     """The largest pixel of a block is no linear reduction: networks and the Gaussian texture are then not projected, and do not fail."""
-    from srlib.degrade import KINDS, has_projection
-
     monkeypatch.setitem(KINDS, "peak", lambda hr, scale, amount: torch.nn.functional.max_pool2d(hr, scale))
-    assert (
-        not has_projection(4, "peak") and not has_projection(4, "paired") and not has_projection(4, "speckle") and has_projection(4, "area")
-    )
+    assert not has_projection(4, "peak") and not has_projection(4, "speckle") and has_projection(4, "area")
+    kinds = ("peak", "paired", "speckle", "area")
+    assert [held_by(load_config("smoke", degradation=kind)) for kind in kinds] == [("", 0.0)] * 3 + [("area", 0.0)]

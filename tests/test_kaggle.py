@@ -63,7 +63,7 @@ def test_the_text_is_kaggles(tmp_path, kind):
         assert kind != "series" or (len(commands) == 7 and "those of [Kermany et al. 2018](https" in text)
     with pytest.raises(UserError, match="knows no profile 'smoke'"):
         kernels.build("someone", "short", profile="smoke", out=tmp_path)
-    with pytest.raises(UserError, match="--vgg friend/vgg has no use with content_features='local-power'"):
+    with pytest.raises(UserError, match="--vgg friend/vgg has no use with content_features='local-grain'"):
         kernels.build("someone", vgg="friend/vgg", out=tmp_path)
 
 

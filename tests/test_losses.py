@@ -331,3 +331,22 @@ def test_local_power_hides_what_rounding_adds_and_has_a_gradient():
     torch.testing.assert_close(net(textured), net(textured + 0.4), atol=1e-3, rtol=0)  # blind to brightness
     net(flat + 0.05 * torch.rand(1, 1, 32, 32)).sum().backward()
     assert flat.grad.abs().sum() > 0
+
+
+def test_local_grain_knows_skewness_and_tails():
+    """Its first maps are local-power's; the others tell a draw from its mirror image in brightness, and many small grains from few strong ones of
+    the same power. It has a gradient, and no value of a flat image is nan."""
+    net, power = feature_extractor("local-grain"), feature_extractor("local-power")
+    chance = torch.Generator().manual_seed(0)
+    normal = torch.randn(1, 1, 96, 96, generator=chance)
+    skewed = (torch.rand(1, 1, 96, 96, generator=chance).log() + 1) * -1  # exponential: skewness 2
+    rare = normal * (torch.rand(1, 1, 96, 96, generator=chance) < 0.1) * 10**0.5
+    bright, dark, few, many = (net(0.5 + 0.05 * grain).mean((0, 2, 3)) for grain in (skewed, -skewed, rare, normal))
+    torch.testing.assert_close(net(0.5 + 0.05 * normal)[:, :33], power(0.5 + 0.05 * normal))
+    assert len(bright) == 37 and bright[33] > 1 > -1 > dark[33] and abs(many[33]) < 0.3
+    torch.testing.assert_close(bright[:33], dark[:33])
+    assert few[34] > many[34] + 2
+    flat = torch.full((1, 1, 32, 32), 0.5, requires_grad=True)
+    assert net(flat).isfinite().all()
+    net(flat + 0.05 * torch.rand(1, 1, 32, 32)).sum().backward()
+    assert flat.grad.isfinite().all() and flat.grad.abs().sum() > 0

@@ -143,7 +143,7 @@ def test_the_card(run, packed):
     head = sum(p.numel() for p in load_generator(run / "srgan.pt").head.parameters())
     assert f"stands on SRResNet: frozen, with a head of {head:,} weights that draws texture from noise" in card
     assert "--draws 8 --spread" in card and "--strength 0.5" in card and "second input `noise`" in card and "alpha" not in card
-    assert "SRGAN's losses: adversarial (pairing), content (local-power), pixels." in card
+    assert "SRGAN's losses: adversarial (pairing), content (local-grain), pixels." in card
     assert "4 steps of 4 crops of 32 pixels" in card and f"best validation gain {history.gain_db.max():+.2f} dB" in card
 
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from srlib.degrade import KINDS, downsample, project, upsample
 from srlib.models import Generator
-from srlib.models.texture import NOISES, TextureDiscriminator, TextureGenerator, draw, local_noise, normal_noise, saturated
+from srlib.models.texture import NOISES, TextureDiscriminator, TextureGenerator, draw, local_noise, normal_noise, saturated, sinh_arcsinh
 
 
 def trunk(scale=4, channels=1, **more):
@@ -23,7 +23,8 @@ def awake(net: TextureGenerator) -> TextureGenerator:
     """Its texture no longer 0."""
     torch.manual_seed(1)
     nn.init.normal_(net.head.tail.weight, std=0.05)
-    nn.init.normal_(net.head.gain[-1].weight, std=0.1)
+    nn.init.normal_(net.head.shape[-1].weight, std=0.1)
+    nn.init.zeros_(net.head.shape[-1].bias)
     return net
 
 
@@ -126,18 +127,45 @@ def test_the_trunk_rests():
     torch.testing.assert_close(net(lr[:1], noise[:1]), sr[:1], atol=1e-6, rtol=0)
 
 
-def test_gain_makes_the_texture_stronger_or_weaker_by_place():
-    """Its logarithm: 1 at first, and never of another sign."""
+def test_shape_makes_the_texture_stronger_or_weaker_by_place():
+    """The logarithm of the strength is its first map; never of another sign."""
     (lr, noise), net = pair(), TextureGenerator(trunk(), 4)
     nn.init.normal_(net.head.tail.weight, std=0.05)
     with torch.no_grad():
         _, *known = net.prepare(lr)
         one = net.head(*known, noise)
-        net.head.gain[-1].bias.fill_(math.log(2))
+        net.head.shape[-1].bias[0] += math.log(2)
         torch.testing.assert_close(net.head(*known, noise), 2 * one)
-        nn.init.normal_(net.head.gain[-1].weight, std=5.0)
+        nn.init.normal_(net.head.shape[-1].weight[:1], std=5.0)
         factor = net.head(*known, noise) / one
         assert factor.min() > 0 and factor.std() > 0.005
+
+
+def test_sinh_arcsinh_skews_and_changes_the_tails():
+    """Of normal numbers: skewness of the sign of `skew`, a fourth moment above or below 3 with `tails`, order kept, 0 stays 0; both 0 change nothing."""
+    x = torch.randn(100_000, generator=torch.Generator().manual_seed(0)).sort().values
+
+    def moments(skew, tails):
+        y = sinh_arcsinh(x, torch.tensor(skew), torch.tensor(tails))
+        assert (y.diff() >= 0).all() and sinh_arcsinh(torch.zeros(1), torch.tensor(skew), torch.tensor(tails)) == 0
+        z = (y - y.mean()) / y.std()
+        return (z**3).mean().item(), (z**4).mean().item()
+
+    torch.testing.assert_close(sinh_arcsinh(x, torch.zeros(1), torch.zeros(1)), x, atol=1e-5, rtol=1e-5)
+    assert moments(0.3, 0.0)[0] > 0.2 and moments(-0.3, 0.0)[0] < -0.2
+    assert moments(0.0, 0.3)[1] > 4 and moments(0.0, -0.3)[1] < 2.6
+
+
+def test_the_head_can_make_skewed_grain():
+    """Where its shape says so: negative skewness, as of speckle on a logarithmic display, of what is symmetric without."""
+    net = TextureGenerator(trunk(), 8)
+    noise, lr = normal_noise(0, 1, 96, 96), torch.full((1, 1, 24, 24), 0.4)
+    nn.init.normal_(net.head.tail.weight, std=0.3)
+    with torch.no_grad():
+        _, *known = net.prepare(lr)
+        net.head.shape[-1].bias[1] = -0.5
+        grain = net.head(*known, noise)[..., 8:-8, 8:-8]
+        assert (((grain - grain.mean()) / grain.std()) ** 3).mean() < -0.2
 
 
 def test_one_map_is_the_least_that_a_head_can_have():

@@ -18,7 +18,7 @@ from .. import metrics
 from ..config import Config, UserError
 from ..data.reading import jpeg_tables, png_names, read_image, read_pair
 from ..data.sources import phantom_tables, phantom_truth
-from ..degrade import crop_to_multiple, has_projection
+from ..degrade import crop_to_multiple, held_by
 from ..device import pick_device
 from ..files import read_table, write, write_image
 from ..inference.upscaling import upscale
@@ -70,8 +70,7 @@ def fit_arms(config: Config, root: Path, manifest: pd.DataFrame, folder: Path) -
             lr, hr = read_pair(root / path, config)
             yield upscale(lr, networks["srresnet"]), lr, hr
 
-    held = config.reduction[1:] if has_projection(*config.reduction) else ("", 0.0)
-    gaussian = GaussianTexture(config.scale, *held).fit(fitting())
+    gaussian = GaussianTexture(config.scale, *held_by(config)).fit(fitting())
     return Arms(config.scale, linear=linear, gaussian=gaussian, **networks)
 
 

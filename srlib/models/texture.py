@@ -42,9 +42,12 @@ class TextureHead(nn.Module):
     """Maps (N, `inputs`, H, W), clues (N, `clues`, h, w) at LR's size and noise (N, NOISES, H, W) to a texture (N, C, H, W) on the [0, 1] scale.
 
     Two k3 convolutions look at the clues; what they see joins the maps. Then a k1 convolution to `width` maps, three k3, one k5, noise before
-    each but the first, LeakyReLU 0.2; at the end times a gain for each pixel, the exponential of a small k1 network of the same maps: how
-    strong grain is differs tenfold between places and between scans. The texture is 0 before the first step, and always where LR is `saturated`.
+    each but the first, LeakyReLU 0.2. Their last sum is of many small parts, so nearly Gaussian; speckle on a logarithmic display is not. So a
+    small k1 network of the same maps says for each pixel how strong the grain is (it differs tenfold between places and between scans), how
+    skewed and how heavy its tails (`sinh_arcsinh`). The texture is 0 before the first step, and always where LR is `saturated`.
     """
+
+    FAINT = -3.0  # logarithm of the strength at first: the texture of usual scans has a deviation of 0.03
 
     def __init__(self, inputs: int, clues: int, channels: int, width: int):
         super().__init__()
@@ -56,10 +59,11 @@ class TextureHead(nn.Module):
         self.body = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1) for _ in range(NOISES - 1))
         self.tail = RowConv2d(width, channels, 5, padding=2)
         narrow = max(width // 2, 1)
-        self.gain = nn.Sequential(nn.Conv2d(inputs, narrow, 1), nn.LeakyReLU(0.2), nn.Conv2d(narrow, 1, 1))
-        for layer in (self.tail, self.gain[-1]):
+        self.shape = nn.Sequential(nn.Conv2d(inputs, narrow, 1), nn.LeakyReLU(0.2), nn.Conv2d(narrow, 3, 1))
+        for layer in (self.tail, self.shape[-1]):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
+        self.shape[-1].bias.data[0] = self.FAINT
 
     def forward(self, maps: torch.Tensor, clues: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
         clipped = F.interpolate(saturated(clues[:, : self.tail.out_channels]), size=maps.shape[-2:])
@@ -70,7 +74,14 @@ class TextureHead(nn.Module):
             x = F.leaky_relu(convolution(self.noises[k](x, noise[:, k : k + 1])), 0.2)
         x = self.noises[-1](x, noise[:, -1:])
         with torch.autocast(x.device.type, enabled=False):
-            return self.gain(maps.float()).exp() * self.tail(x.float()) * (1 - clipped)
+            strength, skew, tails = self.shape(maps.float()).split(1, 1)
+            return strength.exp() * sinh_arcsinh(self.tail(x.float()), skew.tanh(), tails.tanh()) * (1 - clipped)
+
+
+def sinh_arcsinh(x: torch.Tensor, skew: torch.Tensor, tails: torch.Tensor) -> torch.Tensor:
+    """x, of any distribution, made skewed (`skew` above 0: to the right) and its tails heavier (`tails` above 0) or lighter: the sinh-arcsinh
+    transformation of Jones & Pewsey 2009 (Biometrika 96, 761-780), moved so that 0 stays 0. x itself for skew 0 and tails 0."""
+    return torch.sinh(tails.exp() * torch.asinh(x) + skew) - torch.sinh(skew)
 
 
 def saturated(lr: torch.Tensor) -> torch.Tensor:

@@ -14,7 +14,7 @@ import torch
 from torch.optim.swa_utils import AveragedModel
 
 from ..config import Config, UserError
-from ..degrade import has_projection
+from ..degrade import held_by
 from ..device import FASTEST, autocast_dtype, pick_device
 from ..models import Discriminator
 from ..models.texture import TextureDiscriminator, TextureGenerator, normal_noise
@@ -73,8 +73,7 @@ class Game:
         self.config, self.device, self.first_batches = config, device, first_batches
         torch.manual_seed(config.seed + 1)
         if config.texture:
-            held = config.reduction[1:] if has_projection(*config.reduction) else ("", 0.0)
-            generator = TextureGenerator(generator, config.texture, *held)
+            generator = TextureGenerator(generator, config.texture, *held_by(config))
             discriminator = TextureDiscriminator(config.channels, config.d_width)
         else:
             discriminator = Discriminator(config.channels, config.gan_crop, config.d_width)
@@ -128,8 +127,8 @@ class Game:
                 return sr.detach(), sr, sr
             smooth, *known = self.generator.prepare(lr)
             noise = (self._noise(k, call, smooth.shape) for call in (0, 1))
-            draws = [self.generator.project(smooth + self.generator.head(*known, z), lr) for z in noise]
-            return self.generator.project(smooth, lr), *draws
+            images = (smooth, *(smooth + self.generator.head(*known, z) for z in noise))
+            return tuple(self.generator.project(image, lr, 2).clamp(0, 1) for image in images)  # an image has nothing below black
 
     def _noise(self, k: int, call: int, shape: torch.Size) -> torch.Tensor:
         """This process's part of the joint batch's noise, a function of seed, step and call: a training that is continued needs no other state."""
