@@ -122,6 +122,15 @@ def read_table(path: str | Path) -> pd.DataFrame:
     return table
 
 
+def released(path: Path, sha256: str) -> Path:
+    """The path of a file that the project released. Raises UserError where it is missing or another one."""
+    if not path.exists():
+        raise UserError(f"{path}: no such file; get it from the repository")
+    if file_hash(path) != sha256:
+        raise UserError(f"{path} is not the released file (SHA-256 differs); get it from the repository again")
+    return path
+
+
 def file_hash(path: str | Path) -> str:
     """The SHA-256 of a file, in hexadecimal digits."""
     with open(path, "rb") as file:

@@ -263,8 +263,8 @@ def _groups(table: pd.DataFrame) -> pd.Series:
 
 
 def _split(table, group, val_share, test_share, seed, order) -> dict[str, str]:
-    """Group to split. Groups are dealt out class by class, in a random order (of a list sorted by `order`), each to the split that lacks most of its share. Then each
-    split without a group gets one, so of three groups or more every split has one."""
+    """Group to split. Groups are dealt out class by class, in a random order (of a list sorted by `order`), each to the split that lacks most of its
+    share. Then each split without a group gets one, so of three groups or more every split has one."""
     rng = np.random.default_rng([seed, 1])
     label_of = table["label"].groupby(group).first()
     result, owed = {}, np.zeros(3)

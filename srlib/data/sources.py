@@ -26,7 +26,8 @@ KERMANY_HELP = (
 
 
 def locate(data: str) -> Path:
-    """The folder that the setting `data` means: a path (a relative one from the repository, on Kaggle from the working folder), or 'kermany', looked for in data/, Kaggle's mounts and kagglehub's cache.
+    """The folder that the setting `data` means: a path (a relative one from the repository, on Kaggle from the working folder), or 'kermany', looked
+    for in data/, Kaggle's mounts and kagglehub's cache.
 
     Raises UserError with what to do where it is not there. (Phantoms are made by `make_phantoms`.)
     """

@@ -60,9 +60,9 @@ class Drawn:
 
     def write(self, folder: Path) -> None:
         """draws.csv: a row for each image: psnr and gain_db (over bicubic, valid region) of the first draw, the mean of all, and SRResNet; regain_db;
-        srgan_spread, the error that the draws predict for their mean (root mean square, grey levels), and srgan_error, the real one; srresnet_spread and
-        srresnet_error, those of SRResNet's mean over eight flips and turns; rank_REGION (`metrics.rank_distance`). ranks.csv: region, rank, share. calibration.csv:
-        method, predicted, error. Means over images, of calibration.csv root mean squares."""
+        srgan_spread, the error that the draws predict for their mean (root mean square, grey levels), and srgan_error, the real one; srresnet_spread
+        and srresnet_error, those of SRResNet's mean over eight flips and turns; rank_REGION (`metrics.rank_distance`). ranks.csv: region, rank,
+        share. calibration.csv: method, predicted, error. Means over images, of calibration.csv root mean squares."""
         write(folder / "draws.csv", pd.DataFrame(self.rows).round(6).to_csv(index=False))
         ranks = pd.DataFrame(self.ranks)
         ranks["share"] = ranks.pixels / ranks.groupby(["image", "region"]).pixels.transform("sum")

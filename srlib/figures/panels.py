@@ -145,7 +145,7 @@ def valid(hr: np.ndarray, region: np.ndarray, name: str = "valid region") -> plt
     return fig
 
 
-def reductions(lr: dict[str, np.ndarray], notes: dict[str, str], scale: int, side: int = 40) -> plt.Figure:
+def reductions(lr: dict[str, np.ndarray], notes: dict[str, str], side: int = 40) -> plt.Figure:
     """The same square of one scan's LR images, one for each kind of reduction, and their spectra against that of 'bicubic'.
 
     `lr`: kind to uint8 LR image, all of one size, 'bicubic' among them; `notes`: kind to the text under it. `side` in LR pixels.
@@ -278,7 +278,8 @@ def gaps(images: dict[str, np.ndarray], reference: np.ndarray) -> dict[str, np.n
 
 
 def profile(images: dict[str, np.ndarray], title: str = "") -> plt.Figure:
-    """Grey levels along depth, mean of 5 columns, a third from the left, about where HR is brightest: how sharp the layers stand in each image, beside the line on HR."""
+    """Grey levels along depth, mean of 5 columns, a third from the left, about where HR is brightest: how sharp the layers stand in each image,
+    beside the line on HR."""
     hr = images["hr"]
     column = hr.shape[1] // 3
     tissue = np.where(valid_region(hr), luma(hr), 0)[:, max(column - 8, 0) : column + 9]

@@ -66,9 +66,9 @@ def build(
 ) -> list[Path]:  # fmt: skip
     """Write a folder for each kernel (the notebook, kernel-metadata.json) into `out` (default: build/kaggle); returns the folders in the order of running.
 
-    `kind`: 'series', all notebooks as one kernel; 'chain', six that follow each other; 'short', the one notebook of `short.py`. `vgg`: OWNER/SLUG of a data set with VGG-19's weights; without it, and where the settings ask for VGG, the kernel may use the
-    internet. Raises UserError for a wrong setting or user.
-    """
+    `kind`: 'series', all notebooks as one kernel; 'chain', six that follow each other; 'short', the one notebook of `short.py`. `vgg`: OWNER/SLUG of
+    a data set with VGG-19's weights; without it, and where the settings ask for VGG, the kernel may use the internet. Raises UserError for a wrong
+    setting or user."""
     check_user(user)
     overrides = dict(overrides or {}) | ({"feature_weights": vgg} if vgg else {})
     config = load_config(profile, **overrides)

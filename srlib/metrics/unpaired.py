@@ -117,8 +117,9 @@ def kid(
     (x y / D + 1)^3, unbiased; 0 for one distribution, so that it may fall below. (value, low, high): the 95 % bootstrap interval over patients,
     moved so that its mean is the value (a patient drawn twice makes a resample less various than the patients are).
 
-    Features are standardised by HR's mean and deviation, and vectors longer than a usual one (the root of D) are cut to that length: a few
-    bright patches among dark ones, thirty times as long, cubed, would decide alone. Kernel sums are kept by pairs of patients, so that a resample is a weighted sum."""
+    Features are standardised by HR's mean and deviation, and vectors longer than a usual one (the root of D) are cut to that length: a few bright
+    patches among dark ones, thirty times as long, cubed, would decide alone. Kernel sums are kept by pairs of patients, so that a resample is a
+    weighted sum."""
     mean, deviation = hr.mean(0), np.maximum(hr.std(0), 1e-6)
     sr, hr = (_bounded((values - mean) / deviation) for values in (sr, hr))
     names = np.unique(np.concatenate([sr_patients, hr_patients]))

@@ -5,14 +5,10 @@ earlier version of the phantoms: data/README.md says why): `oct-encoder` (VGG-st
 
 from __future__ import annotations
 
-import hashlib
-import io
-
 import torch
 from torch import nn
 
-from ..config import UserError
-from ..files import WEIGHTS
+from ..files import WEIGHTS, released
 
 SHA256 = {
     "oct-encoder": "74e331affd6f60aa32bf742064591455f1aaa8f232a8a6a721f78b31f4a49ae9",
@@ -80,13 +76,6 @@ class _JudgeBlock(nn.Module):
 
 def load_encoder(name: str, model: nn.Module) -> nn.Module:
     """`model` with the released weights of that name, in eval mode. Raises UserError where the file is missing or another one."""
-    path = WEIGHTS / f"{name}.pt"
-    try:
-        content = path.read_bytes()
-    except OSError:
-        raise UserError(f"{path}: no such file; get it from the repository") from None
-    if hashlib.sha256(content).hexdigest() != SHA256[name]:
-        raise UserError(f"{path} is not the released file (SHA-256 differs); get it from the repository again")
-    state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    state = torch.load(released(WEIGHTS / f"{name}.pt", SHA256[name]), map_location="cpu", weights_only=True)
     model.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()})
     return model.eval()

@@ -155,7 +155,8 @@ def draw(generator: nn.Module, lr: torch.Tensor, seed: int = 0, strength: float 
 
 
 class TextureDiscriminator(nn.Module):
-    """Is this what lies between the trunk's image and HR? Takes an image and the trunk's (`base`), (N, C, H, W) in [0, 1], of any size; returns logits (N, 1).
+    """Is this what lies between the trunk's image and HR? Takes an image and the trunk's (`base`), (N, C, H, W) in [0, 1], of any size; returns
+    logits (N, 1).
 
     It sees `contrast * (image - base)`, what LR does not say, beside `2 base - 1`, where it lies. The paper's eight k3 convolutions, without BN,
     with a 2 x 2 mean after every second in the place of its strides; one head after the second mean (a position sees 16 pixels: speckle), one

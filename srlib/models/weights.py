@@ -6,7 +6,6 @@ expect, what they were trained on, and the domain of that (`domain.describe`).
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 from pathlib import Path
@@ -14,7 +13,7 @@ from pathlib import Path
 import torch
 
 from ..config import UserError
-from ..files import WEIGHTS, write
+from ..files import WEIGHTS, released, write
 from .networks import build
 
 NAMES = ("srresnet", "srgan")
@@ -57,12 +56,7 @@ def pair(folder: Path | None = None, scale: int = 0) -> tuple[dict[str, Path], d
 
 def checked(entry: dict, name: str, folder: Path) -> Path:
     """The file of 'srresnet' or 'srgan' of an entry. Raises UserError where it is missing or not the released one."""
-    path = folder / entry[name]["file"]
-    if not path.exists():
-        raise UserError(f"{path}: no such file; get it from the repository")
-    if hashlib.sha256(path.read_bytes()).hexdigest() != entry[name]["sha256"]:
-        raise UserError(f"{path} is not the released file (SHA-256 differs); get it from the repository again")
-    return path
+    return released(folder / entry[name]["file"], entry[name]["sha256"])
 
 
 # ------------------------------------------------------------------------------------------------ any weights

@@ -26,8 +26,8 @@ from .run_folder import Run
 def evaluate_cross(trained: dict[Path, Config], tests: list[Config]) -> pd.DataFrame:
     """Networks of several runs (folder to settings), each tested on LR made in every way of `tests`, on the test images of the first run.
 
-    A row for each run, test and image: method, trained and tested (the degradations, with their amount), seed, image, patient, psnr (valid region), gain_db
-    over bicubic of the same LR, judge."""
+    A row for each run, test and image: method, trained and tested (the degradations, with their amount), seed, image, patient, psnr (valid region),
+    gain_db over bicubic of the same LR, judge."""
     first = Run(*next(iter(trained.items())))
     device, rows = pick_device(first.config.device), []
     network = features.judge().to(device)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import hashlib
 import html
 import re
 from pathlib import Path
@@ -15,7 +14,7 @@ from ..config import FIELDS, UserError
 from ..evaluation import statistics
 from ..evaluation.drawn import DRAWS
 from ..evaluation.methods import named
-from ..files import read_json, read_table, write
+from ..files import file_hash, read_json, read_table, write
 from .run_folder import NOTEBOOKS, read_config
 
 CSS = """
@@ -98,8 +97,8 @@ def readable_tests(table: pd.DataFrame, measure: str) -> pd.DataFrame:
 
 
 def readable_draws(drawn: pd.DataFrame) -> pd.DataFrame:
-    """draws.csv (`evaluation.drawn`) as text for readers: the mean over patients, its interval where there are enough of them (`statistics.FEW`), and what draws of
-    the true posterior have."""
+    """draws.csv (`evaluation.drawn`) as text for readers: the mean over patients, its interval where there are enough of them (`statistics.FEW`), and
+    what draws of the true posterior have."""
     n = DRAWS
     rows = {
         "gain_draw_db": ("PSNR gain of one draw over bicubic (dB)", "3 dB below SRResNet's"),
@@ -189,9 +188,7 @@ def build_report(folder: Path) -> Path:
     lines |= {
         "seed": config.seed,
         "images": provenance.get("data", {}).get("images", {}).get("count", ""),
-        "SHA-256 of the manifest, which has that of each image": hashlib.sha256(manifest.read_bytes()).hexdigest()
-        if manifest.exists()
-        else "",
+        "SHA-256 of the manifest, which has that of each image": file_hash(manifest) if manifest.exists() else "",
         "all notebooks together": f"{sum(seconds):.0f} s",
     }
     facts = "; ".join(f"{k} {v}" for k, v in lines.items() if v != "")

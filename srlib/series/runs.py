@@ -83,15 +83,14 @@ def find_runs(home: Path) -> list[Path]:
     return sorted(f.parent.parent for f in files if all((f.parent.parent / n).exists() for n in needed))
 
 
-def read_runs(folders, reference: Path, with_stale: bool = False) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, str]]:
+def read_runs(folders, reference: Path) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, str]]:
     """(means, facts, left out) of the runs that can be compared with the run `reference`, which comes first: those measured on the same
     test images in the same way.
 
-    means: a row for each run, method and patient, `statistics.by_patient` in the valid region with the columns run, group and seed before
-    it. facts, a row for each run: folder, config, group, seed, `changed` (settings that differ from the reference's), and the shares of the loss
-    terms (0: not there) up to the first validation of the adversarial training. Runs that differ in the seed alone are one group, named after the first of them. left out:
-    a run's name to the reason.
-    """
+    means: a row for each run, method and patient, `statistics.by_patient` in the valid region with the columns run, group and seed before it. facts,
+    a row for each run: folder, config, group, seed, `changed` (settings that differ from the reference's), and the shares of the loss terms (0: not
+    there) up to the first validation of the adversarial training. Runs that differ in the seed alone are one group, named after the first of them.
+    left out: a run's name to the reason."""
     means, facts, out, groups = [], [], {}, {}
     reference = Path(reference)
     own, images = read_config(reference / "config.json"), _test_images(reference)
@@ -105,7 +104,7 @@ def read_runs(folders, reference: Path, with_stale: bool = False) -> tuple[pd.Da
         if any(getattr(config, k) != getattr(own, k) for k in ("channels", "border", "max_test_images")) or _test_images(folder) != images:
             out[name] = "other test images, other names for their patients or another protocol"
             continue
-        if (why := stale(folder)) and not with_stale:
+        if why := stale(folder):
             out[name] = f"stale: {why} changed since"
             continue
         settings = {k: v for k, v in vars(config).items() if k != "data" and k != "profile" and stage_of(k) != "machine"}

@@ -121,12 +121,12 @@ def on_every_gpu(stage: str) -> Callable:
 
 
 def launch(stage: str, count: int, config: Config, train, val, folder, fingerprint: str, show=lambda history: None) -> pd.DataFrame:
-    """Run a stage, 'pretrain' or 'srgan', in `count` processes under torchrun (`srlib.training.__main__`), and return its history; `show` is called when a checkpoint adds to it.
+    """Run a stage, 'pretrain' or 'srgan', in `count` processes under torchrun (`srlib.training.__main__`), and return its history; `show` is called
+    when a checkpoint adds to it.
 
     The processes read what to do from `job.json` in the stage's folder, which is there as long as they work; other hosts `join` by that file and
-    torchrun's own rendezvous (the setting `torchrun`). Raises what a single process would: UserError with its message, KeyboardInterrupt after an interrupt. A process that dies
-    ends all of them, and a RuntimeError says so; the same call continues from the last checkpoint.
-    """
+    torchrun's own rendezvous (the setting `torchrun`). Raises what a single process would: UserError with its message, KeyboardInterrupt after an
+    interrupt. A process that dies ends all of them, and a RuntimeError says so; the same call continues from the last checkpoint."""
     home = Path(folder) / stage
     job, failed, log, history = (home / name for name in ("job.json", "job.error", "job.log", "history.csv"))
     facts = {"stage": stage, "config": dataclasses.asdict(config), "folder": str(folder), "fingerprint": fingerprint}

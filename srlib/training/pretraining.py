@@ -55,13 +55,11 @@ def _schedule(optimizer, kind: str, total: int):
 def pretrain_generator(config: Config, train, val, folder, fingerprint: str = "", show=lambda history: None) -> pd.DataFrame:
     """MSE pretraining (section 3.2), or another `pretrain_loss`: train on crops of the image files `train`, validate on `val`, write into `folder`.
 
-    `folder/pretrain/` gets checkpoint.pt, history.csv and frames/ (a validation crop over the steps), `folder/srresnet.pt` the weights with the best validation
-    PSNR (the last, where validation patients are trained on).
-    A checkpoint with the same `fingerprint` is continued. `show(history)` is called after each validation. On a machine with several
-    GPUs `parallel.launch` starts a process for each, and `show` is called after checkpoints. Returns the history:
-    step, session, seconds, loss (MSE on [-1, 1], whatever is minimised), g_norm (of the gradient, before it is cut), gain_db (over
-    bicubic, validation), consistency_db.
-    """
+    `folder/pretrain/` gets checkpoint.pt, history.csv and frames/ (a validation crop over the steps), `folder/srresnet.pt` the weights with the best
+    validation PSNR (the last, where validation patients are trained on). A checkpoint with the same `fingerprint` is continued. `show(history)` is
+    called after each validation. On a machine with several GPUs `parallel.launch` starts a process for each, and `show` is called after checkpoints.
+    Returns the history: step, session, seconds, loss (MSE on [-1, 1], whatever is minimised), g_norm (of the gradient, before it is cut), gain_db
+    (over bicubic, validation), consistency_db."""
     folder, device = Path(folder), pick_device(config.device)
     torch.manual_seed(config.seed)
     training, validation, best = Pretraining(config, device, first_generator(config, folder)), Validation(val, config, device), Best()
