@@ -1,5 +1,6 @@
 """The notebooks as files, and the series run end to end through papermill with smoke settings."""
 
+import html
 import json
 import re
 import subprocess
@@ -11,6 +12,8 @@ import pytest
 from running import said, srlib
 
 from srlib.files import REPOSITORY
+from srlib.models import networks, texture
+from srlib.notebook import plain_code
 from srlib.series.run_folder import NOTEBOOKS
 
 HOME_PATH = re.compile(rf"/(?:home|root|tmp|Users)/\w|{re.escape(str(REPOSITORY))}")
@@ -54,6 +57,19 @@ def test_executed_copy_is_of_the_present_notebook(path):
     outputs = [o for c in copy.cells if c.cell_type == "code" for o in c.outputs]
     assert any("image/jpeg" in o.get("data", {}) for o in outputs) and not any("image/png" in o.get("data", {}) for o in outputs)
     assert not any(o.output_type == "error" for o in outputs) and not HOME_PATH.search(json.dumps(copy))
+
+
+def test_executed_copies_print_the_present_code():
+    """What `source` has printed in them is srlib's code of today."""
+    rooms, printed = (networks, texture), []
+    for path in NOTEBOOK_FILES:
+        for cell in nbformat.read(path.parent / "executed" / path.name, as_version=4).cells:
+            for name in re.findall(r"\bsource\((\w+)\)", cell.source):
+                (thing,) = [getattr(room, name) for room in rooms if hasattr(room, name)]
+                shown = [html.unescape(re.sub(r"<[^>]*>", "", output.data.get("text/html", ""))) for output in cell.outputs]
+                assert any(plain_code(thing) in text for text in shown), f"{path.name} prints an older {name}"
+                printed.append(name)
+    assert {"ResidualBlock", "Generator", "TextureHead", "TextureDiscriminator"} <= {*printed}
 
 
 def test_executed_copies_are_small():

@@ -20,6 +20,14 @@ from ..series.run_folder import NOTEBOOKS, Run
 
 WIDTH = 1000  # pixels, wide enough for a reader's column
 EXECUTED = REPOSITORY / "notebooks" / "executed"
+SHOWN = (
+    "comparison_1",
+    "texture_closeups",
+    "draws",
+    "spectra",
+    "measures",
+    "srgan_curves",
+)  # in RESULTS.md; the rest stand in the executed notebooks
 MARK = "<!-- below: written by `pictures` -->"  # in RESULTS.md; what stands above it stays
 PNG = re.compile(r"data:image/png;base64,([A-Za-z0-9+/=]+)")
 
@@ -112,7 +120,7 @@ def _publish(run: Run) -> list[Path]:
     config, made = run.config, run.provenance["made_by"]
     text = [
         "## Phantoms, one run",
-        f"Profile {config.profile}, x{config.scale}, {config.pretrain_steps:,} MSE steps, {config.gan_steps:,} adversarial steps, seed {config.seed}; "
+        f"Profile {config.profile}, x{config.scale}, {config.pretrain_steps:,} pretraining steps, {config.gan_steps:,} adversarial steps, seed {config.seed}; "
         f"torch {made.get('versions', {}).get('torch', '')}, {made.get('cores', '')} CPU cores. **Not a result on OCT.**",
         f"{statistics.verdict(table, unpaired)} {statistics.caution(table)}",
         report.markdown(leading.rename_axis("method").reset_index()),
@@ -125,9 +133,11 @@ def _publish(run: Run) -> list[Path]:
         "</details>",
     ]
     written = []
+    text.append("Every picture stands in the [executed notebooks](executed/05_evaluate.ipynb); these are the ones to begin with.")
     for picture, caption in report.pictures(run.folder):
-        written.append(_small(picture, picture.stem))
-        text.append(f"![phantom](pictures/{written[-1].name})\n\n*Phantom. {caption}*")
+        if picture.stem in SHOWN:
+            written.append(_small(picture, picture.stem))
+            text.append(f"![phantom](pictures/{written[-1].name})\n\n*Phantom. {caption}*")
     page = REPOSITORY / "notebooks" / "RESULTS.md"
     write(page, read_text(page).partition(MARK)[0] + MARK + "\n\n" + "\n\n".join(text) + "\n")
     return [*written, page]
