@@ -66,7 +66,7 @@ def test_executed_copies_print_the_present_code():
         for cell in nbformat.read(path.parent / "executed" / path.name, as_version=4).cells:
             for name in re.findall(r"\bsource\((\w+)\)", cell.source):
                 (thing,) = [getattr(room, name) for room in rooms if hasattr(room, name)]
-                shown = [html.unescape(re.sub(r"<[^>]*>", "", output.data.get("text/html", ""))) for output in cell.outputs]
+                shown = [html.unescape(re.sub(r"<[^>]*>", "", output.get("data", {}).get("text/html", ""))) for output in cell.outputs]
                 assert any(plain_code(thing) in text for text in shown), f"{path.name} prints an older {name}"
                 printed.append(name)
     assert {"ResidualBlock", "Generator", "TextureHead", "TextureDiscriminator"} <= {*printed}
