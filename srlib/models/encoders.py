@@ -5,6 +5,8 @@ earlier version of the phantoms: data/README.md says why): `oct-encoder` (VGG-st
 
 from __future__ import annotations
 
+from collections import OrderedDict
+
 import torch
 from torch import nn
 
@@ -32,9 +34,7 @@ class OctEncoder(nn.Module):
                 layers[f"relu{b}_{c}"] = nn.ReLU()
                 before = width
             layers[f"pool{b}"] = nn.AvgPool2d(2)
-        self.features = nn.Sequential()
-        for name, layer in layers.items():
-            self.features.add_module(name, layer)
+        self.features = nn.Sequential(OrderedDict(layers))
         self.classify = nn.Linear(before, classes)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:

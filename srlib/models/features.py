@@ -16,7 +16,7 @@ import torch.nn.functional as F
 import torchvision
 from torch import nn
 
-from ..config import UserError
+from ..config import LAYERS, UserError
 from ..files import HOME, mounts
 from .encoders import Judge, OctEncoder, load_encoder
 
@@ -74,15 +74,18 @@ def _upto(network: str, layers: dict[str, nn.Module], layer: str) -> nn.Sequenti
     return nn.Sequential(*list(layers.values())[: list(layers).index(layer) + 1])
 
 
+def _named(network: str, layers: nn.Sequential) -> dict[str, nn.Module]:
+    """A VGG's layers by their names; those that no loss uses, its poolings, by number."""
+    names = iter(LAYERS[network])
+    return {f"pool, layer {k}" if isinstance(layer, nn.MaxPool2d) else next(names): layer for k, layer in enumerate(layers)}
+
+
 def _imagenet(network: str, layer: str, weights) -> nn.Module:
     model = getattr(torchvision.models, network)(weights=None)
     if network == "resnet50":
         layers, layer = dict(list(model.named_children())[:8]), layer or "layer3"  # without the classifier
     else:
-        layers, layer = (
-            dict(zip(_vgg_names(model.features), model.features, strict=True)),
-            layer or {"vgg19": "relu5_4", "vgg16": "relu5_3"}[network],
-        )
+        layers, layer = _named(network, model.features), layer or {"vgg19": "relu5_4", "vgg16": "relu5_3"}[network]
     body = _upto(network, layers, layer)
     load_imagenet(network, model, weights)
     return body
@@ -118,7 +121,7 @@ def _random_vgg(layer: str, weights) -> nn.Module:
     with torch.random.fork_rng([]):
         torch.manual_seed(0)
         layers = torchvision.models.vgg19(weights=None).features
-    return _upto("random-vgg19", dict(zip(_vgg_names(layers), layers, strict=True)), layer or "relu5_4")
+    return _upto("random-vgg19", _named("random-vgg19", layers), layer or "relu5_4")
 
 
 def _oct_encoder(layer: str, weights) -> nn.Module:
@@ -186,18 +189,6 @@ EXTRACTORS: dict[str, Callable[[str, str | Path | None], nn.Module]] = {
     "local-grain": lambda layer, weights: LocalGrain(),
     "none": lambda layer, weights: nn.Identity(),  # a mean squared error of pixels (the paper's SRGAN-MSE)
 }
-
-
-def _vgg_names(layers: nn.Sequential) -> list[str]:
-    names, block, conv = [], 1, 0
-    for layer in layers:
-        conv += isinstance(layer, nn.Conv2d)
-        if isinstance(layer, nn.MaxPool2d):
-            names.append(f"pool{block}")
-            block, conv = block + 1, 0
-        else:
-            names.append(f"{'conv' if isinstance(layer, nn.Conv2d) else 'relu'}{block}_{conv}")
-    return names
 
 
 def find_weights(weights: str | Path, network: str) -> Path:

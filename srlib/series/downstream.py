@@ -14,11 +14,10 @@ from tqdm import tqdm
 
 from ..config import UserError
 from ..data.reading import read_pair
-from ..degrade import to_image, to_tensor, upsample
 from ..device import pick_device
+from ..evaluation.methods import Arms, Scene
 from ..evaluation.run import choose
 from ..files import write
-from ..inference.upscaling import upscale
 from ..models.encoders import OctEncoder
 from ..models.weights import load_generator
 from ..training.classifier import SIDE, probabilities, retina_row, train_classifier
@@ -75,13 +74,12 @@ def downstream(run_dir: str, seeds=(0, 1, 2), steps: int = 400) -> str:
 def _arms(run, table: pd.DataFrame, device: torch.device, split: str) -> dict[str, list[np.ndarray]]:
     """Each scan of the table as HR, bicubic, SRResNet and SRGAN, uint8."""
     networks = {name: load_generator(run.folder / f"{name}.pt", device) for name in ("srresnet", "srgan")}
-    images: dict[str, list] = {arm: [] for arm in ARMS}
+    arms, images = Arms(run.config.scale, linear=None, gaussian=None, **networks), {arm: [] for arm in ARMS}
     for path in tqdm(table.path, desc=f"{split} scans", mininterval=1.0, ncols=100):
         lr, hr = read_pair(run.root / path, run.config)
-        images["hr"].append(hr)
-        images["bicubic"].append(to_image(upsample(to_tensor(lr), run.config.scale)))
-        for name, network in networks.items():
-            images[name].append(upscale(lr, network))
+        scene = Scene(lr, path, arms)
+        for arm, found in images.items():
+            found.append(hr if arm == "hr" else scene[arm])
     return images
 
 
