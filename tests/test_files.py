@@ -30,7 +30,7 @@ from srlib.series import runner
 def drawing():
     torch.manual_seed(0)
     net = TextureGenerator(Generator(4, 1, 8, 1, global_skip=True), 4).eval()
-    torch.nn.init.normal_(net.head.tail.weight, std=0.01)
+    torch.nn.init.normal_(net.head.tail.weight, std=0.2)
     return net
 
 
