@@ -38,6 +38,7 @@ from srlib.series.opening import open_run
 from srlib.series.report import build_report
 from srlib.series.run_folder import RETIRED, Run, read_config
 from srlib.series.runs import find_runs
+from srlib.tools.card import _commands as commands
 from srlib.tools.release import release
 from srlib.training.adversarial import train_srgan
 from srlib.training.pretraining import pretrain_generator
@@ -145,6 +146,12 @@ def test_the_card(run, packed):
     assert "--draws 8 --spread" in card and "--strength 0.5" in card and "second input `noise`" in card and "alpha" not in card
     assert "SRGAN's losses: adversarial (pairing), content (local-grain), pixels." in card
     assert "4 steps of 4 crops of 32 pixels" in card and f"best validation gain {history.gain_db.max():+.2f} dB" in card
+
+
+@pytest.mark.parametrize("scale", [2, 4])
+def test_the_commands_of_a_card_take_its_scale(scale):
+    lines = commands(load_config("quick", scale=scale)).splitlines()[1:-1]
+    assert len(lines) == 4 and all(("--scale 2" in line) == (scale == 2) for line in lines)
 
 
 def test_refusals(run, tmp_path):

@@ -149,10 +149,11 @@ def phantom_picture(generators: dict[str, torch.nn.Module], scale: int) -> Image
 
 
 def _commands(config: Config) -> str:
-    lines = ["./run_all.sh upscale SCAN OUT                       # SRGAN", "./run_all.sh upscale SCAN OUT --weights srresnet"]
+    command = "./run_all.sh upscale SCAN OUT" + f" --scale {config.scale}" * (config.scale != 4)  # 4 is what `upscale` takes without it
+    lines = [f"{command}                       # SRGAN", f"{command} --weights srresnet"]
     if config.texture:
-        lines += ["./run_all.sh upscale SCAN OUT --draws 8 --spread    # eight draws and where they differ"]
-        lines += ["./run_all.sh upscale SCAN OUT --strength 0.5        # half of the texture"]
+        lines += [f"{command} --draws 8 --spread    # eight draws and where they differ"]
+        lines += [f"{command} --strength 0.5        # half of the texture"]
     return "\n".join(["```", *lines, "```"])
 
 
