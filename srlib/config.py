@@ -209,7 +209,7 @@ class Config:
     dists: bool = _setting(False, "evaluation", "measure DISTS too; its VGG-16 weights are downloaded once")
     draw_images: int = _setting(0, "evaluation", "test images of which eight draws are compared with HR (0: all), patients first", low=0)
     classifier_steps: int = _setting(
-        200, "evaluation", "steps of the fresh classifier that learns to tell patches of SR from HR's; 0: it is not asked", low=0
+        200, "evaluation", "steps of each fresh classifier that learns to tell patches of SR from HR's; 0: none is asked", low=0
     )
     max_test_images: int = _setting(0, "evaluation", "measure at most this many test images (0: all), patients first", low=0)
     # machine

@@ -16,6 +16,7 @@ from torch import nn
 SIDE, COUNT = 48, 40  # pixels of a patch, patches of an image
 BATCH = 32  # patches of each kind in a step of the classifier
 SURE = 0.05  # its loss, from log 2 down, at which it tells nearly all apart
+REPEATS = 3  # classifiers, each with its own first weights and folds: of the same images one said 0.68, another 0.76
 
 
 def places(region: np.ndarray, seed: int, count: int = COUNT, side: int = SIDE) -> list[tuple[int, int]]:
@@ -61,8 +62,8 @@ class Classifier(nn.Module):
 def told_apart(
     sr: np.ndarray, hr: np.ndarray, patients: np.ndarray, steps: int = 200, seed: int = 0, device: str | torch.device = "cpu"
 ) -> dict[str, float]:
-    """How well a fresh classifier tells SR from HR on patients that it has not seen: patient to accuracy, the mean of both kinds'; 0.5: it
-    cannot (Lopez-Paz & Oquab 2017).
+    """How well a fresh classifier tells SR from HR on patients that it has not seen: patient to accuracy, the mean of both kinds' and of REPEATS
+    classifiers; 0.5: it cannot (Lopez-Paz & Oquab 2017).
 
     `sr`, `hr`: patches (N, side, side) uint8; `patients` (N,): whose each pair is. Patients are dealt to two folds; a `Classifier` learns on
     one, in `steps` steps of 32 HR and 32 SR patches (cross-entropy, Adam 3e-3), fewer where it has learnt all there is (a mean loss below SURE
@@ -70,35 +71,42 @@ def told_apart(
     names = np.unique(patients)
     if len(names) < 2:
         return {}
-    device = torch.device(device)
-    chance = np.random.default_rng(seed)
-    fold = dict(zip(chance.permutation(names), np.arange(len(names)) % 2, strict=True))
-    folds = np.array([fold[name] for name in patients])
     both = [torch.from_numpy(patches).to(device)[:, None] for patches in (hr, sr)]
-    truth = torch.arange(2, device=device).repeat_interleave(BATCH)
     found: dict[str, list] = {}
-    for test in (0, 1):
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            torch.manual_seed(seed)
-            net = Classifier().to(device, memory_format=torch.channels_last)
-        optimizer, train = torch.optim.Adam(net.parameters(), 3e-3), np.flatnonzero(folds != test)
-        losses: list[float] = []
-        while len(losses) < steps and not (len(losses) >= 20 and np.mean(losses[-20:]) < SURE):
-            batch = torch.cat([patches[chance.choice(train, BATCH)] for patches in both]).float() / 255
-            loss = F.cross_entropy(net(batch), truth)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
-            losses.append(loss.item())
-        asked = np.flatnonzero(folds == test)
-        with torch.inference_mode():
-            for truly, patches in enumerate(both):
-                right = torch.cat([net(patches[k].float() / 255).argmax(1) == truly for k in np.array_split(asked, -(-len(asked) // 256))])
-                for patient in names:
-                    mine = patients[asked] == patient
-                    if mine.any():
-                        found.setdefault(patient, []).append(right.cpu().numpy()[mine].mean())
+    for repeat in range(REPEATS):
+        chance = np.random.default_rng([seed, repeat])
+        fold = dict(zip(chance.permutation(names), np.arange(len(names)) % 2, strict=True))
+        folds = np.array([fold[name] for name in patients])
+        for test in (0, 1):
+            net = _learnt(both, np.flatnonzero(folds != test), steps, chance, torch.device(device))
+            asked = np.flatnonzero(folds == test)
+            with torch.inference_mode():
+                for truly, patches in enumerate(both):
+                    right = torch.cat(
+                        [net(patches[k].float() / 255).argmax(1) == truly for k in np.array_split(asked, -(-len(asked) // 256))]
+                    )
+                    for patient in names:
+                        mine = patients[asked] == patient
+                        if mine.any():
+                            found.setdefault(patient, []).append(right.cpu().numpy()[mine].mean())
     return {patient: float(np.mean(values)) for patient, values in sorted(found.items())}
+
+
+def _learnt(both: list[torch.Tensor], train: np.ndarray, steps: int, chance: np.random.Generator, device: torch.device) -> Classifier:
+    """A classifier that has learnt on the patches `train` of both kinds."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(int(chance.integers(1 << 32)))
+        net = Classifier().to(device, memory_format=torch.channels_last)
+    optimizer, truth = torch.optim.Adam(net.parameters(), 3e-3), torch.arange(2, device=device).repeat_interleave(BATCH)
+    losses: list[float] = []
+    while len(losses) < steps and not (len(losses) >= 20 and np.mean(losses[-20:]) < SURE):
+        batch = torch.cat([patches[chance.choice(train, BATCH)] for patches in both]).float() / 255
+        loss = F.cross_entropy(net(batch), truth)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return net
 
 
 def look(maps: torch.Tensor) -> np.ndarray:
