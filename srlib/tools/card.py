@@ -68,7 +68,7 @@ def model_card(run: Run, table: pd.DataFrame, source: str, entry: dict, facts: d
         *_training(run),
         f"Made by git {commits}, " + ", ".join(f"{k} {v}" for k, v in made.get("versions", {}).items()) + ".",
         "<details><summary>all settings</summary>\n\n" + markdown(_settings(config)) + "\n\n</details>",
-        "To make the pair again (`SCANS`: the images above):",
+        "To make the pair again (`SCANS`: the images above" + "; `START`: the weights that it began with" * bool(config.start) + "):",
         f"```\n{_command(config)}\n./run_all.sh release RUN\n```",
         "## How the settings were chosen",
         chosen or "Not recorded.",
@@ -136,6 +136,7 @@ def _command(config: Config) -> str:
     """The command that trained the pair: the settings in which the run differs from its profile."""
     usual = load_config(config.profile)
     changed = {k: v for k, v in vars(config).items() if v != getattr(usual, k) and k not in ("data", "profile")}
+    changed |= {"start": "START"} if config.start else {}  # what a name means changes, 'released' with this very release
     parts = [f"--profile {config.profile}", *(["--data SCANS"] if config.data != "phantom" else []), "--run-dir RUN"]
     return " ".join(["./run_all.sh", *parts, *(f"-p {k} {shlex.quote(str(v))}" for k, v in changed.items())])
 
@@ -216,7 +217,7 @@ def failures(table: pd.DataFrame, config: Config) -> list[str]:
     rows = table[table.region == "valid"]
     gain = rows.pivot_table(index="image", columns="method", values="psnr").pipe(lambda t: t.sub(t.bicubic, axis=0))
     worst, label = gain.srresnet.idxmin(), rows.drop_duplicates("image").set_index("image")
-    classes = gain.srresnet.groupby(label.label).mean().sort_values()
+    classes = gain.srresnet.groupby([label.label, label.patient]).mean().groupby(level=0).mean().sort_values()
     srgan, far = rows[rows.method == "srgan"], 3.0 if config.texture else 1.5  # a right draw lies about 2 dB below bicubic
     found = [
         f"SRResNet is below bicubic in PSNR on {(gain.srresnet < 0).sum()} of {len(gain)} test scans; least gain {gain.srresnet.min():+.2f} dB "
