@@ -52,8 +52,9 @@ def test_two_processes_play_the_game_as_one_and_resume(images, tmp_path):
     states = [checkpoint.load(tmp_path / name / "srgan/checkpoint.pt")["parts"] for name in ("one", "whole")]
     for part in ("generator", "discriminator", "averaged"):
         a, b = (state[part] for state in states)
-        assert all(torch.allclose(a[k], b[k], atol=2e-4) for k in a), part
-    assert states[0]["generator"]["head.tail.weight"].abs().max() > 2e-3  # ten times what they may differ by
+        # not weight by weight: Adam without momentum makes a whole step of a gradient near 0, whose sign rounding may turn
+        assert all((a[k] - b[k]).float().norm() <= 5e-3 * a[k].float().norm() + 1e-3 for k in a), part
+    assert states[0]["generator"]["head.tail.weight"].norm() > 2e-2  # it was 0: twenty times what it may differ by
     with pytest.raises(OutOfTime, match="max_hours=1e-09 are over, saved at step 1;"):
         parallel.launch("srgan", 2, dataclasses.replace(config, max_hours=1e-9), *images, tmp_path / "cut", "")
     again = parallel.launch("srgan", 2, config, *images, tmp_path / "cut", "")
