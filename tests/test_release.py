@@ -38,6 +38,7 @@ from srlib.series.opening import open_run
 from srlib.series.report import build_report
 from srlib.series.run_folder import RETIRED, Run, read_config
 from srlib.series.runs import find_runs
+from srlib.tools.card import _command as card_command
 from srlib.tools.card import _commands as commands
 from srlib.tools.release import release
 from srlib.training.adversarial import train_srgan
@@ -152,6 +153,11 @@ def test_the_card(run, packed):
 def test_the_commands_of_a_card_take_its_scale(scale):
     lines = commands(load_config("quick", scale=scale)).splitlines()[1:-1]
     assert len(lines) == 4 and all(("--scale 2" in line) == (scale == 2) for line in lines)
+
+
+def test_the_start_of_a_training_is_a_file_in_the_card():
+    """'released' means another network as soon as the card is written."""
+    assert "-p start START" in card_command(load_config("quick", start="released")) and "start" not in card_command(load_config("quick"))
 
 
 def test_refusals(run, tmp_path):
