@@ -407,6 +407,15 @@ def test_a_point_that_the_profile_already_has_is_left_out(tmp_path, capsys):
     assert capsys.readouterr().out.count("blocks-1-seed0 is base-seed0 under this profile") == 1
 
 
+def test_a_point_may_have_a_name(tmp_path):
+    content = {"points": [{"name": "an eighth", "width": 8}, {"name": "an eighth", "width": 16}], "seeds": [0]}
+    with pytest.raises(UserError, match="two points of the sweep would be the folder an-eighth-seed0"):
+        sweep.make_points(content, tmp_path, "quick")
+    content["points"][1]["name"] = "a quarter"
+    found = sweep.make_points(content, tmp_path, "quick")
+    assert [(p.folder.name, p.config.width) for p in found] == [("an-eighth-seed0", 8), ("a-quarter-seed0", 16)]
+
+
 def test_changed_code_data_and_settings_make_points_stale(series, tmp_path, scan_folder, capsys, monkeypatch):
     ran, _ = series
     file, home = written(tmp_path / "s.yaml", [{}], seeds=[0]), tmp_path / "out"
@@ -513,6 +522,9 @@ def test_wrong_sweeps_are_one_sentence(tmp_path):
         ("points: [{}]\nsettings: {seed: 5}", "seed is no setting"),
         ("points: [{}]\nquick: {seed: 5}", "seed is no setting"),
         ("points: [{profile: quick}]", "profile is no setting of a point or of all; give it as 'profile: quick'"),
+        ("points: [{name: 3, scale: 2}]", "the name of a point must be text"),
+        ("points: [{name: ' '}]", "the name of a point must be text"),
+        ("points: [{}]\nsettings: {name: x}", "there is no setting 'name'"),
         ("points: [{1: 2}]", "1 is no setting of a point or of all; leave it out"),
         ("points: [{}]\nprofile: 3", "profile must be a name"),
         ("points: [{}]\nseeds: 3", "seeds must be a list"),
@@ -531,7 +543,7 @@ def test_wrong_sweeps_are_one_sentence(tmp_path):
 
 def test_shipped_sweeps(tmp_path):
     table = sweep.sweeps()
-    assert set(table.index) == {"scale", "features", "losses", "degradation", "data"}
+    assert set(table.index) == {"scale", "features", "losses", "texture", "degradation", "data"}
     points = {name: sweep.make_points(sweep.read_sweep(name)[1], tmp_path) for name in table.index}
     for name, found in points.items():
         assert len(found) == table.points[name] * table.seeds[name] and all(p.config.profile == "quick" for p in found)

@@ -1,9 +1,9 @@
 """`sweep`: the same run over a list of settings and seeds, from a small YAML file in notebooks/experiments.
 
 A file has: `about`, a sentence; `profile`; `settings` that all points share; settings under a profile's name, which they share in that
-profile alone; `points`, a list of settings in which they differ ({}: none); `seeds`; and perhaps `cross: true`, which tests each point
-on every point's degradation. Each point and seed is a run folder, runs/sweeps/<name>/<point>-seed<k>, made by `run_series` as any run
-is; `sweep.json` in it records what it was made from.
+profile alone; `points`, a list of settings in which they differ ({}: none), each with a `name` where its settings are too long for one;
+`seeds`; and perhaps `cross: true`, which tests each point on every point's degradation. Each point and seed is a run folder,
+runs/sweeps/<name>/<point>-seed<k>, made by `run_series` as any run is; `sweep.json` in it records what it was made from.
 """
 
 from __future__ import annotations
@@ -80,6 +80,9 @@ def read_sweep(which: str) -> tuple[str, dict]:
         if wrong := [name for name in settings if name in ("seed", "profile") or not isinstance(name, str)]:
             todo = {"seed": "give them as 'seeds: [0, 1]'", "profile": "give it as 'profile: quick'"}
             raise UserError(f"{file}: {wrong[0]} is no setting of a point or of all; {todo.get(wrong[0], 'leave it out')}")
+    for point in content["points"]:
+        if not isinstance(point.get("name", "x"), str) or not point.get("name", "x").strip():
+            raise UserError(f"{file}: the name of a point must be text, such as '- {{name: twice, scale: 2}}'")
     if not isinstance(content.get("profile", ""), str):
         raise UserError(f"{file}: profile must be a name, one of {', '.join(PROFILES)}")
     seeds = content.get("seeds", [0])
@@ -99,9 +102,11 @@ def sweeps() -> pd.DataFrame:
 
 def make_points(content: dict, home: Path, profile: str = "", seeds=None, data: str = "", overrides: dict | None = None) -> list[Point]:
     """The points in order, all seeds of one after another. Arguments win over the file, but not over what a point is about.
-    A point with the settings of an earlier one is left out, which is said."""
+    A point with the settings of an earlier one is left out, which is said. Raises UserError for two points of one name."""
     profile, found = profile or content.get("profile", "quick"), []
-    for settings in content["points"]:
+    for point in content["points"]:
+        settings = {k: v for k, v in point.items() if k != "name"}
+        name = point.get("name") or "_".join(f"{k}-{v}" for k, v in settings.items()) or "base"
         for seed in content.get("seeds", [0]) if seeds is None else seeds:
             wanted = {
                 **content.get("settings", {}),
@@ -111,13 +116,14 @@ def make_points(content: dict, home: Path, profile: str = "", seeds=None, data: 
                 **settings,
                 "seed": seed,
             }
-            name = "_".join(f"{k}-{v}" for k, v in settings.items()) or "base"
-            point = Point(home / f"{re.sub(r'[^A-Za-z0-9._-]', '-', name)}-seed{seed}", wanted, load_config(profile, **wanted))
-            same = next((p for p in found if p.config == point.config), None)
+            made = Point(home / f"{re.sub(r'[^A-Za-z0-9._-]', '-', name)}-seed{seed}", wanted, load_config(profile, **wanted))
+            same = next((p for p in found if p.config == made.config), None)
             if same:
-                print(f"{point.folder.name} is {same.folder.name} under this profile, which has these settings already: left out")
+                print(f"{made.folder.name} is {same.folder.name} under this profile, which has these settings already: left out")
+            elif made.folder in [p.folder for p in found]:
+                raise UserError(f"two points of the sweep would be the folder {made.folder.name}; give each a name of its own")
             else:
-                found.append(point)
+                found.append(made)
     return found
 
 
