@@ -1,14 +1,12 @@
-"""`python -m srlib`: the command line, a thin face on `series/` and `inference`."""
+"""`python -m srlib`: the command line. What each command does stands in commands.py."""
 
 from __future__ import annotations
 
 import argparse
-import ast
 import os
-import signal
 import sys
-from pathlib import Path
 
+from . import commands
 from .config import FIELDS, PROFILES, UserError
 
 
@@ -56,9 +54,9 @@ def _leave_output() -> None:
 
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m srlib", description="SRGAN for OCT: the notebook series from the command line.")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    known = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    run = commands.add_parser("run", help="run the six notebooks into a run folder")
+    run = known.add_parser("run", help="run the six notebooks into a run folder")
     run.add_argument("--profile", default="quick", help=f"a complete set of settings: {', '.join(PROFILES)} (default: quick)")
     run.add_argument("--data", default="", help="folder of images, 'phantom' or 'kermany' (default: the profile's)")
     run.add_argument("--run-dir", default="", help="folder for everything the run writes (default: runs/PROFILE)")
@@ -67,9 +65,9 @@ def make_parser() -> argparse.ArgumentParser:
     which.add_argument("--only", metavar="NN", help="run notebook NN alone, also where it is finished")
     run.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="change one setting (repeatable)")
     run.add_argument("--gpus", type=int, metavar="N", help="train on so many GPUs (default: all), as -p gpus N")
-    run.set_defaults(command=_run)
+    run.set_defaults(command=commands.run)
 
-    sweep = commands.add_parser("sweep", help="one run for each of a list of settings and seeds")
+    sweep = known.add_parser("sweep", help="one run for each of a list of settings and seeds")
     sweep.add_argument("sweep", metavar="NAME", help="a YAML file, or the name of one in notebooks/experiments")
     sweep.add_argument("--profile", default="", help="another profile than the file's")
     sweep.add_argument("--data", default="", help="folder of images, 'phantom' or 'kermany' (default: the profile's)")
@@ -78,15 +76,15 @@ def make_parser() -> argparse.ArgumentParser:
     sweep.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="change one setting of all (repeatable)")
     sweep.add_argument("--again", action="store_true", help="run stale points anew; the old ones are kept in stale/")
     sweep.add_argument("--list", action="store_true", help="say how each point stands and run nothing")
-    sweep.set_defaults(command=_sweep)
+    sweep.set_defaults(command=commands.sweep)
 
-    down = commands.add_parser("downstream", help="does SR help a classifier of the classes? of a finished run")
+    down = known.add_parser("downstream", help="does SR help a classifier of the classes? of a finished run")
     down.add_argument("run_dir", metavar="RUN")
     down.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N", help="of the classifiers (default: 0 1 2)")
     down.add_argument("--steps", type=int, default=400, metavar="N", help="of each classifier (default: 400)")
-    down.set_defaults(command=_downstream)
+    down.set_defaults(command=commands.downstream)
 
-    up = commands.add_parser("upscale", help="super-resolve an image or a folder of images")
+    up = known.add_parser("upscale", help="super-resolve an image or a folder of images")
     up.add_argument("source", type=_given, metavar="IN", help="an image, or a folder of images")
     up.add_argument("out", type=_given, metavar="OUT", help="folder for <folders>/<stem>.png, or a .png file for one image")
     up.add_argument(
@@ -108,17 +106,17 @@ def make_parser() -> argparse.ArgumentParser:
     up.add_argument("--scale", type=int, default=0, metavar="N", help="which of the released scales, where there are several (default: 4)")
     _add_reading(up)
     up.add_argument("--ensemble", action="store_true", help="mean over the image and its mirror image: twice as long, a little better")
-    up.set_defaults(command=_upscale)
+    up.set_defaults(command=commands.upscale)
 
-    synthetic = commands.add_parser("phantom", help="write a synthetic scan to try upscale on")
+    synthetic = known.add_parser("phantom", help="write a synthetic scan to try upscale on")
     synthetic.add_argument("out", type=_given, metavar="OUT.png")
     synthetic.add_argument(
         "--scale", type=int, default=4, choices=(1, 2, 3, 4, 8), help="reduced by so much, as a network takes it (default: 4)"
     )
     synthetic.add_argument("--seed", type=int, default=0, help="another eye")
-    synthetic.set_defaults(command=_phantom)
+    synthetic.set_defaults(command=commands.phantom)
 
-    ev = commands.add_parser("evaluate", help="measure SR images against HR images of the same path or name")
+    ev = known.add_parser("evaluate", help="measure SR images against HR images of the same path or name")
     ev.add_argument("sr_dir", type=_given, metavar="SR_DIR")
     ev.add_argument("hr_dir", type=_given, metavar="HR_DIR")
     ev.add_argument("--scale", type=int, default=4, choices=(2, 3, 4, 8))
@@ -131,30 +129,30 @@ def make_parser() -> argparse.ArgumentParser:
         "--steps", type=int, default=200, help="steps of a classifier that learns to tell SR from HR; 0: not asked (default: 200)"
     )
     ev.add_argument("--out", type=_given, metavar="FILE.csv", help="write a row for each image and region")
-    ev.set_defaults(command=_evaluate)
+    ev.set_defaults(command=commands.evaluate)
 
-    like = commands.add_parser("calibrate", help="how like real scans are the phantoms? statistics side by side")
+    like = known.add_parser("calibrate", help="how like real scans are the phantoms? statistics side by side")
     like.add_argument(
         "folder", nargs="?", default="", metavar="DIR", help="scans to measure too: one of each patient, at most 100, NORMAL ones if any"
     )
-    like.set_defaults(command=_calibrate)
+    like.set_defaults(command=commands.calibrate)
 
-    encoder = commands.add_parser("train-encoder", help="train oct-encoder and judge again (about six minutes)")
+    encoder = known.add_parser("train-encoder", help="train oct-encoder and judge again (about six minutes)")
     encoder.add_argument("--out", default="", help="folder for the two .pt files (default: data/weights)")
-    encoder.set_defaults(command=_train_encoder)
+    encoder.set_defaults(command=commands.train_encoder)
 
-    bench = commands.add_parser("bench", help="how fast this machine trains, reads and upscales, beside a plain SRGAN step")
+    bench = known.add_parser("bench", help="how fast this machine trains, reads and upscales, beside a plain SRGAN step")
     bench.add_argument("--device", default="auto", choices=("auto", "cuda", "mps", "cpu"))
-    bench.set_defaults(command=_bench)
+    bench.set_defaults(command=commands.bench)
 
-    _add_kaggle(commands.add_parser("kaggle", help="the series as Kaggle kernels: build, check, send, ask, fetch"))
-    joining = commands.add_parser("join", help="take part in a training of several hosts that another one began (srlib/README.md)")
+    _add_kaggle(known.add_parser("kaggle", help="the series as Kaggle kernels: build, check, send, ask, fetch"))
+    joining = known.add_parser("join", help="take part in a training of several hosts that another one began (srlib/README.md)")
     joining.add_argument("job", type=_given, metavar="RUN/pretrain/job.json", help="or RUN/srgan/job.json; it is waited for")
-    joining.set_defaults(command=_join)
+    joining.set_defaults(command=commands.join)
 
-    colab = commands.add_parser("colab", help="the series and the short notebook for Google Colab, into notebooks/colab")
-    colab.set_defaults(command=_colab)
-    release = commands.add_parser("release", help="package a finished run's two networks, with model card and ONNX")
+    colab = known.add_parser("colab", help="the series and the short notebook for Google Colab, into notebooks/colab")
+    colab.set_defaults(command=commands.colab)
+    release = known.add_parser("release", help="package a finished run's two networks, with model card and ONNX")
     release.add_argument("run_dir", type=_given, metavar="RUN", help="folder of a run that was evaluated")
     release.add_argument("--out", default="", metavar="DIR", help="folder to write to (default: data/weights)")
     release.add_argument("--data", default="", metavar="DIR", help="where the run's scans are now (default: where they were)")
@@ -163,11 +161,11 @@ def make_parser() -> argparse.ArgumentParser:
     )
     release.add_argument("--chosen", default="", metavar="FILE", help="Markdown for the card: how the settings were chosen")
     release.add_argument("--allow-phantom", action="store_true", help="package a run on phantoms, and say so wherever it is used")
-    release.set_defaults(command=_release)
+    release.set_defaults(command=commands.release)
 
-    pictures = commands.add_parser("pictures", help="put a phantom run's figures into the notebooks and the README")
+    pictures = known.add_parser("pictures", help="put a phantom run's figures into the notebooks and the README")
     pictures.add_argument("run_dir", metavar="RUN")
-    pictures.set_defaults(command=_pictures)
+    pictures.set_defaults(command=commands.pictures)
     return parser
 
 
@@ -200,7 +198,7 @@ def _add_kaggle(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--wait", action="store_true", help="push: stay until all kernels have finished, sending each when it is ready")
     parser.add_argument("--again", action="store_true", help="push: send a finished kernel that was not sent from here, as a new version")
     parser.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="change one setting (repeatable)")
-    parser.set_defaults(command=_kaggle)
+    parser.set_defaults(command=commands.kaggle)
 
 
 def _given(text: str) -> str:
@@ -208,220 +206,6 @@ def _given(text: str) -> str:
     if not text.strip():
         raise argparse.ArgumentTypeError("is empty; give a path ('.' for the current folder)")
     return text
-
-
-def _path(text: str) -> str:
-    """A path as the user meant it, from where the command was given; names of data sets and '' stay."""
-    return text if text in ("", "phantom", "kermany", "released") else str(Path(text).expanduser().absolute())
-
-
-def _value(text: str):
-    """'0.1' a float, '3' an int, 'true' a bool, anything else text."""
-    if text.lower() in ("true", "false"):
-        return text.lower() == "true"
-    try:
-        value = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text
-    return value if isinstance(value, int | float | bool) else text
-
-
-def _overrides(args) -> tuple[str, dict]:
-    """(data, overrides) of --data and the -p."""
-    overrides = {name: _value(value) for name, value in args.p}
-    for name in {"feature_weights", "networks", "start"} & overrides.keys():
-        overrides[name] = _path(str(overrides[name]))
-    return str(overrides.pop("data", args.data)), overrides
-
-
-def _run(args) -> int:
-    from .series.runner import NotebookError, run_series
-
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # TERM stops as Ctrl-C does, between notebooks too
-    data, overrides = _overrides(args)
-    if args.gpus is not None:
-        overrides["gpus"] = args.gpus
-    try:
-        report = run_series(args.profile, _path(args.run_dir), _path(data), overrides, args.start, args.only)
-    except NotebookError as error:  # its executed copy holds the traceback
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(f"report: {report}")
-    return 0
-
-
-def _sweep(args) -> int:
-    from .series.sweep import sweep
-
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    data, overrides = _overrides(args)
-    failed = sweep(args.sweep, args.profile, args.seeds, _path(data), overrides, _path(args.run_dir), args.again, args.list)
-    return 1 if failed else 0
-
-
-def _downstream(args) -> None:
-    from .series.downstream import downstream
-
-    print(downstream(_path(args.run_dir), args.seeds, args.steps))
-
-
-def _upscale(args) -> int:
-    from .device import pick_device
-    from .inference.files import upscale_files
-    from .inference.upscaling import in_words
-    from .models.weights import choose
-
-    generator, name, known, learnt = choose(args.weights, args.scale, pick_device())
-    consistent = None if args.consistent is None else learnt if args.consistent in ("", learnt[0]) else (args.consistent, 0.0)
-    options = dict(seed=args.seed, draws=args.draws, strength=args.strength, spread=args.spread, consistent=consistent)
-    options |= dict(bits=args.bits, reflectivity=args.reflectivity)
-    written, there, failed, warned = upscale_files(args.source, args.out, generator, name, args.ensemble, known, **options)
-    for line in warned:
-        print(f"warning: {line}", file=sys.stderr)
-    for line in failed:
-        print(f"error: {line}", file=sys.stderr)
-    for path in written[:5]:
-        print(path)
-    made = f", {len(there)} made earlier" if there else ""
-    doubts = f", {len(warned)} warning(s)" if warned else ""
-    by = ", ".join(filter(None, [name, in_words(generator, consistent)]))
-    print(f"{len(written)} image(s) written{made}, {len(failed)} failed{doubts}; by {by}")
-    return 1 if failed or not written + there else 0
-
-
-def _phantom(args) -> None:
-    import numpy as np
-    from PIL import Image
-
-    from .data.phantom import bscan
-    from .data.reading import read_image
-    from .degrade import downsample, to_image, to_tensor
-    from .files import write_image
-
-    if Path(args.out).suffix.lower() != ".png":
-        raise UserError(f"{args.out}: a phantom is a PNG file; call it {Path(args.out).stem}.png")
-    if args.seed < 0:
-        raise UserError(f"seed cannot be {args.seed}; it is 0 or more")
-    image = bscan(args.seed)
-    image = image if args.scale == 1 else to_image(downsample(to_tensor(image), args.scale))
-    if os.path.isfile(args.out):
-        try:
-            same = np.array_equal(read_image(args.out), image)
-        except UserError:  # whatever it is
-            same = False
-        if not same:
-            raise UserError(f"{args.out} is there, and is another image; give another name")
-    write_image(args.out, Image.fromarray(image))
-
-
-def _is_table(file: Path) -> bool:
-    """Whether evaluate may write there: no file is there, or an earlier table of it."""
-    try:
-        with open(file, "rb") as content:
-            return content.read(13) == b"image,method,"
-    except OSError:  # not there, or it will be said when it is written
-        return not os.path.isfile(file)
-
-
-def _evaluate(args) -> int:
-    from .evaluation.folders import as_text, evaluate_folders
-    from .files import write
-
-    wanted = tuple(name for name in ("lpips", "dists") if getattr(args, name))
-    options = dict(channels=args.channels, bscan=not args.no_retina, wanted=wanted, steps=args.steps, bits=args.bits)
-    options |= dict(reflectivity=args.reflectivity)
-    if args.out and not _is_table(Path(args.out)):
-        raise UserError(f"{args.out}: is no table that evaluate wrote; give a new name that ends in .csv")
-    found = evaluate_folders(args.sr_dir, args.hr_dir, args.scale, **options)
-    for line in found.warned:
-        print(f"warning: {line}", file=sys.stderr)
-    print(as_text(found))
-    wrong = list(found.failed)
-    if args.out:
-        try:
-            write(args.out, found.table.to_csv(index=False).encode(errors="backslashreplace"))  # (a name may be no UTF-8)
-        except UserError as error:  # the work is not lost: it was printed
-            wrong.append(str(error))
-    for line in wrong:
-        print(f"error: {line}", file=sys.stderr)
-    return 1 if wrong else 0
-
-
-def _calibrate(args) -> None:
-    from .evaluation.calibration import compare, one_of_each
-
-    images = one_of_each(args.folder) if args.folder else []
-    print(compare(images, f"{args.folder} ({len(images)} scans)").round(3).to_string())
-
-
-def _train_encoder(args) -> None:
-    from .files import WEIGHTS
-    from .tools.encoder import train_encoders
-
-    for name, facts in train_encoders(args.out or WEIGHTS).items():
-        print(name, facts)
-    print("set SHA256 in srlib/models/encoders.py to these values to use the files")
-
-
-def _bench(args) -> None:
-    from .tools.bench import bench
-
-    print(bench(args.device))
-
-
-def _kaggle(args) -> int:
-    from .kaggle import dataset, kernels, push
-
-    settings = dict(profile=args.profile, vgg=args.vgg, public=args.public, overrides={name: _value(value) for name, value in args.p})
-    if args.action == "push":
-        print(push.push(args.user, args.kind, args.wait, args.again, **settings))
-    elif args.action == "pull":
-        print(push.pull(args.user, args.kind))
-    elif args.action == "status":
-        kernels.check_user(args.user)
-        code = f"{args.user}/{dataset.SLUG}"
-        print(f"{code}: {push.dataset_status(code) or 'not there'}")
-        for title in kernels.titles(args.kind):
-            name = f"{args.user}/{kernels.slug(title)}"
-            print(f"{name}: {push.status(name).lower() or 'not there'}")
-    elif args.action == "build":
-        for folder in (*kernels.build(args.user, args.kind, **settings), dataset.build_dataset(args.user)):
-            print(folder)
-    else:
-        wrong = dataset.check_dataset(kernels.OUT / dataset.SLUG)
-        wrong += [sentence for title in kernels.titles(args.kind) for sentence in kernels.check(kernels.OUT / kernels.slug(title))]
-        for sentence in wrong:
-            print(f"error: {sentence}", file=sys.stderr)
-        return 1 if wrong else print("nothing to object to") or 0
-    return 0
-
-
-def _join(args) -> int:
-    from .training import parallel
-
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    return parallel.join(Path(args.job).absolute())
-
-
-def _colab(args) -> None:
-    from .kaggle import colab
-
-    for path in colab.build():
-        print(f"{path}: {colab.badge(colab.ADDRESS, path.name)}")
-
-
-def _release(args) -> None:
-    from .tools.release import release
-
-    for path in release(_path(args.run_dir), _path(args.out), _path(args.data), args.source, args.allow_phantom, _path(args.chosen)):
-        print(path)
-
-
-def _pictures(args) -> None:
-    from .tools.pictures import update_pictures
-
-    for path in update_pictures(_path(args.run_dir)):
-        print(path)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The settings of the series, each documented, and the profiles: complete sets of settings.
+"""The settings of the series, each documented (the profiles, complete sets of them, stand in profiles.py).
 
 `load_config("quick", gan_steps=100)` checks every name and value. A setting belongs to a stage (data, pretrain, srgan,
 evaluation); the stage's results depend on it. Settings of the stage "machine" say how to compute, not what.
@@ -11,6 +11,8 @@ import difflib
 import importlib
 import re
 from dataclasses import dataclass, field
+
+from .profiles import PROFILES
 
 STAGES = ("data", "pretrain", "srgan", "evaluation")
 
@@ -74,7 +76,7 @@ class Config:
     )
     bits: int = _setting(0, "data", "bits of a value in deep grey images, as 12 in files of 16; 0: what the file says", low=0, high=32)
     reflectivity: str = _setting(
-        "log", "data", "how raw reflectivity (.vol, .e2e) becomes grey (srlib/data/instruments.py)", ("log", "fourth-root")
+        "log", "data", "how raw reflectivity (.vol, .e2e) becomes grey (srlib/formats/heidelberg.py)", ("log", "fourth-root")
     )
     patient_pattern: str = _setting(
         r"(?:^|/)[A-Za-z]+-(\d+)-[^/]*$", "data", "regular expression on the relative path; its group is the patient"
@@ -241,78 +243,6 @@ class Config:
         """What `degrade.downsample` takes after the image: scale, kind, amount; bicubic where LR is given and its making unknown."""
         return self.scale, "bicubic" if self.degradation == "paired" else self.degradation, self.degradation_amount
 
-
-_SHORT = dict(  # what every training far shorter than the paper's needs
-    channels=1,
-    global_skip=True,
-    batch_norm=False,
-    smooth=True,
-    pretrain_loss="psnr",
-    pretrain_clip=30.0,  # usual norms are 1 to 10; without it a rate that is too large does not come back
-    # the game: SRGAN draws its texture from noise
-    texture=32,
-    adversarial_loss="pairing",
-    adversarial_weight=1.0,
-    content_weight=0.0,
-    content_features="local-grain",
-    adversarial_share=0.05,
-    pixel_weight=1.0,
-    penalty=8.0,
-    d_width=32,
-    gan_lr=3e-4,
-    gan_lr_drop=0.67,
-    ema=0.998,
-)
-PROFILES: dict[str, dict] = {
-    "paper": {},
-    "kaggle": dict(
-        _SHORT,
-        max_images=12_000,
-        pretrain_steps=300_000,
-        gan_steps=20_000,
-        max_hours=10.5,
-        max_test_images=200,
-        draw_images=20,
-        workers=4,
-    ),
-    "quick": dict(
-        _SHORT,
-        data="phantom",
-        phantoms=120,  # with 40, validation turned after 2,000 steps
-        width=32,
-        blocks=16,
-        batch=8,
-        pretrain_steps=2400,
-        pretrain_lr=1e-3,
-        pretrain_schedule="one-cycle",
-        gan_crop=72,  # fits every scale
-        gan_lr=6e-4,
-        gan_steps=180,
-        max_test_images=16,
-        draw_images=2,
-        classifier_steps=60,
-        checkpoint_every=50,
-        validate_every=100,
-    ),
-}
-PROFILES["smoke"] = dict(
-    PROFILES["quick"],
-    phantoms=8,
-    phantom_height=160,
-    phantom_width=192,
-    width=8,
-    blocks=1,
-    crop=32,
-    gan_crop=24,
-    batch=4,
-    pretrain_steps=20,
-    texture=4,
-    d_width=4,
-    gan_steps=6,
-    classifier_steps=5,
-    checkpoint_every=5,
-    validate_every=5,
-)
 
 FIELDS = {f.name: f for f in dataclasses.fields(Config)}
 

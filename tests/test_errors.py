@@ -119,7 +119,7 @@ def test_a_table_that_cannot_be_saved_is_printed(scans, capsys):
 
 def test_a_reader_that_has_enough_and_a_full_output():
     """`| head` ends a command in silence; an output that takes no more is a sentence. No second complaint at Python's end."""
-    code = "import sys; from srlib import __main__ as m; m._kaggle = lambda args: print('x' * 10); sys.exit(m.main(['kaggle', 'check']))"
+    code = "import sys; from srlib import __main__ as m; m.commands.kaggle = lambda args: print('x' * 10); sys.exit(m.main(['kaggle', 'check']))"
     reader, writer = os.pipe()
     os.close(reader)
     with open("/dev/full", "w") as full:

@@ -15,7 +15,8 @@ from torch import nn
 from srlib import degrade
 from srlib.__main__ import main
 from srlib.config import PROFILES, UserError, load_config
-from srlib.data.manifest import build_manifest, fewer_patients
+from srlib.data.manifest import build_manifest
+from srlib.data.split import fewer_patients
 from srlib.evaluation import statistics
 from srlib.files import REPOSITORY
 from srlib.models import encoders, features, networks

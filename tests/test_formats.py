@@ -29,14 +29,17 @@ from pydicom.uid import (
 
 from srlib.__main__ import main
 from srlib.config import UserError, load_config
-from srlib.data import formats, manifest
+from srlib.data import inspection
 from srlib.data.crops import Crops
-from srlib.data.instruments import grey
-from srlib.data.manifest import build_manifest, fewer_patients, inspect_files
+from srlib.data.inspection import inspect_files
+from srlib.data.manifest import build_manifest
 from srlib.data.phantom import bscan
 from srlib.data.reading import few_values, find_images, lr_partner, read_image, read_scan, slices
+from srlib.data.split import fewer_patients
 from srlib.evaluation.folders import evaluate_folders
 from srlib.files import REPOSITORY
+from srlib.formats import kinds
+from srlib.formats.heidelberg import grey
 from srlib.inference.files import upscale_files
 from srlib.models import Generator
 from srlib.series.run_folder import SALT, Run
@@ -215,8 +218,8 @@ def test_a_volume_is_opened_once(tmp_path, monkeypatch):
     pages = np.stack([SCAN[:40, :44]] * 30)
     tifffile.imwrite(tmp_path / "eye-1-1.tif", pages)
     tifffile.imwrite(tmp_path / "lzw.tif", pages)
-    opened, original = [], formats.Tiff.__init__
-    monkeypatch.setattr(formats.Tiff, "__init__", lambda self, path: (opened.append(path), original(self, path))[1])
+    opened, original = [], kinds.Tiff.__init__
+    monkeypatch.setattr(kinds.Tiff, "__init__", lambda self, path: (opened.append(path), original(self, path))[1])
     for path in (tmp_path / "eye-1-1.tif", tmp_path / "lzw.tif"):
         assert sum((read_image(p) == SCAN[:40, :44]).all() for p in slices(path)) == 30
     assert len(opened) == 2
@@ -806,8 +809,8 @@ def test_max_images_counts_the_slices_of_volumes(tmp_path):
 
 def test_a_changed_image_of_an_export_is_seen(tmp_path, monkeypatch):
     """By the memory of large folders, by the training's decoded images and by a sweep's hash of its data."""
-    monkeypatch.setattr(manifest, "REMEMBER_FROM", 1)
-    monkeypatch.setattr(manifest, "data_home", lambda: tmp_path / "home")
+    monkeypatch.setattr(inspection, "REMEMBER_FROM", 1)
+    monkeypatch.setattr(inspection, "data_home", lambda: tmp_path / "home")
     export(tmp_path / "data")
     crops = Crops([tmp_path / "data/export.xml#2"], 48, 4, decoded=tmp_path / "home")
 
@@ -976,7 +979,7 @@ FUZZ = """
 import sys, time
 from pathlib import Path
 from srlib.config import UserError
-from srlib.data.manifest import inspect_files
+from srlib.data.inspection import inspect_files
 from srlib.files import REPOSITORY
 from srlib.inference.files import upscale_files
 from srlib.models import Generator

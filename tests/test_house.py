@@ -13,8 +13,8 @@ from srlib.files import REPOSITORY
 
 SRLIB = REPOSITORY / "srlib"
 # each room imports what stands before it, and itself
-ORDER = ("home", "config", "files", "device", "degrade", "data", "models", "metrics", "training", "inference", "evaluation", "figures", "series",
-         "notebook", "kaggle", "tools", "__main__")  # fmt: skip
+ORDER = ("home", "profiles", "config", "files", "device", "degrade", "formats", "data", "models", "metrics", "training", "inference", "evaluation", "figures", "series",
+         "notebook", "kaggle", "tools", "commands", "__main__")  # fmt: skip
 FILES = sorted(SRLIB.rglob("*.py"))
 
 

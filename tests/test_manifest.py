@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from srlib.data.manifest import _split
+from srlib.data.split import deal
 
 NAMES = ("train", "val", "test")
 SHARES = ((0.1, 0.2), (0.3, 0.1), (0.1, 0.1), (0.45, 0.1), (0.05, 0.05), (0.01, 0.44), (0.3, 0.3))
@@ -30,7 +30,7 @@ def split_before(label_of, val_share, test_share, seed):
 
 
 def split_now(label_of, *options):
-    return _split(
+    return deal(
         pd.DataFrame({"label": label_of.to_numpy()}), pd.Series(label_of.index), *options, order={name: name for name in label_of.index}
     )
 

@@ -9,11 +9,11 @@ import pytest
 from PIL import Image
 
 from srlib.config import UserError
-from srlib.data import manifest
+from srlib.data import inspection
 from srlib.data.manifest import build_manifest
 from srlib.data.phantom import bscan
 from srlib.data.reading import find_images, jpeg_tables, lr_partner, read_image, slices
-from srlib.data.stacks import MAX_PIXELS
+from srlib.formats.stacks import MAX_PIXELS
 
 
 @pytest.fixture
@@ -205,16 +205,18 @@ def test_unreadable_file(tmp_path, scan, monkeypatch):
 def test_files_are_inspected_once(tmp_path, scan, monkeypatch):
     """What is known of a file is kept while size and time stay; a changed file is looked at again, and so is one that could not be read: the
     cause may be gone. A torn memory is no harm."""
-    monkeypatch.setattr(manifest, "REMEMBER_FROM", 0)
-    monkeypatch.setattr(manifest, "data_home", lambda: tmp_path / "home")
+    monkeypatch.setattr(inspection, "REMEMBER_FROM", 0)
+    monkeypatch.setattr(inspection, "data_home", lambda: tmp_path / "home")
     root = tmp_path / "scans"
     root.mkdir()
     for k in range(4):
         Image.fromarray(bscan(k, 64, 80)).save(root / f"NORMAL-{k}-1.png")
     (root / "text.png").write_text("no")
     looked = []
-    original = manifest._inspect
-    monkeypatch.setattr(manifest, "_inspect", lambda root, relative, reading: looked.append(relative) or original(root, relative, reading))
+    original = inspection._inspect
+    monkeypatch.setattr(
+        inspection, "_inspect", lambda root, relative, reading: looked.append(relative) or original(root, relative, reading)
+    )
     first = build_manifest(root)
     assert len(looked) == 5
     again = build_manifest(root)
@@ -236,5 +238,5 @@ def test_memory_that_runs_out_is_no_damaged_file(tmp_path, scan, monkeypatch):
     monkeypatch.setattr("srlib.data.reading.Image.open", full)
     with pytest.raises(MemoryError):
         read_image(tmp_path / "a.png")
-    (row,) = manifest._inspect(tmp_path, "a.png", {})
+    (row,) = inspection._inspect(tmp_path, "a.png", {})
     assert row[4] == "memory ran out while it was read"

@@ -2,33 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import json
-import os
 import re
 import secrets
-import sys
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from PIL import Image
 from scipy.ndimage import gaussian_filter
-from tqdm import tqdm
 
 from ..config import Config, UserError
 from ..files import write
-from .formats import kind
-from .reading import EXTENSIONS, few_values, files_behind, find_images, patient, read_given_pair, read_image, read_scan, slices, subfolder
-from .sources import data_home
+from .inspection import inspect_files, shown
+from .reading import EXTENSIONS, find_images, patient, read_given_pair, read_image, slices, subfolder
+from .split import deal, linked
 
-MIN_SIDE = 32
 ONE_IMAGE = (".png", ".jpg", ".jpeg", ".jfif", ".jpe", ".bmp")
-REMEMBER_FROM = 1000  # files
-ENDING_OF = {"dicom": ".dcm", "vol": ".vol", "e2e": ".e2e", "xml": ".xml"}
 FACTS = ("pixel_width_um", "pixel_height_um", "laterality", "position")  # columns where some file says it
 
 
@@ -75,7 +64,7 @@ def build_manifest(
     if max_images:
         kept = _sample(root, patients, max_images, np.random.default_rng(seed).permutation(sorted(first_path, key=first_path.get)))
         patients = {relative: patient for relative, patient in patients.items() if patient in kept}
-    rows, skipped, doubtful = [], [(_shown(path.relative_to(root).as_posix()), reason) for path, reason in left_out], []
+    rows, skipped, doubtful = [], [(shown(path.relative_to(root).as_posix()), reason) for path, reason in left_out], []
     for relative, found in zip(patients, inspect_files(root, list(patients), reading), strict=True):
         for slice_path, sha256, height, width, reason, doubt, facts in found:
             if paired and not reason:
@@ -99,7 +88,7 @@ def build_manifest(
     table_by = table.assign(
         by_path=of_file.map(by_path).fillna(table.patient), by_name=called.where(called.isin(table.patient), table.patient)
     )
-    group = _groups(table_by)
+    group = linked(table_by)
     if group.nunique() < 3:
         inside = f" ({len(hashed)} by what is said inside the files)" if hashed else ""
         also = f"; {len(skipped)} file(s) were left out, the first: {' '.join(skipped[0])}" if skipped else ""
@@ -107,7 +96,7 @@ def build_manifest(
             f"{root}: {group.nunique()} patient(s){inside} cannot be split into train, val and test; at least 3 are needed{also}"
         )
     order = table.patient.map(first_path).groupby(group).min().to_dict()
-    dealt = _split(table, group, val_share, test_share, seed, order)
+    dealt = deal(table, group, val_share, test_share, seed, order)
     table.insert(6, "split", group.map(dealt))
     table.attrs.update(skipped=skipped, unnamed=total - named, doubtful=doubtful, order={name: first_path[name] for name in hashed})
     return table
@@ -135,18 +124,6 @@ def _pages(path: Path) -> int:
         return 1
 
 
-def fewer_patients(table: pd.DataFrame, count: int, seed: int = 0) -> pd.DataFrame:
-    """The manifest with `count` training patients left, the classes in turn; those of a smaller count are among those of a larger one.
-    Raises UserError where there are not so many."""
-    training, order = table[table.split == "train"], table.attrs.get("order", {})
-    first = training.groupby("patient", sort=True).label.first().sort_index(key=lambda names: [order.get(name, name) for name in names])
-    if count > len(first):
-        raise UserError(f"train_patients={count}, but the training split has {len(first)}; set it to {len(first)} or less, or 0 for all")
-    first = first.iloc[np.random.default_rng([seed, 2]).permutation(len(first))]
-    order = first.groupby(first).cumcount().sort_values(kind="stable").index
-    return table[(table.split != "train") | table.patient.isin(order[:count])].reset_index(drop=True)
-
-
 def _salt(keep: Path | None) -> str:
     """What the file holds, after one is made where there is none; without a file, something new."""
     if keep and keep.exists():
@@ -161,129 +138,6 @@ def _salt(keep: Path | None) -> str:
     if keep:
         write(keep, salt + "\n")
     return salt
-
-
-def inspect_files(root: Path, relatives: list[str], reading: dict | None = None) -> Iterator[list[list]]:
-    """For each file, in order: a list of [path, sha256, height, width, reason, doubt, facts], one for each slice; `reason` is '' for a usable one,
-    `doubt` `few_values`, facts as FACTS.
-
-    Files are decoded whole, in threads, one at a time each, so memory does not grow with their number. For folders of
-    REMEMBER_FROM files and more, what was found is kept in data/cache/ by path, size and time of change, and asked first; a run that
-    is stopped keeps what it had.
-    """
-    many = len(relatives) >= REMEMBER_FROM
-    which = os.fsencode(root.resolve()) + repr(sorted((reading or {}).items())).encode()
-    memory = data_home() / "cache" / f"files-{hashlib.sha256(which).hexdigest()[:12]}.json"
-    known, fresh = {}, 0
-    with contextlib.suppress(OSError, ValueError):  # none yet, or torn
-        known = json.loads(memory.read_text(encoding="utf-8")) if many else {}
-
-    def inspect(relative: str):
-        try:
-            stamp = [n for file in files_behind(root / relative) for s in [file.stat()] for n in (s.st_size, s.st_mtime_ns)]
-        except OSError as error:
-            return None, [_unusable(relative, f"cannot be opened ({error.strerror})")]
-        found = known.get(relative)
-        usable = found and found[0] == stamp and not any(row[4] for row in found[1])  # what failed once may not fail again
-        return (stamp, found[1]) if usable else (stamp, _inspect(root, relative, reading or {}))
-
-    def keep():
-        with contextlib.suppress(UserError):  # a read-only place: then the next run looks again
-            write(memory, json.dumps(known))
-
-    pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
-    try:
-        found = tqdm(
-            pool.map(inspect, relatives), total=len(relatives), desc="files", unit="file", disable=not many, ncols=100, file=sys.stdout
-        )
-        for relative, (stamp, facts) in zip(relatives, found, strict=True):
-            if stamp and known.get(relative) != [stamp, facts]:
-                known[relative] = [stamp, facts]
-                fresh += 1
-            yield facts
-    finally:
-        pool.shutdown(cancel_futures=True)
-        if many and fresh:
-            keep()
-
-
-def _shown(name: str) -> str:
-    """A name that can stand in a table: bytes that are no UTF-8, and carriage returns, which would end its line, as escapes."""
-    return name.encode(errors="backslashreplace").decode().replace("\r", r"\r")
-
-
-def _unusable(path: str, reason: str) -> list:
-    return [path, "", 0, 0, reason, "", [None, None, "", ""]]
-
-
-def _inspect(root: Path, relative: str, reading: dict) -> list[list]:
-    path, rows = root / relative, []
-    if _shown(relative) != relative:
-        return [_unusable(_shown(relative), "its name is not valid Unicode or holds a carriage return; rename it")]
-    try:
-        names = slices(path)
-        if path.suffix.lower() in EXTENSIONS and kind(path) not in ("picture", "tiff"):  # whom it is about was not looked for
-            return [_unusable(relative, f"is no picture, whatever its name says; call it {path.stem}{ENDING_OF[kind(path)]}")]
-    except (UserError, MemoryError) as error:
-        return [_unusable(relative, _why(error, path))]
-    for name in names:
-        at = Path(relative).with_name(name.name).as_posix()
-        try:
-            scan = read_scan(name, **reading | {"channels": 1})
-            content = path.read_bytes() if [name] == names and path.suffix.lower() in EXTENSIONS else scan.image.tobytes()
-        except (UserError, OSError, MemoryError) as error:
-            rows.append(_unusable(at, _why(error, path)))
-            continue
-        (height, width), facts = scan.image.shape, scan.facts
-        reason = f"{width} x {height} pixels is too small" if min(height, width) < MIN_SIDE else ""
-        if scan.image.min() == scan.image.max():
-            reason = reason or "every pixel has the same value"
-        size = [round(s, 4) for s in facts.pixel_um or ()] or [None, None]
-        rows.append(
-            [at, hashlib.sha256(content).hexdigest(), height, width, reason, few_values(scan), [*size, facts.laterality, facts.position]]
-        )
-    return rows
-
-
-def _why(error: Exception, path: Path) -> str:
-    return "memory ran out while it was read" if isinstance(error, MemoryError) else str(error).removeprefix(f"{path}: ")
-
-
-def _groups(table: pd.DataFrame) -> pd.Series:
-    """For each row the smallest patient that it is linked to through shared patients, by identifier, path or name inside, and shared hashes."""
-    group = table["patient"].astype(str)
-    while True:
-        merged = group
-        for column in ("sha256", "patient", "by_path", "by_name"):
-            merged = merged.groupby(table[column]).transform("min")
-        merged = merged.groupby(group).transform("min")
-        if merged.equals(group):
-            return group
-        group = merged
-
-
-def _split(table, group, val_share, test_share, seed, order) -> dict[str, str]:
-    """Group to split. Groups are dealt out class by class, in a random order (of a list sorted by `order`), each to the split that lacks most of its
-    share. Then each split without a group gets one, so of three groups or more every split has one."""
-    rng = np.random.default_rng([seed, 1])
-    label_of = table["label"].groupby(group).first()
-    result, owed = {}, np.zeros(3)
-    shares = np.array([1 - val_share - test_share, val_share, test_share])
-    for label in sorted(label_of.unique()):
-        for name in rng.permutation(sorted(label_of.index[label_of == label], key=order.get)):
-            owed += shares
-            pick = int(np.argmax(owed))
-            owed[pick] -= 1
-            result[name] = ("train", "val", "test")[pick]
-    for k, split in enumerate(("val", "test", "train")):  # (in older runs this was all: their patients must not move)
-        if split not in result.values():
-            result[sorted(result, key=order.get)[k]] = split
-    for split in ("val", "test"):  # where its only group was taken for another
-        dealt = list(result.values())
-        if split not in dealt:
-            largest = max(("train", "val", "test"), key=dealt.count)
-            result[min((name for name in result if result[name] == largest), key=order.get)] = split
-    return result
 
 
 def near_duplicates(root: str | Path, table: pd.DataFrame, least: float = 0.95, side: int = 48) -> pd.DataFrame:

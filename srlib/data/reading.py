@@ -15,8 +15,8 @@ from PIL import Image
 
 from ..config import Config, UserError
 from ..degrade import crop_to_multiple, downsample, to_image, to_tensor
-from .formats import UNSUPPORTED, kind, opened
-from .stacks import Facts, Picture
+from ..formats.kinds import UNSUPPORTED, kind, opened
+from ..formats.stacks import Facts, Picture
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".jfif", ".jpe", ".tif", ".tiff", ".btf", ".tf8", ".bmp")
 INSTRUMENTS = (".vol", ".e2e", ".dcm", ".dicom", ".dic", ".ima", ".xml")
@@ -147,7 +147,7 @@ def read_scan(path: str | Path, channels: int = 1, bits: int = 0, reflectivity: 
 
     PNG, JPEG, TIFF, BMP, Heidelberg's .vol, .e2e and XML, and DICOM, by their content, whatever the extension. Colour becomes grey by ITU-R 601
     luma, grey becomes colour by copying; deep values are divided by the largest of their depth, which is the file's or 2 ** `bits` - 1, times 255, and
-    rounded; transparent pixels become white (the fill of OCT exports); a stated orientation is applied; `reflectivity`: see `instruments.grey`. Raises
+    rounded; transparent pixels become white (the fill of OCT exports); a stated orientation is applied; `reflectivity`: see `heidelberg.grey`. Raises
     UserError, naming the file, for one that cannot be read whole.
     """
     path, page = page_of(Path(path))

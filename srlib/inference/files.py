@@ -15,9 +15,9 @@ from tqdm import tqdm
 
 from ..config import UserError
 from ..data.reading import EXTENSIONS, Scan, few_values, find_images, page_of, png_names, read_image, read_scan, slices
-from ..data.stacks import MAX_PIXELS, Facts
 from ..device import memory_ran_out
 from ..files import file_hash, write_image
+from ..formats.stacks import MAX_PIXELS, Facts
 from ..models.texture import TextureGenerator
 from . import domain, upscaling
 

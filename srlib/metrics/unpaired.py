@@ -80,15 +80,9 @@ def told_apart(
         for test in (0, 1):
             net = _learnt(both, np.flatnonzero(folds != test), steps, chance, torch.device(device))
             asked = np.flatnonzero(folds == test)
-            with torch.inference_mode():
-                for truly, patches in enumerate(both):
-                    right = torch.cat(
-                        [net(patches[k].float() / 255).argmax(1) == truly for k in np.array_split(asked, -(-len(asked) // 256))]
-                    )
-                    for patient in names:
-                        mine = patients[asked] == patient
-                        if mine.any():
-                            found.setdefault(patient, []).append(right.cpu().numpy()[mine].mean())
+            right = _right(net, both, asked)
+            for patient in np.unique(patients[asked]):
+                found.setdefault(patient, []).append(right[:, patients[asked] == patient].mean())
     return {patient: float(np.mean(values)) for patient, values in sorted(found.items())}
 
 
@@ -107,6 +101,15 @@ def _learnt(both: list[torch.Tensor], train: np.ndarray, steps: int, chance: np.
         optimizer.step()
         losses.append(loss.item())
     return net
+
+
+@torch.inference_mode()
+def _right(net: Classifier, both: list[torch.Tensor], asked: np.ndarray) -> np.ndarray:
+    """(2, N): whether each of the patches `asked` is told rightly, in each kind."""
+    parts = np.array_split(asked, -(-len(asked) // 256))
+    return np.array(
+        [[truly == said for k in parts for said in net(patches[k].float() / 255).argmax(1).tolist()] for truly, patches in enumerate(both)]
+    )
 
 
 def look(maps: torch.Tensor) -> np.ndarray:

@@ -203,6 +203,7 @@ class Run:
         """
         from ..data import manifest
         from ..data.reading import subfolder
+        from ..data.split import fewer_patients
 
         c = self.config
         root = self.find_images()
@@ -219,7 +220,7 @@ class Run:
         salted = salt.exists()
         table = manifest.build_manifest(root, c.channels, *options, c.reading, salt)
         if c.train_patients:
-            table = manifest.fewer_patients(table, c.train_patients, c.data_seed)
+            table = fewer_patients(table, c.train_patients, c.data_seed)
         manifest.check_split(table)
         text = table.to_csv(index=False)
         file = self.folder / "manifest.csv"

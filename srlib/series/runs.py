@@ -21,7 +21,7 @@ from .run_folder import read_config
 SRLIB = REPOSITORY / "srlib"
 SHARES = ["adversarial_share", "content_share", "pixel_share"]
 NO_RESULT = {  # files or folders whose change changes no number of a run
-    "__main__", "calibration", "cross", "diagnostics", "domain", "downstream", "export", "figures", "files", "folders", "home", "kaggle", "notebook",
+    "__main__", "calibration", "commands", "cross", "diagnostics", "domain", "downstream", "export", "figures", "files", "folders", "home", "kaggle", "notebook",
     "provenance", "report", "runner", "runs", "sweep", "tools",
 }  # fmt: skip
 

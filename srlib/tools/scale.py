@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 from ..config import load_config
-from ..data import manifest, sources
+from ..data import inspection, manifest, sources
 from ..data.crops import Crops
 
 PHANTOMS = 120  # eyes, two scans each
@@ -40,7 +40,7 @@ def measure(count: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as place:
         root = Path(place) / "scans"
         linked(root, count)
-        manifest.data_home = lambda: Path(place)  # so that nothing is remembered from another time
+        inspection.data_home = lambda: Path(place)  # so that nothing is remembered from another time
         facts = {"images": count}
         for name in ("manifest_s", "again_s"):
             start = time.monotonic()

@@ -1,4 +1,4 @@
-"""A file as a stack of pages, a picture as a stack of one. tiff.py and instruments.py have more kinds; formats.py finds out which one a file is."""
+"""A file as a stack of pages, a picture as a stack of one. tiff.py, heidelberg.py and dicom.py have more kinds; kinds.py finds out which one a file is."""
 
 from __future__ import annotations
 

@@ -13,7 +13,8 @@ from pathlib import Path
 from PIL import UnidentifiedImageError
 
 from ..config import UserError
-from . import instruments
+from .dicom import Dicom
+from .heidelberg import E2E, Export, Vol
 from .stacks import Picture, Stack
 from .tiff import MAGIC, Tiff
 
@@ -58,10 +59,10 @@ def kind(path: Path) -> str:
 
 KINDS = {
     "tiff": Tiff,
-    "vol": instruments.Vol,
-    "e2e": instruments.E2E,
-    "dicom": instruments.Dicom,
-    "xml": instruments.Export,
+    "vol": Vol,
+    "e2e": E2E,
+    "dicom": Dicom,
+    "xml": Export,
     "picture": Picture,
 }
 
