@@ -40,6 +40,7 @@ from srlib.evaluation.folders import evaluate_folders
 from srlib.files import REPOSITORY
 from srlib.formats import kinds
 from srlib.formats.heidelberg import grey
+from srlib.formats.instruments import who
 from srlib.inference.files import upscale_files
 from srlib.models import Generator
 from srlib.series.run_folder import SALT, Run
@@ -1089,3 +1090,13 @@ def test_several_methods_in_one_folder_are_told_apart(tmp_path):
         Image.fromarray(bscan(1, 96, 112)).save(tmp_path / folder / f"{name}.png")
     with pytest.raises(UserError, match="s0 is there: if _bicubic names a method, give the images of one method, in a folder, at a time"):
         evaluate_folders(tmp_path / "sr", tmp_path / "hr", steps=0)
+
+
+@pytest.mark.parametrize("text", ["Anonymous0001", "ANONYM12", "anonymP7x9", "ANON0001", "P-007"])
+def test_a_pseudonym_is_a_patient(text):
+    assert who(text) == text.casefold().encode()
+
+
+@pytest.mark.parametrize("text", ["Anonymous", "ANON", "anonymized", "Anonym^Patient", "anonymous id", "00000", "unknown"])
+def test_no_name_is_nobody(text):
+    assert who(text) == b""

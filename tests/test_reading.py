@@ -240,3 +240,36 @@ def test_memory_that_runs_out_is_no_damaged_file(tmp_path, scan, monkeypatch):
         read_image(tmp_path / "a.png")
     (row,) = inspection._inspect(tmp_path, "a.png", {})
     assert row[4] == "memory ran out while it was read"
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_deep_colour_tiff_is_turned_once(tmp_path, scan, orientation):
+    """Compressed with LZW, 16 bits, colour: OpenCV decodes it, and turns it."""
+    import cv2
+
+    turned = {2: np.fliplr, 3: lambda a: np.rot90(a, 2), 4: np.flipud, 5: lambda a: np.swapaxes(a, 0, 1), 6: np.rot90,
+              7: lambda a: np.swapaxes(np.rot90(a, 2), 0, 1), 8: lambda a: np.rot90(a, -1)}.get(orientation, np.asarray)  # fmt: skip
+    path = tmp_path / "a.tif"
+    stored = np.ascontiguousarray(turned(scan)).astype(np.uint16) * 257
+    cv2.imwrite(str(path), np.stack([stored] * 3, -1), [cv2.IMWRITE_TIFF_COMPRESSION, 5])
+    content = bytearray(path.read_bytes())
+    (at,) = struct.unpack_from("<I", content, 4)
+    (count,) = struct.unpack_from("<H", content, at)
+    tags = [bytes(content[at + 2 + 12 * k : at + 14 + 12 * k]) for k in range(count)]
+    tags = [tag for tag in tags if struct.unpack("<H", tag[:2])[0] != 274] + [struct.pack("<HHIHH", 274, 3, 1, orientation, 0)]
+    content += b"\0" * (len(content) % 2)
+    struct.pack_into("<I", content, 4, len(content))
+    content += struct.pack("<H", len(tags)) + b"".join(sorted(tags, key=lambda tag: struct.unpack("<H", tag[:2]))) + b"\0" * 4
+    path.write_bytes(content)
+    assert (read_image(path) == scan).all()
+
+
+def test_an_alpha_that_hides_everything_hides_nothing(tmp_path, scan):
+    Image.merge("RGBA", [Image.fromarray(scan)] * 3 + [Image.new("L", (80, 64), 0)]).save(tmp_path / "a.png")
+    assert np.abs(read_image(tmp_path / "a.png").astype(int) - scan).max() <= 1
+
+
+def test_a_dicom_file_without_header_is_called_that(tmp_path):
+    (tmp_path / "a.dcm").write_bytes(b"\x08\0\x05\0CS\x0a\0ISO_IR 100" * 20)
+    with pytest.raises(UserError, match="has no DICOM header"):
+        read_image(tmp_path / "a.dcm")

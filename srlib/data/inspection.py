@@ -16,7 +16,7 @@ from tqdm import tqdm
 from ..config import UserError
 from ..files import write
 from ..formats.kinds import kind
-from .reading import EXTENSIONS, few_values, files_behind, read_scan, slices
+from .reading import EXTENSIONS, few_values, files_behind, is_upscaled, read_scan, slices
 from .sources import data_home
 
 MIN_SIDE = 32
@@ -25,15 +25,15 @@ ENDING_OF = {"dicom": ".dcm", "vol": ".vol", "e2e": ".e2e", "xml": ".xml"}
 
 
 def inspect_files(root: Path, relatives: list[str], reading: dict | None = None) -> Iterator[list[list]]:
-    """For each file, in order: a list of [path, sha256, height, width, reason, doubt, facts], one for each slice; `reason` is '' for a usable one,
-    `doubt` `few_values`, facts as `manifest.FACTS`.
+    """For each file, in order: a list of [path, sha256, height, width, reason, doubt, facts, pixels], one for each slice; `reason` is '' for a usable
+    one, `doubt` `few_values`, facts as `manifest.FACTS`, `pixels` a hash of what is shown, whatever the file's format.
 
     Files are decoded whole, in threads, one at a time each, so memory does not grow with their number. For folders of
     REMEMBER_FROM files and more, what was found is kept in data/cache/ by path, size and time of change, and asked first; a run that
     is stopped keeps what it had.
     """
     many = len(relatives) >= REMEMBER_FROM
-    which = os.fsencode(root.resolve()) + repr(sorted((reading or {}).items())).encode()
+    which = b"pixels" + os.fsencode(root.resolve()) + repr(sorted((reading or {}).items())).encode()
     memory = data_home() / "cache" / f"files-{hashlib.sha256(which).hexdigest()[:12]}.json"
     known, fresh = {}, 0
     with contextlib.suppress(OSError, ValueError):  # none yet, or torn
@@ -74,7 +74,7 @@ def shown(name: str) -> str:
 
 
 def _unusable(path: str, reason: str) -> list:
-    return [path, "", 0, 0, reason, "", [None, None, "", ""]]
+    return [path, "", 0, 0, reason, "", [None, None, "", ""], ""]
 
 
 def _inspect(root: Path, relative: str, reading: dict) -> list[list]:
@@ -99,9 +99,21 @@ def _inspect(root: Path, relative: str, reading: dict) -> list[list]:
         reason = f"{width} x {height} pixels is too small" if min(height, width) < MIN_SIDE else ""
         if scan.image.min() == scan.image.max():
             reason = reason or "every pixel has the same value"
+        if path.suffix.lower() == ".png" and is_upscaled(path):
+            reason = "is an SR image that upscale wrote"
+        pixels = hashlib.sha256(repr(scan.image.shape).encode() + scan.image.tobytes()).hexdigest()
         size = [round(s, 4) for s in facts.pixel_um or ()] or [None, None]
         rows.append(
-            [at, hashlib.sha256(content).hexdigest(), height, width, reason, few_values(scan), [*size, facts.laterality, facts.position]]
+            [
+                at,
+                hashlib.sha256(content).hexdigest(),
+                height,
+                width,
+                reason,
+                few_values(scan),
+                [*size, facts.laterality, facts.position],
+                pixels,
+            ]
         )
     return rows
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import secrets
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -38,18 +39,22 @@ def build_manifest(
 
     The label is the folder's name. Images belong together where they share a patient (of an instrument's file that names one inside a hash
     of it with the text in the file `salt`, which is made where it is missing; else the pattern's group in the relative path, across classes
-    and folders; else the file alone) or a SHA-256; such a group stands in one split, which does not depend on the salt. `max_images` takes whole
+    and folders; else the file alone) or a SHA-256, of the file or of its pixels; such a group stands in one split, which does not depend on the salt. `max_images` takes whole
     patients at random, three or more, before anything is decoded. `.attrs["skipped"]` lists files that cannot be used, with the reason;
+    Images in a folder LR beside one HR are left out, unless they are `paired`.
     `.attrs["unnamed"]` counts those without a patient, `.attrs["doubtful"]` lists images that may have fewer bits than their files say. With
     `paired`, a scale, the images are those of `root`/hr that fit one in `root`/lr. `reading`: what `read_image` takes. Raises UserError where
     fewer than three groups are left.
     """
     root, reading = Path(root), (reading or {}) | {"channels": channels}
     patients, by_path, by_name, hashed, named, left_out, secret = {}, {}, {}, set(), 0, [], ""
-    for path in find_images((subfolder(root, "hr") or root) if paired else root, left_out):
+    images = find_images((subfolder(root, "hr") or root) if paired else root, left_out)
+    reduced = set() if paired else _lr_beside_hr(images, root)
+    left_out += [(path, "is LR beside HR; take -p degradation paired for such pairs") for path in sorted(reduced)]
+    for path in (path for path in images if path not in reduced):
         relative = path.relative_to(root).as_posix()
         match = re.search(patient_pattern, relative)
-        name = (match and match.group(1)) or ""
+        name = unicodedata.normalize("NFC", (match and match.group(1)) or "")  # macOS takes accents apart, others do not
         inside, called = patient(path, secret := secret or _salt(salt)) if path.suffix.lower() not in EXTENSIONS else ("", "")
         if inside:
             hashed.add(inside)
@@ -66,7 +71,7 @@ def build_manifest(
         patients = {relative: patient for relative, patient in patients.items() if patient in kept}
     rows, skipped, doubtful = [], [(shown(path.relative_to(root).as_posix()), reason) for path, reason in left_out], []
     for relative, found in zip(patients, inspect_files(root, list(patients), reading), strict=True):
-        for slice_path, sha256, height, width, reason, doubt, facts in found:
+        for slice_path, sha256, height, width, reason, doubt, facts, pixels in found:
             if paired and not reason:
                 try:
                     read_given_pair(root / slice_path, paired, **reading)
@@ -76,11 +81,11 @@ def build_manifest(
                 skipped.append((slice_path, reason))
                 continue
             label = Path(relative).parent.name or "image"
-            rows.append([slice_path, sha256, height, width, label, patients[relative], *facts])
+            rows.append([slice_path, sha256, height, width, label, patients[relative], *facts, pixels])
             doubtful += [(slice_path, doubt)] if doubt else []
     if not rows:
         raise UserError(f"{root}: none of the {len(skipped)} image files can be used; the first: {' '.join(skipped[0])}")
-    table = pd.DataFrame(rows, columns=["path", "sha256", "height", "width", "label", "patient", *FACTS])
+    table = pd.DataFrame(rows, columns=["path", "sha256", "height", "width", "label", "patient", *FACTS, "pixels"])
     known = table[list(FACTS)].replace("", None).notna().any()
     table = table.drop(columns=known.index[~known])
     of_file = table.path.str.replace(r"#\d+$", "", regex=True)
@@ -95,11 +100,26 @@ def build_manifest(
         raise UserError(
             f"{root}: {group.nunique()} patient(s){inside} cannot be split into train, val and test; at least 3 are needed{also}"
         )
+    table = table.drop(columns="pixels")
     order = table.patient.map(first_path).groupby(group).min().to_dict()
     dealt = deal(table, group, val_share, test_share, seed, order)
     table.insert(6, "split", group.map(dealt))
     table.attrs.update(skipped=skipped, unnamed=total - named, doubtful=doubtful, order={name: first_path[name] for name in hashed})
     return table
+
+
+def _lr_beside_hr(images: list[Path], root: Path) -> set[Path]:
+    """The images in a folder that lies beside one of the same name with HR in the place of LR, as `train/LR` and `DIV2K_train_LR_bicubic`: each
+    would be a scan of its own, and might train while its HR is tested on."""
+    folders = {folder.relative_to(root) for path in images for folder in path.parents if folder.is_relative_to(root)}
+
+    def is_lr(folder: Path) -> bool:
+        found = re.fullmatch(r"(|.*[_. -])lr([_. -].*)?", folder.name, re.IGNORECASE)
+        same = found and re.compile(re.escape(found[1]) + r"hr([_. -].*)?", re.IGNORECASE)
+        return bool(same) and any(other.parent == folder.parent and same.fullmatch(other.name) for other in folders)
+
+    lr = {folder for folder in folders if is_lr(folder)}
+    return {path for path in images if lr & {*path.relative_to(root).parents}}
 
 
 def _sample(root: Path, patients: dict[str, str], most: int, order) -> set[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import re
@@ -16,10 +17,19 @@ from PIL import Image
 from ..config import Config, UserError
 from ..degrade import crop_to_multiple, downsample, to_image, to_tensor
 from ..formats.kinds import UNSUPPORTED, kind, opened
-from ..formats.stacks import Facts, Picture
+from ..formats.stacks import Facts, Picture, plain_name
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".jfif", ".jpe", ".tif", ".tiff", ".btf", ".tf8", ".bmp")
 INSTRUMENTS = (".vol", ".e2e", ".dcm", ".dicom", ".dic", ".ima", ".xml")
+NOT_SCANS = (
+    "__macosx",
+    "@eadir",
+    "#recycle",
+    "#snapshot",
+    "$recycle.bin",
+    "system volume information",
+    "lost+found",
+)  # of systems, in small letters
 SMALL = 8  # values that use less than this part of their range have probably fewer bits than the file says
 
 
@@ -35,7 +45,7 @@ class Scan(NamedTuple):
 
 def find_images(root: str | Path, left_out: list[tuple[Path, str]] | None = None) -> list[Path]:
     """The image files and volumes under `root`, sorted by path, without hidden ones: by extension, DICOM files without one by content. A folder that
-    cannot be opened, a link to a folder (it may lead back) and a run folder of this project are left out, and so are files of a kind that is known
+    cannot be opened, one of the system (NOT_SCANS), a link to a folder (it may lead back) and a run folder of this project are left out, and so are files of a kind that is known
     but not supported and images that belong to an XML export; they are added to `left_out` as (path, reason).
 
     Raises UserError where `root` is no folder, cannot be opened or holds no image.
@@ -51,7 +61,9 @@ def find_images(root: str | Path, left_out: list[tuple[Path, str]] | None = None
         left_out.append((Path(error.filename), f"cannot be opened ({error.strerror})"))
 
     def taken(folder: Path) -> bool:
-        if folder.is_symlink():
+        if folder.name.lower() in NOT_SCANS:
+            left_out.append((folder, "is a folder of the system's, with thumbnails or what was deleted"))
+        elif folder.is_symlink():
             left_out.append((folder, "is a link to a folder; give that folder itself, or copy it"))
         elif all(os.path.isfile(folder / name) for name in ("config.json", "provenance.json")):  # (False without the right to look)
             left_out.append((folder, "is a run folder of this project"))
@@ -63,7 +75,7 @@ def find_images(root: str | Path, left_out: list[tuple[Path, str]] | None = None
 
     before = len(left_out)
     for folder, subfolders, files in os.walk(root, onerror=refused):
-        subfolders[:] = sorted(s for s in subfolders if not s.startswith((".", "__MACOSX")) and taken(Path(folder, s)))
+        subfolders[:] = sorted(s for s in subfolders if not s.startswith(".") and taken(Path(folder, s)))
         found += _files_of(Path(folder), sorted(f for f in files if not f.startswith(".")), left_out)
     if not found:
         why = f"; left out: {left_out[before][0]} {left_out[before][1]}" if left_out[before:] else ""
@@ -161,10 +173,21 @@ def read_scan(path: str | Path, channels: int = 1, bits: int = 0, reflectivity: 
         facts = stack.facts(k)
         if white:
             return _from_deep(values, (1 << bits) - 1 if bits else white, path, channels, deep, facts)
-        if values.has_transparency_data:
+        if values.has_transparency_data and not _unseen(values):
             values = Image.alpha_composite(Image.new("RGBA", values.size, "white"), values.convert("RGBA"))
         image = np.asarray(values.convert("L" if channels == 1 else "RGB"))
         return Scan(image, 255, 255, facts)
+
+
+def _unseen(image: Image.Image) -> bool:
+    """Whether every pixel is said to be transparent, as in BMP files whose fourth byte means nothing."""
+    return "A" in image.getbands() and image.getchannel("A").getextrema() == (0, 0)
+
+
+def is_upscaled(path: Path) -> bool:
+    """Whether a file is an SR image that `upscale` wrote."""
+    with open(path, "rb") as file:
+        return b"tEXtSoftware\0srlib" in file.read(512)
 
 
 def few_values(scan: Scan) -> str:
@@ -239,17 +262,28 @@ def subfolder(folder: Path, name: str) -> Path | None:
 def lr_partner(path: Path) -> Path:
     """The LR image of HR image `.../hr/REST`: `.../lr/REST`, with any extension, the folders in capitals or not. Raises UserError where there is none."""
     file, page = page_of(path)
-    for k in (k for k, part in enumerate(path.parts[:-1]) if part.lower() == "hr"):
+    for k in reversed([k for k, part in enumerate(path.parts[:-1]) if part.lower() == "hr"]):  # the one nearest to the image
         beside = subfolder(Path(*path.parts[:k]), "lr")
         if beside is None:
             continue
-        folder = Path(beside, *path.parts[k + 1 : -1])
-        stem = png_name(file).stem
+        folder, stem = Path(beside, *path.parts[k + 1 : -1]), png_name(file).stem
         for choice in (file.name, stem, *(stem + extension for extension in EXTENSIONS + INSTRUMENTS)):
-            if (folder / choice).is_file():
-                return folder / (choice if page is None else f"{choice}#{page}")
+            if found := _named(folder, choice):
+                return found if page is None else found.with_name(f"{found.name}#{page}")
         break
     raise UserError(f"{path}: there is no LR image of this name in the folder lr/ beside hr/")
+
+
+def _named(folder: Path, name: str) -> Path | None:
+    """The file of a name in a folder, in capitals or not, its accents written in either way; None where there is none."""
+    if (folder / name).is_file():
+        return folder / name
+    return _by_plain_name(folder, folder.stat().st_mtime_ns).get(plain_name(name)) if folder.is_dir() else None
+
+
+@functools.lru_cache(maxsize=8)  # a folder is asked for each of its images
+def _by_plain_name(folder: Path, changed: int) -> dict[str, Path]:
+    return {plain_name(f.name): f for f in sorted(folder.iterdir(), reverse=True) if f.is_file()}
 
 
 def jpeg_tables(path: str | Path) -> dict[int, list[int]]:

@@ -9,11 +9,12 @@ from ..config import UserError
 
 
 def linked(table: pd.DataFrame) -> pd.Series:
-    """For each row the smallest patient that it is linked to through shared patients, by identifier, path or name inside, and shared hashes."""
+    """For each row the smallest patient that it is linked to through shared patients, by identifier, path or name inside, and shared hashes,
+    of files and of what they show."""
     group = table["patient"].astype(str)
     while True:
         merged = group
-        for column in ("sha256", "patient", "by_path", "by_name"):
+        for column in ("sha256", "pixels", "patient", "by_path", "by_name"):
             merged = merged.groupby(table[column]).transform("min")
         merged = merged.groupby(group).transform("min")
         if merged.equals(group):

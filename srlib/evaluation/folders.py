@@ -63,6 +63,8 @@ def evaluate_folders(
             (lr, hr), doubt = read_pair(hr_path, config), few_values(read_scan(hr_path, **config.reading))
             said += [f"{hr_path}: {doubt}"] if doubt else []
             images, valid = [read_image(path, **config.reading) for path in paths], valid_region(hr)
+            if images[0].shape == read_image(hr_path, **config.reading).shape:  # HR is cut to a multiple of the scale, and so is SR
+                images = [image[: hr.shape[0], : hr.shape[1]] for image in images]
             measured = Protocol(lr, hr, config.reduction, border, network, "cpu", None, bscan, perceptual).measure(images[0])
             if len(images) > 1:
                 drawn.append({"image": name, "draws": len(images)} | _of_draws(images, hr, valid, border))
@@ -187,8 +189,9 @@ def _without_addition(files: dict[str, list[Path]], hr: _Names) -> tuple[dict[st
     if not files or any(hr.find(name) for name in files):
         return files, []
     first = min(files)
-    for at in (m.start() for m in re.finditer(r"[^A-Za-z0-9/][^/]*[A-Za-z][^/]*$", first)):
-        ending = first[at:]
+    name = first.rpartition("/")[2]
+    endings = [name[at:] for at in range(len(name) - 1, 0, -1) if not name[at].isalnum()]  # the shortest first
+    for ending in (e for e in endings if re.search("[A-Za-z]", e)):
         if all(name.endswith(ending) and hr.find(name.removesuffix(ending)) for name in files):
             return {name.removesuffix(ending): paths for name, paths in files.items()}, [
                 f"{ending} was taken off the names of the SR images"

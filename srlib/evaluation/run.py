@@ -93,9 +93,13 @@ def evaluate_run(config: Config, root: Path, manifest: pd.DataFrame, folder: Pat
             drawn.add(scene, hr, truth, facts)
         images, size = {method: scene[method] for method in METHODS}, {"height": len(hr), "width": hr.shape[1]}
         with ThreadPoolExecutor(MEASURED) as pool:
-            for method, measures in zip(images, pool.map(protocol.measure, images.values()), strict=True):
+            try:
+                measured = list(pool.map(protocol.measure, images.values()))
+            except ValueError as error:
+                raise UserError(f"{item.path}: {error}; set a smaller border, or leave the image out") from None
+            for method, regions in zip(images, measured, strict=True):
                 write_image(out / "sr" / method / names[item.path], Image.fromarray(images[method]), compress_level=1)
-                rows += [facts | {"method": method} | measured | size for measured in measures]
+                rows += [facts | {"method": method} | found | size for found in regions]
         tables = phantom_tables(config) if config.data == "phantom" else jpeg_tables(root / item.path)
         patches.add(images | {"hr": hr}, valid_region(hr), item.patient, scene.seed % 2**32, tables)
     table = pd.DataFrame(rows).round(6)

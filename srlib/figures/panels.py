@@ -186,8 +186,8 @@ def zoom_box(hr: np.ndarray, side: int) -> tuple[int, int]:
     y[y >= 250] = 0
     edges = gaussian_gradient_magnitude(y, 2)
     best, where = -1.0, (0, 0)
-    for top in range(0, hr.shape[0] - side + 1, side // 4):
-        for left in range(0, hr.shape[1] - side + 1, side // 4):
+    for top in range(0, hr.shape[0] - side + 1, max(1, side // 4)):
+        for left in range(0, hr.shape[1] - side + 1, max(1, side // 4)):
             score = edges[top : top + side, left : left + side].mean()
             if score > best:
                 best, where = score, (top, left)
@@ -237,8 +237,8 @@ def corners(hr: np.ndarray, side: int = 64) -> dict[str, tuple[int, int]]:
     'vitreous' (the darkest)."""
     y, valid = luma(hr), valid_region(hr)
     edges, found = gaussian_gradient_magnitude(np.where(valid, y, y[valid].mean() if valid.any() else 0), 3), []
-    for top in range(0, len(y) - side + 1, side // 4):
-        for left in range(0, y.shape[1] - side + 1, side // 4):
+    for top in range(0, len(y) - side + 1, max(1, side // 4)):
+        for left in range(0, y.shape[1] - side + 1, max(1, side // 4)):
             square = np.s_[top : top + side, left : left + side]
             if valid[square].all():
                 found.append(((top, left), y[square].mean(), edges[square].mean()))

@@ -32,6 +32,8 @@ class Dicom(Stack):
             check_size(path, self.width, self.height)
             if int(d.get("HighBit", d.BitsStored - 1)) != d.BitsStored - 1:
                 raise UserError(f"{path}: keeps its values in other bits than the lowest; convert it to 8 or 16 bit")
+            if "TransferSyntaxUID" not in d.file_meta:
+                raise UserError(f"{path}: does not say how its values are written (transfer syntax); save it anew")
             self.syntax, held = d.file_meta.TransferSyntaxUID, path.stat().st_size
             samples = 2 if d.PhotometricInterpretation == "YBR_FULL_422" else int(d.get("SamplesPerPixel", 1))
             needed = self.frames * self.width * self.height * samples * int(d.BitsAllocated) / 8

@@ -13,7 +13,7 @@ from PIL import Image
 
 from ..config import UserError
 from .instruments import laterality, library, micrometres, who
-from .stacks import REFLECTIVITY, Facts, Page, Picture, Stack, check_size
+from .stacks import REFLECTIVITY, Facts, Page, Picture, Stack, check_size, plain_name
 from .tiff import MAGIC, Tiff
 
 EMPTY = np.finfo(np.float32).max  # what these files hold where nothing was measured
@@ -77,7 +77,7 @@ class Export(Stack):
         super().__init__(path)
         self.scans, self.fundus = [], set()  # [(file's name, facts)], names in small letters
         names = sorted(path.parent.iterdir())
-        self.beside = {f.name.lower(): f for f in names} | {f.name: f for f in names}
+        self.beside = {f(file.name): file for f in (plain_name, str) for file in names}
         with library(path, "the XML reader"):
             content = path.read_bytes()
             try:
@@ -108,9 +108,9 @@ class Export(Stack):
         return {file for file in map(self._file, {name for name, _ in self.scans}) if file}
 
     def _file(self, name: str) -> Path | None:
-        """The file of a name, in other capitals too, and as it was before it became a part of an address."""
+        """The file of a name, in other capitals or with its accents taken apart too, and as it was before it became a part of an address."""
         plain = unquote(name.partition("?")[0])
-        return next((self.beside[n] for n in (name, plain, name.lower(), plain.lower()) if n in self.beside), None)
+        return next((self.beside[n] for n in (name, plain, plain_name(name), plain_name(plain)) if n in self.beside), None)
 
     def page(self, k: int, reflectivity: str) -> Page:
         name = self.scans[k][0]

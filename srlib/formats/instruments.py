@@ -16,7 +16,7 @@ from pathlib import Path
 from ..config import UserError
 
 NOBODY = re.compile(  # what stands for a name that was taken out, without punctuation
-    r"(unknown|anon(ym\w*)?|none?|null|nan|n ?a|nil|not (available|known|given)|removed|deleted|redacted|no|hidden|empty|blank|dummy|test|x[x ]*|0[0 ]*)?"
+    r"(unknown|anon(ym[^\W\d]*)?|none?|null|nan|n ?a|nil|not (available|known|given)|removed|deleted|redacted|no|hidden|empty|blank|dummy|test|x[x ]*|0[0 ]*)?"
     r"( ?(name|id|patient|subject|person))*"
 )
 EYES = {"R": "OD", "L": "OS"}

@@ -21,7 +21,7 @@ from .tiff import MAGIC, Tiff
 UNSUPPORTED = {  # known, but not read: by the first bytes, and by the extension (in a folder)
     "GIF": ([(0, b"GIF8")], (".gif",)),
     "WebP": ([(8, b"WEBP")], (".webp",)),
-    "JPEG 2000": ([(4, b"jP  "), (0, b"\xff\x4f\xff\x51")], (".jp2", ".j2k")),
+    "JPEG 2000": ([(4, b"jP  "), (0, b"\xff\x4f\xff\x51")], (".jp2", ".j2k", ".j2c", ".jpf", ".jpx")),
     "HEIF": ([(4, b"ftypheic"), (4, b"ftypmif1"), (4, b"ftypheix")], (".heic", ".heif")),
     "AVIF": ([(4, b"ftypavif")], (".avif",)),
     "NumPy": ([(0, b"\x93NUMPY")], (".npy", ".npz")),
@@ -29,8 +29,12 @@ UNSUPPORTED = {  # known, but not read: by the first bytes, and by the extension
     "NIfTI": ([(344, b"n+1\0"), (344, b"ni1\0")], (".nii", ".nii.gz")),
     "Analyze or MetaImage": ([(0, b"ObjectType")], (".mha", ".mhd")),
     "Topcon": ([(0, b"FOCT")], (".fda", ".fds")),
+    "JPEG XL": ([(0, b"\xff\n"), (4, b"JXL ")], (".jxl",)),
+    "NRRD": ([(0, b"NRRD")], (".nrrd",)),
+    "TGA": ([], (".tga",)),
+    "microscope": ([], (".czi", ".lif")),
     "PDF": ([(0, b"%PDF")], ()),
-    "PGM or PPM": ([(0, b"P5"), (0, b"P6")], (".pgm", ".ppm")),
+    "PGM or PPM": ([(0, b"P5"), (0, b"P6")], (".pgm", ".ppm", ".pbm", ".pnm")),
     "Zeiss or Bioptigen": ([], (".img", ".oct")),
     "video": ([(0, b"RIFF")], (".avi", ".mp4", ".mov")),
     "archive": ([(0, b"PK\3\4")], (".zip", ".tar", ".7z")),
@@ -103,7 +107,9 @@ def opened(path: Path) -> Iterator[Stack]:
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except UnidentifiedImageError:
-        raise UserError(f"{path}: is not an image, whatever its name says") from None
+        dicom = path.suffix.lower() in (".dcm", ".dicom", ".dic", ".ima")
+        wrong = "has no DICOM header; save it anew with one" if dicom else "is not an image, whatever its name says"
+        raise UserError(f"{path}: {wrong}") from None
     except Exception as error:
         told = "" if isinstance(error, OF_PYTHON) else str(error)
         reason = (getattr(error, "strerror", None) or told or f"damaged: {type(error).__name__}").splitlines()[0]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import unicodedata
+import warnings
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,6 +12,8 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from ..config import UserError
+
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # MAX_PIXELS is our limit
 
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP")  # Pillow's, by content; none that starts another program
 MAX_PIXELS = 100_000_000  # refuse a larger image before it is decoded
@@ -123,6 +127,11 @@ def deep_colour(path: Path, number: int = 0) -> np.ndarray:
 def upright(values: np.ndarray, orientation: int) -> np.ndarray:
     """An array turned as the tag Orientation says; a value that means nothing turns nothing."""
     return np.ascontiguousarray(TURNS.get(orientation, np.asarray)(values))
+
+
+def plain_name(name: str) -> str:
+    """A file's name in small letters, each accent in one character with its letter: macOS takes them apart, others do not."""
+    return unicodedata.normalize("NFC", name).casefold()
 
 
 def of_scans(size: tuple[float, float], turned: bool) -> tuple[float, float] | None:

@@ -164,7 +164,7 @@ class Tiff(Stack):
         white = _depth(page, page.bitspersample)
         plain = int(page.photometric) == RGB and int(page.planarconfig) == 1 and set(map(int, page.extrasamples)) <= {2}
         if page.bitspersample == 16 and plain:
-            return Page(upright(deep_colour(self.path, page.index), _orientation(page)), white)
+            return Page(deep_colour(self.path, page.index), white)  # (OpenCV turns a TIFF upright)
         try:
             self.pillow = self.pillow or Picture(self.path)
             shown = self.pillow.page(page.index)

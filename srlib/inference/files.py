@@ -14,7 +14,7 @@ from PIL.PngImagePlugin import PngInfo
 from tqdm import tqdm
 
 from ..config import UserError
-from ..data.reading import EXTENSIONS, Scan, few_values, find_images, page_of, png_names, read_image, read_scan, slices
+from ..data.reading import EXTENSIONS, Scan, few_values, find_images, is_upscaled, page_of, png_names, read_image, read_scan, slices
 from ..device import memory_ran_out
 from ..files import file_hash, write_image
 from ..formats.stacks import MAX_PIXELS, Facts
@@ -144,6 +144,9 @@ def _plan(source: Path, out: Path, endings: list[str]) -> tuple[dict[Path, list[
     paths = (
         [p for p in find_images(source, left_out) if not (inside and out.resolve() in p.resolve().parents)] if source.is_dir() else [source]
     )
+    if source.is_dir():
+        left_out += [(path, "was written by upscale") for path in paths if is_upscaled(path)]
+        paths = [path for path in paths if not is_upscaled(path)]
     for path, reason in left_out:
         print(f"left out: {path} {reason}")
     suffix = out.suffix.lower()

@@ -207,6 +207,10 @@ class Run:
 
         c = self.config
         root = self.find_images()
+        if root.resolve() == self.folder.resolve():
+            raise UserError(
+                f"{root} holds the scans; what a run writes would be taken for scans, so choose another folder with run_dir (--run-dir)"
+            )
         hr, lr, paired = subfolder(root, "hr"), subfolder(root, "lr"), c.degradation == "paired"
         both = bool(hr and lr)
         if both != paired:

@@ -88,7 +88,7 @@ def model_card(run: Run, table: pd.DataFrame, source: str, entry: dict, facts: d
         "## Where it fails",
         "\n".join(f"- {line}" for line in failures(table, config)),
         f"![A phantom by both networks]({entry['picture']})",
-        "*A phantom, at four times its size: what the networks make of an image that they were not trained on.*",
+        "*A phantom, at four times its size: what the networks make of an image that they were not trained on; their grain may be wrong there.*",
         "## Files",
         f"Half precision changes SR by at most {facts['rounding']} grey levels (first test scan). The ONNX files hold the same weights (made by `srlib.inference.export.export_onnx`, torch's "
         f"exporter, opset {OPSET}; any batch, height and width; input `lr`, output `sr`, float32 in [0, 1]); onnxruntime and torch differ by at most {facts['onnx']:.0e} in [0, 1] (batch x height x width {', '.join(' x '.join(map(str, size)) for size in CHECKED)}). {_left(config)}",
@@ -191,11 +191,11 @@ def _training(run: Run) -> list[str]:
         )
     chosen = "state at the end" if run.config.train_on_val else "state with the best validation PSNR"
     released_by = f"SRResNet is the {chosen}; SRGAN the averaged weights (EMA) at the end, not chosen by any measure."
-    seen = ", which were trained on, too" * run.config.train_on_val
+    seen = " (which were trained on, too)" * run.config.train_on_val
     return [
         "\n".join(said),
         f"{released_by} SRGAN's losses: {', '.join(_losses(run.config))}. Seed {run.config.seed}.",
-        f"Gain over bicubic on crops of validation scans{seen}, during the trainings:",
+        f"Gain over bicubic during the trainings, on crops of validation scans{seen}:",
         *curves,
     ]
 
