@@ -95,7 +95,7 @@ def test_sr_images_are_neither_scans_nor_enlarged_again(tmp_path):
 
     scans(tmp_path / "data", 4)
     Image.fromarray(bscan(9, 48, 40)).save(tmp_path / "data/x.jpg")
-    network = Generator(2, width=4, blocks=1)
+    network = Generator(2, width=4, blocks=1).eval()
     for _ in range(2):
         written, there, failed, _ = upscale_files(tmp_path / "data", tmp_path / "data/sr", network)
     assert (len(written), len(there), failed) == (0, 5, [])
