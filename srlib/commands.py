@@ -122,7 +122,7 @@ def _is_table(file: Path) -> bool:
     """Whether evaluate may write there: no file is there, or an earlier table of it."""
     try:
         with open(file, "rb") as content:
-            return content.read(13) == b"image,method,"
+            return content.read(25) == b"image,method,region,psnr,"
     except OSError:  # not there, or it will be said when it is written
         return not os.path.isfile(file)
 

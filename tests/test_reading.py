@@ -273,3 +273,11 @@ def test_a_dicom_file_without_header_is_called_that(tmp_path):
     (tmp_path / "a.dcm").write_bytes(b"\x08\0\x05\0CS\x0a\0ISO_IR 100" * 20)
     with pytest.raises(UserError, match="has no DICOM header"):
         read_image(tmp_path / "a.dcm")
+
+
+def test_the_transparent_grey_level_of_16_bit_becomes_white(tmp_path, scan):
+    deep = scan.astype(np.uint16) * 257
+    deep[:8] = 12345
+    Image.fromarray(deep).save(tmp_path / "a.png", transparency=12345)
+    image = read_image(tmp_path / "a.png")
+    assert (image[:8] == 255).all() and (image[8:] == scan[8:]).all()

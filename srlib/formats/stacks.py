@@ -93,7 +93,9 @@ class Picture(Stack):
             raise UserError(f"{self.path}: holds floating-point values of unknown range; save it as 8 or 16 bit")
         if image.mode.startswith("I"):
             stated = re.fullmatch(r"0 to (\d+)", str(self.image.info.get("Values", "")))  # by `upscale`
-            return Page(np.asarray(image), int(stated[1]) if stated and self.image.info.get("Software") == "srlib" else 65535)
+            values, hidden = np.asarray(image), self.image.info.get("transparency")  # one grey level that is transparent
+            values = np.where(values == hidden, 65535, values) if isinstance(hidden, int) else values
+            return Page(values, int(stated[1]) if stated and self.image.info.get("Software") == "srlib" else 65535)
         image.load()
         return Page(image)
 
