@@ -78,7 +78,7 @@ def group_bars(means: pd.DataFrame, measures=("gain_db", "texture_error_db", "st
         ax.axvline(0, color="#444444", lw=0.8)
         ax.set(yticks=range(len(groups)), yticklabels=groups, xlabel=MEASURES[measure][0])
         ax.grid(axis="y", visible=False)
-    fig.legend(*axes[0][0].get_legend_handles_labels(), loc="outside upper left", ncols=2)
+    fig.legend(*axes[0][0].get_legend_handles_labels(), loc="outside upper right", ncols=2)
     return fig
 
 
