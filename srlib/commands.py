@@ -119,12 +119,14 @@ def phantom(args) -> None:
 
 
 def _is_table(file: Path) -> bool:
-    """Whether evaluate may write there: no file is there, or an earlier table of it."""
+    """Whether evaluate may write there: no file is there, or an empty one, or an earlier table of it."""
+    if not os.path.isfile(file) or not os.path.getsize(file):
+        return True
     try:
         with open(file, "rb") as content:
             return content.read(25) == b"image,method,region,psnr,"
-    except OSError:  # not there, or it will be said when it is written
-        return not os.path.isfile(file)
+    except OSError:  # it will be said when it is written
+        return True
 
 
 def evaluate(args) -> int:

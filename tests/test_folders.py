@@ -10,12 +10,14 @@ import pytest
 from PIL import Image
 
 from srlib.config import UserError, load_config
+from srlib.data import manifest
 from srlib.data.manifest import build_manifest
 from srlib.data.phantom import bscan
 from srlib.data.reading import find_images, lr_partner, read_pair
 from srlib.degrade import downsample, to_image, to_tensor
 from srlib.evaluation.folders import evaluate_folders
 from srlib.files import write
+from srlib.series.opening import open_run
 from srlib.series.run_folder import Run
 
 
@@ -116,10 +118,52 @@ def test_lr_beside_hr_in_a_nested_tree_is_no_scan(tmp_path, hr, lr):
     assert sum("is LR beside HR" in reason for _, reason in table.attrs["skipped"]) == 8
 
 
-def test_the_scans_are_not_where_the_run_writes(tmp_path):
-    scans(tmp_path, 4)
-    with pytest.raises(UserError, match="would be taken for scans"):
-        Run(tmp_path, load_config("smoke", data=str(tmp_path))).make_manifest()
+@pytest.mark.parametrize("where", [".", "CNV"])
+def test_a_run_does_not_write_among_the_scans(tmp_path, where):
+    scans(tmp_path / "CNV", 4)
+    scans(tmp_path, 1, 9)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(UserError, match="holds scans; choose another folder with run_dir"):
+        open_run("01", "smoke", str(tmp_path / where), str(tmp_path))
+    assert sorted(tmp_path.rglob("*")) == before
+    assert open_run("01", "smoke", str(tmp_path / "runs/a"), str(tmp_path)).folder.name == "a"
+
+
+def test_lr_that_is_the_partner_of_another_is_not_taken(tmp_path):
+    for name in ("hr/a.png", "hr/A.png", "lr/a.tif", "lr/A.png", "hr/b.png", "hr/B.png", "lr/B.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.fromarray(bscan(len(name), 64, 80)).save(tmp_path / name)
+    assert lr_partner(tmp_path / "hr/a.png").name == "a.tif" and lr_partner(tmp_path / "hr/A.png").name == "A.png"
+    with pytest.raises(UserError, match="there is no LR image of this name"):
+        lr_partner(tmp_path / "hr/b.png")
+
+
+def test_a_file_that_cannot_be_opened_does_not_end_upscale(tmp_path):
+    from srlib.inference.files import upscale_files
+    from srlib.models import Generator
+
+    scans(tmp_path / "in", 1)
+    (tmp_path / "in/lost.png").symlink_to(tmp_path / "nowhere.png")
+    written, _, failed, _ = upscale_files(tmp_path / "in", tmp_path / "out", Generator(2, width=4, blocks=1))
+    assert len(written) == len(failed) == 1
+    with pytest.raises(UserError, match="holds only SR images"):
+        upscale_files(tmp_path / "out", tmp_path / "again", Generator(2, width=4, blocks=1))
+
+
+def test_a_draw_of_another_scan_is_an_error(tmp_path):
+    for folder, name, size in (("hr", "a", (67, 82)), ("sr", "a_draw1", (67, 82)), ("sr", "a_draw2", (90, 120))):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        Image.fromarray(bscan(1, *size)).save(tmp_path / folder / f"{name}.png")
+    scans(tmp_path / "sr/@eaDir", 1)
+    with pytest.raises(UserError, match="a_draw1"):
+        evaluate_folders(tmp_path / "sr", tmp_path / "hr", steps=0)
+
+
+def test_lr_beside_hr_is_found_in_many_folders(tmp_path):
+    """A look at each folder's own neighbours, not at all folders: 20,000 images of 5,000 patients in a second or so."""
+    paths = [tmp_path / f"{k}/{kind}/{n}.png" for k in range(5000) for kind in ("lr", "hr") for n in range(2)]
+    assert len(manifest._lr_beside_hr(paths, tmp_path)) == 10_000
+    assert not manifest._lr_beside_hr([tmp_path / "lr/a.png", tmp_path / "x/b.png"], tmp_path)
 
 
 def test_the_nearest_lr_folder_is_taken_whatever_the_case_and_accents(tmp_path):

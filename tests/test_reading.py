@@ -267,6 +267,11 @@ def test_deep_colour_tiff_is_turned_once(tmp_path, scan, orientation):
 def test_an_alpha_that_hides_everything_hides_nothing(tmp_path, scan):
     Image.merge("RGBA", [Image.fromarray(scan)] * 3 + [Image.new("L", (80, 64), 0)]).save(tmp_path / "a.png")
     assert np.abs(read_image(tmp_path / "a.png").astype(int) - scan).max() <= 1
+    import cv2
+
+    deep = np.stack([scan.astype(np.uint16) * 257] * 3 + [np.zeros(scan.shape, np.uint16)], -1)
+    cv2.imwrite(str(tmp_path / "deep.png"), deep)
+    assert np.abs(read_image(tmp_path / "deep.png").astype(int) - scan).max() <= 1
 
 
 def test_a_dicom_file_without_header_is_called_that(tmp_path):
@@ -281,3 +286,8 @@ def test_the_transparent_grey_level_of_16_bit_becomes_white(tmp_path, scan):
     Image.fromarray(deep).save(tmp_path / "a.png", transparency=12345)
     image = read_image(tmp_path / "a.png")
     assert (image[:8] == 255).all() and (image[8:] == scan[8:]).all()
+    (tmp_path / "twelve").mkdir()
+    twelve = np.where(deep == 12345, 449, scan.astype(np.uint16) * 16)
+    Image.fromarray(twelve.astype(np.uint16)).save(tmp_path / "twelve/a.png", transparency=449)
+    image = read_image(tmp_path / "twelve/a.png", bits=12)
+    assert (image[:8] == 255).all() and np.abs(image[8:].astype(int) - scan[8:]).max() <= 1

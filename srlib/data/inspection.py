@@ -89,6 +89,9 @@ def _inspect(root: Path, relative: str, reading: dict) -> list[list]:
         return [_unusable(relative, _why(error, path))]
     for name in names:
         at = Path(relative).with_name(name.name).as_posix()
+        if is_upscaled(path):
+            rows.append(_unusable(at, "is an SR image that upscale wrote"))
+            continue
         try:
             scan = read_scan(name, **reading | {"channels": 1})
             content = path.read_bytes() if [name] == names and path.suffix.lower() in EXTENSIONS else scan.image.tobytes()
@@ -99,8 +102,6 @@ def _inspect(root: Path, relative: str, reading: dict) -> list[list]:
         reason = f"{width} x {height} pixels is too small" if min(height, width) < MIN_SIDE else ""
         if scan.image.min() == scan.image.max():
             reason = reason or "every pixel has the same value"
-        if path.suffix.lower() == ".png" and is_upscaled(path):
-            reason = "is an SR image that upscale wrote"
         pixels = hashlib.sha256(repr(scan.image.shape).encode() + scan.image.tobytes()).hexdigest()
         size = [round(s, 4) for s in facts.pixel_um or ()] or [None, None]
         rows.append(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import secrets
-import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,7 @@ from scipy.ndimage import gaussian_filter
 from ..config import Config, UserError
 from ..files import write
 from .inspection import inspect_files, shown
-from .reading import EXTENSIONS, find_images, patient, read_given_pair, read_image, slices, subfolder
+from .reading import EXTENSIONS, find_images, named_patient, patient, read_given_pair, read_image, slices, subfolder
 from .split import deal, linked
 
 ONE_IMAGE = (".png", ".jpg", ".jpeg", ".jfif", ".jpe", ".bmp")
@@ -41,20 +40,20 @@ def build_manifest(
     of it with the text in the file `salt`, which is made where it is missing; else the pattern's group in the relative path, across classes
     and folders; else the file alone) or a SHA-256, of the file or of its pixels; such a group stands in one split, which does not depend on the salt. `max_images` takes whole
     patients at random, three or more, before anything is decoded. `.attrs["skipped"]` lists files that cannot be used, with the reason;
-    Images in a folder LR beside one HR are left out, unless they are `paired`.
     `.attrs["unnamed"]` counts those without a patient, `.attrs["doubtful"]` lists images that may have fewer bits than their files say. With
-    `paired`, a scale, the images are those of `root`/hr that fit one in `root`/lr. `reading`: what `read_image` takes. Raises UserError where
+    `paired`, a scale, the images are those of `root`/hr that fit one in `root`/lr; without, images in a folder LR beside one HR are left out. `reading`: what `read_image` takes. Raises UserError where
     fewer than three groups are left.
     """
     root, reading = Path(root), (reading or {}) | {"channels": channels}
     patients, by_path, by_name, hashed, named, left_out, secret = {}, {}, {}, set(), 0, [], ""
     images = find_images((subfolder(root, "hr") or root) if paired else root, left_out)
     reduced = set() if paired else _lr_beside_hr(images, root)
-    left_out += [(path, "is LR beside HR; take -p degradation paired for such pairs") for path in sorted(reduced)]
+    left_out += [
+        (path, "is LR beside HR; for such pairs give the folder that holds both, with -p degradation paired") for path in sorted(reduced)
+    ]
     for path in (path for path in images if path not in reduced):
         relative = path.relative_to(root).as_posix()
-        match = re.search(patient_pattern, relative)
-        name = unicodedata.normalize("NFC", (match and match.group(1)) or "")  # macOS takes accents apart, others do not
+        name = named_patient(relative, patient_pattern)
         inside, called = patient(path, secret := secret or _salt(salt)) if path.suffix.lower() not in EXTENSIONS else ("", "")
         if inside:
             hashed.add(inside)
@@ -111,15 +110,18 @@ def build_manifest(
 def _lr_beside_hr(images: list[Path], root: Path) -> set[Path]:
     """The images in a folder that lies beside one of the same name with HR in the place of LR, as `train/LR` and `DIV2K_train_LR_bicubic`: each
     would be a scan of its own, and might train while its HR is tested on."""
-    folders = {folder.relative_to(root) for path in images for folder in path.parents if folder.is_relative_to(root)}
+    beside: dict[Path, set[str]] = {}  # a folder: the names of those in it that hold images, at any depth
+    for folder in {path.parent for path in images}:
+        while folder != root and folder.name not in beside.setdefault(folder.parent, set()):
+            beside[folder.parent].add(folder.name)
+            folder = folder.parent
 
-    def is_lr(folder: Path) -> bool:
-        found = re.fullmatch(r"(|.*[_. -])lr([_. -].*)?", folder.name, re.IGNORECASE)
-        same = found and re.compile(re.escape(found[1]) + r"hr([_. -].*)?", re.IGNORECASE)
-        return bool(same) and any(other.parent == folder.parent and same.fullmatch(other.name) for other in folders)
+    def is_lr(name: str, names: set[str]) -> bool:
+        found = re.fullmatch(r"(|.*[_. -])lr([_. -].*)?", name, re.IGNORECASE)
+        return bool(found) and any(re.fullmatch(re.escape(found[1]) + r"hr([_. -].*)?", other, re.IGNORECASE) for other in names)
 
-    lr = {folder for folder in folders if is_lr(folder)}
-    return {path for path in images if lr & {*path.relative_to(root).parents}}
+    lr = {parent / name for parent, names in beside.items() for name in names if is_lr(name, names)}
+    return {path for path in images if lr.intersection(path.parents)} if lr else set()
 
 
 def _sample(root: Path, patients: dict[str, str], most: int, order) -> set[str]:

@@ -6,6 +6,7 @@ import functools
 import hashlib
 import os
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -159,7 +160,7 @@ def read_scan(path: str | Path, channels: int = 1, bits: int = 0, reflectivity: 
 
     PNG, JPEG, TIFF, BMP, Heidelberg's .vol, .e2e and XML, and DICOM, by their content, whatever the extension. Colour becomes grey by ITU-R 601
     luma, grey becomes colour by copying; deep values are divided by the largest of their depth, which is the file's or 2 ** `bits` - 1, times 255, and
-    rounded; transparent pixels become white (the fill of OCT exports); a stated orientation is applied; `reflectivity`: see `heidelberg.grey`. Raises
+    rounded; transparent pixels become white (the fill of OCT exports), unless all are; a stated orientation is applied; `reflectivity`: see `heidelberg.grey`. Raises
     UserError, naming the file, for one that cannot be read whole.
     """
     path, page = page_of(Path(path))
@@ -185,9 +186,14 @@ def _unseen(image: Image.Image) -> bool:
 
 
 def is_upscaled(path: Path) -> bool:
-    """Whether a file is an SR image that `upscale` wrote."""
-    with open(path, "rb") as file:
-        return b"tEXtSoftware\0srlib" in file.read(512)
+    """Whether a file is an SR image that `upscale` wrote; False where it cannot be opened."""
+    try:
+        if path.suffix.lower() != ".png" or not path.is_file():  # (a pipe would be waited for)
+            return False
+        with open(path, "rb") as file:
+            return b"tEXtSoftware\0srlib" in file.read(512)
+    except OSError:
+        return False
 
 
 def few_values(scan: Scan) -> str:
@@ -196,6 +202,12 @@ def few_values(scan: Scan) -> str:
         return ""
     likely = max(8, scan.top.bit_length())
     return f"values up to {scan.top} of {scan.white}; if they have {likely} bits, say so (-p bits {likely}, --bits {likely})"
+
+
+def named_patient(path: str, pattern: str) -> str:
+    """The patient that a (relative) path names, the pattern's group, in one spelling: macOS takes accents apart, others do not. '' for none."""
+    match = re.search(pattern, path)
+    return unicodedata.normalize("NFC", (match and match[1]) or "")
 
 
 def patient(path: str | Path, salt: str) -> tuple[str, str]:
@@ -260,25 +272,21 @@ def subfolder(folder: Path, name: str) -> Path | None:
 
 
 def lr_partner(path: Path) -> Path:
-    """The LR image of HR image `.../hr/REST`: `.../lr/REST`, with any extension, the folders in capitals or not. Raises UserError where there is none."""
+    """The LR image of HR image `.../hr/REST`: `.../lr/REST`, with any extension, in capitals or not, accents written in either way. Raises UserError where there is none."""
     file, page = page_of(path)
     for k in reversed([k for k, part in enumerate(path.parts[:-1]) if part.lower() == "hr"]):  # the one nearest to the image
         beside = subfolder(Path(*path.parts[:k]), "lr")
         if beside is None:
             continue
         folder, stem = Path(beside, *path.parts[k + 1 : -1]), png_name(file).stem
-        for choice in (file.name, stem, *(stem + extension for extension in EXTENSIONS + INSTRUMENTS)):
-            if found := _named(folder, choice):
-                return found if page is None else found.with_name(f"{found.name}#{page}")
+        names = (file.name, stem, *(stem + extension for extension in EXTENSIONS + INSTRUMENTS))
+        plain = _by_plain_name(folder, folder.stat().st_mtime_ns) if folder.is_dir() else {}
+        alike = [plain[n] for n in map(plain_name, names) if n in plain]
+        alike = [f for f in alike if not (path.parent / f.name).exists()]  # that is the partner of another
+        if found := next((f for f in (*(folder / n for n in names), *alike) if f.is_file()), None):
+            return found if page is None else found.with_name(f"{found.name}#{page}")
         break
     raise UserError(f"{path}: there is no LR image of this name in the folder lr/ beside hr/")
-
-
-def _named(folder: Path, name: str) -> Path | None:
-    """The file of a name in a folder, in capitals or not, its accents written in either way; None where there is none."""
-    if (folder / name).is_file():
-        return folder / name
-    return _by_plain_name(folder, folder.stat().st_mtime_ns).get(plain_name(name)) if folder.is_dir() else None
 
 
 @functools.lru_cache(maxsize=8)  # a folder is asked for each of its images
@@ -300,7 +308,7 @@ def _from_deep(values: np.ndarray, white: int, path: Path, channels: int, deep: 
         raise UserError(f"{path}: values from {low} to {top} are not {wrong}")
     if values.ndim == 3:
         image = np.round(values[..., :3].astype(np.float64) * (255 / white))
-        if values.shape[2] == 4:
+        if values.shape[2] == 4 and values[..., 3].any():
             alpha = values[..., 3:] / (white if values[..., 3].max() <= white else 65535)
             image = np.round(image * alpha + 255 * (1 - alpha))
         image = image.astype(np.uint8)

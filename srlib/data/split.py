@@ -11,14 +11,16 @@ from ..config import UserError
 def linked(table: pd.DataFrame) -> pd.Series:
     """For each row the smallest patient that it is linked to through shared patients, by identifier, path or name inside, and shared hashes,
     of files and of what they show."""
-    group = table["patient"].astype(str)
+    first, names = pd.factorize(table["patient"].astype(str), sort=True)
+    columns = [pd.factorize(table[name])[0] for name in ("sha256", "pixels", "patient", "by_path", "by_name")]
+    group = pd.Series(first, table.index)
     while True:
         merged = group
-        for column in ("sha256", "pixels", "patient", "by_path", "by_name"):
-            merged = merged.groupby(table[column]).transform("min")
+        for column in columns:
+            merged = merged.groupby(column).transform("min")
         merged = merged.groupby(group).transform("min")
         if merged.equals(group):
-            return group
+            return pd.Series(names[group], table.index)
         group = merged
 
 

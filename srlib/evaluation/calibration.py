@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import itertools
-import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from scipy.ndimage import gaussian_filter
 from .. import metrics
 from ..config import Config, UserError
 from ..data.phantom import bscan
-from ..data.reading import find_images, read_image, slices
+from ..data.reading import find_images, is_upscaled, named_patient, read_image, slices
 from ..degrade import crop_to_multiple, downsample, to_image, to_tensor, upsample
 from ..metrics.regions import valid_region
 from ..models.networks import LinearFilter
@@ -136,10 +135,9 @@ def one_of_each(folder: str | Path, count: int = 100) -> list[np.ndarray]:
     paths = find_images(folder)
     paths = [path for path in paths if path.parent.name == "NORMAL"] or paths
     images: dict[str, np.ndarray] = {}
-    for path in paths:
+    for path in (path for path in paths if not is_upscaled(path)):
         name = path.relative_to(folder).as_posix()
-        match = re.search(Config.patient_pattern, name)
-        patient = match[1] if match else name
+        patient = named_patient(name, Config.patient_pattern) or name
         if patient not in images and len(images) < count:
             try:
                 pages = slices(path)

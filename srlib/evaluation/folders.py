@@ -13,7 +13,20 @@ from tqdm import tqdm
 
 from .. import metrics
 from ..config import UserError, load_config
-from ..data.reading import few_values, find_images, jpeg_tables, page_of, patient, png_name, read_image, read_pair, read_scan, slices
+from ..data.reading import (
+    NOT_SCANS,
+    few_values,
+    find_images,
+    jpeg_tables,
+    named_patient,
+    page_of,
+    patient,
+    png_name,
+    read_image,
+    read_pair,
+    read_scan,
+    slices,
+)
 from ..metrics.regions import valid_region
 from ..models import features
 from .patches import Patches, measuring_network
@@ -48,7 +61,7 @@ def evaluate_folders(
     taken off. `bits`, `reflectivity`: as in `read_scan`. Regions: whole, valid and, of grey images where `bscan`, retina.
 
     Files `<stem>_draw1.png`, `<stem>_draw2.png`, ..., as `upscale --draws` writes them, are draws of one image: the first is measured as SR, all
-    of them as draws in the valid region; `<stem>_spread.png` is left out. HR is cropped to a multiple of the scale; LR, for the consistency, is
+    of them as draws in the valid region; `<stem>_spread.png` is left out. HR, and SR of its size, is cropped to a multiple of the scale; LR, for the consistency, is
     made from it. `wanted`: of `features.PERCEPTUAL`; `steps`: of the fresh classifier. Images whose names have a patient number, as Kermany's,
     are that patient's, others (volumes as a whole) a patient each. Raises UserError where nothing could be measured.
     """
@@ -60,11 +73,11 @@ def evaluate_folders(
     method, patches = Path(sr_dir).name, Patches(["sr"])
     for name, (hr_path, paths) in tqdm(matched.items(), desc="evaluate", unit="image", ncols=100):
         try:
-            (lr, hr), doubt = read_pair(hr_path, config), few_values(read_scan(hr_path, **config.reading))
-            said += [f"{hr_path}: {doubt}"] if doubt else []
+            (lr, hr), whole = read_pair(hr_path, config), read_scan(hr_path, **config.reading)
+            said += [f"{hr_path}: {doubt}"] if (doubt := few_values(whole)) else []
             images, valid = [read_image(path, **config.reading) for path in paths], valid_region(hr)
-            if images[0].shape == read_image(hr_path, **config.reading).shape:  # HR is cut to a multiple of the scale, and so is SR
-                images = [image[: hr.shape[0], : hr.shape[1]] for image in images]
+            # HR is cut to a multiple of the scale, and so is SR of its size
+            images = [image[: hr.shape[0], : hr.shape[1]] if image.shape == whole.image.shape else image for image in images]
             measured = Protocol(lr, hr, config.reduction, border, network, "cpu", None, bscan, perceptual).measure(images[0])
             if len(images) > 1:
                 drawn.append({"image": name, "draws": len(images)} | _of_draws(images, hr, valid, border))
@@ -73,8 +86,7 @@ def evaluate_folders(
             continue
         file = page_of(hr_path)[0]
         of = file.relative_to(hr_dir).as_posix()
-        match = re.search(config.patient_pattern, of)
-        whose = patient(file, "")[0] or (match and match[1]) or of
+        whose = patient(file, "")[0] or named_patient(of, config.patient_pattern) or of
         patches.add({"sr": images[0], "hr": hr}, valid, whose, len(rows), jpeg_tables(hr_path))
         rows += [{"image": name, "method": method} | m for m in measured]
     if not rows:
@@ -91,7 +103,7 @@ def _match(sr_dir: Path, hr_dir: Path) -> tuple[dict[str, tuple[Path, list[Path]
     not_sr: list = []
     hr = _Names(hr_dir, not_hr)
     sr = [part for path in find_images(sr_dir, not_sr) for part in _parts(path)]
-    failed = [f"{path}: {reason}" for path, reason in not_sr]
+    failed = [f"{path}: {reason}" for path, reason in not_sr if path.name.lower() not in NOT_SCANS]
     files: dict[str, list[Path]] = {}
     for path in sorted(sr, key=lambda p: (len(p.name), p.name)):  # draw10 after draw9
         name = png_name(path.relative_to(sr_dir)).with_suffix("").as_posix()

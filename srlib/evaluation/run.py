@@ -86,6 +86,9 @@ def evaluate_run(config: Config, root: Path, manifest: pd.DataFrame, folder: Pat
     of_draws, names = set(choose(chosen, config.draw_images).path), png_names(chosen.path)
     for item in tqdm(chosen.itertuples(), total=len(chosen), desc="evaluate", unit="image", mininterval=1.0, ncols=100, file=sys.stdout):
         lr, hr = read_pair(root / item.path, config)
+        if metrics.too_small(hr.shape, config.border):
+            size = f"{hr.shape[1]} x {hr.shape[0]}"
+            raise UserError(f"{item.path}: {size} pixels are too small for border={config.border}; set a smaller border, or leave it out")
         truth = phantom_truth(item.path, config) if config.data == "phantom" else None
         protocol = Protocol(lr, hr, config.reduction, config.border, network, device, truth, config.retina, perceptual)
         scene, facts = Scene(lr, item.path, arms), {"image": item.path, "patient": item.patient, "label": item.label}
@@ -93,13 +96,9 @@ def evaluate_run(config: Config, root: Path, manifest: pd.DataFrame, folder: Pat
             drawn.add(scene, hr, truth, facts)
         images, size = {method: scene[method] for method in METHODS}, {"height": len(hr), "width": hr.shape[1]}
         with ThreadPoolExecutor(MEASURED) as pool:
-            try:
-                measured = list(pool.map(protocol.measure, images.values()))
-            except ValueError as error:
-                raise UserError(f"{item.path}: {error}; set a smaller border, or leave the image out") from None
-            for method, regions in zip(images, measured, strict=True):
+            for method, measures in zip(images, pool.map(protocol.measure, images.values()), strict=True):
                 write_image(out / "sr" / method / names[item.path], Image.fromarray(images[method]), compress_level=1)
-                rows += [facts | {"method": method} | found | size for found in regions]
+                rows += [facts | {"method": method} | measured | size for measured in measures]
         tables = phantom_tables(config) if config.data == "phantom" else jpeg_tables(root / item.path)
         patches.add(images | {"hr": hr}, valid_region(hr), item.patient, scene.seed % 2**32, tables)
     table = pd.DataFrame(rows).round(6)

@@ -94,7 +94,8 @@ class Picture(Stack):
         if image.mode.startswith("I"):
             stated = re.fullmatch(r"0 to (\d+)", str(self.image.info.get("Values", "")))  # by `upscale`
             values, hidden = np.asarray(image), self.image.info.get("transparency")  # one grey level that is transparent
-            values = np.where(values == hidden, 65535, values) if isinstance(hidden, int) else values
+            if isinstance(hidden, int):
+                values = np.stack([values] * 3 + [np.where(values == hidden, 0, 65535)], -1)
             return Page(values, int(stated[1]) if stated and self.image.info.get("Software") == "srlib" else 65535)
         image.load()
         return Page(image)

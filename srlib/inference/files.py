@@ -135,7 +135,7 @@ def _sentence(path: Path, error: Exception) -> str:
 
 
 def _plan(source: Path, out: Path, endings: list[str]) -> tuple[dict[Path, list[Path]], list[str]]:
-    """({image or slice: the files that are made of it}, a line for each file that cannot be read). UserError where a source is one of them
+    """({image or slice: the files that are made of it}, a line for each file that cannot be read). In a folder, what upscale wrote is left out. UserError where a source is one of them
     or `out` can be neither a .png file nor a folder."""
     if not source.exists():
         raise UserError(f"{source}: no such file or folder")
@@ -145,8 +145,11 @@ def _plan(source: Path, out: Path, endings: list[str]) -> tuple[dict[Path, list[
         [p for p in find_images(source, left_out) if not (inside and out.resolve() in p.resolve().parents)] if source.is_dir() else [source]
     )
     if source.is_dir():
-        left_out += [(path, "was written by upscale") for path in paths if is_upscaled(path)]
-        paths = [path for path in paths if not is_upscaled(path)]
+        upscaled = [path for path in paths if is_upscaled(path)]
+        left_out += [(path, "was written by upscale") for path in upscaled]
+        paths = [path for path in paths if path not in set(upscaled)]
+        if upscaled and not paths:
+            raise UserError(f"{source} holds only SR images that upscale wrote; give the folder of LR images")
     for path, reason in left_out:
         print(f"left out: {path} {reason}")
     suffix = out.suffix.lower()

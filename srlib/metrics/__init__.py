@@ -6,7 +6,7 @@ of HR. `speckle`: what a reader of OCT measures. `distance`: in the features of 
 
 from .distance import feature_distance
 from .draws import calibration, predicted_error, rank_distance, ranks, regain
-from .pixels import consistency, luma, ms_ssim, psnr, ssim
+from .pixels import consistency, luma, ms_ssim, psnr, ssim, too_small
 from .speckle import cnr, edge_preservation, enl, linear, speckle_contrast
 from .spectra import DIRECTIONS, against_hr, band_power_db, bands, checkerboard, psd, rounding_floor, spectrum, stripe_index
 from .unpaired import kid, told_apart

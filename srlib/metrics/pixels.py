@@ -26,11 +26,16 @@ def luma(image: np.ndarray) -> np.ndarray:
     return image.astype(np.float64) if image.ndim == 2 else image @ (np.array([65.481, 128.553, 24.966]) / 255) + 16
 
 
+def too_small(shape: tuple, border: int) -> bool:
+    """Whether an image (H, W) or (H, W, 3) less its border has no room for one window of SSIM."""
+    return min(shape[:2]) < 2 * border + 2 * SSIM_PAD + 1
+
+
 def _pair(sr, hr, border, region):
     if sr.shape != hr.shape:
         raise ValueError(f"SR is {sr.shape} and HR {hr.shape}; they must have the same size")
     height, width = hr.shape[:2]
-    if min(height, width) < 2 * border + 2 * SSIM_PAD + 1:
+    if too_small(hr.shape, border):
         raise ValueError(f"an image of {width} x {height} pixels is too small to measure with a border of {border}")
     return *(luma(image)[border : height - border, border : width - border] for image in (sr, hr)), _within(region, hr, border)
 

@@ -28,6 +28,7 @@ def open_run(notebook: str, profile: str = "quick", run_dir: str = "", data: str
     file = folder / "config.json"
     if notebook == "01":
         run = Run(folder, load_config(profile, **wanted))
+        run.refuse_scans()
         with run.lock():
             if file.exists():
                 run.refuse_changes(read_config(file))

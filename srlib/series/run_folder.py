@@ -196,6 +196,20 @@ class Run:
             raise UserError("data='phantom' needs phantoms > 0 (quick has 120)")
         return sources.make_phantoms(self.config)
 
+    def refuse_scans(self) -> None:
+        """Raise UserError where the run would write into a folder of scans: its pictures would be taken for scans, or the scans be left out as a run's."""
+        from ..data.reading import EXTENSIONS, INSTRUMENTS
+
+        if self.config.data == "phantom":
+            return
+        try:
+            root, folder = self.find_images().resolve(), self.folder.resolve()
+        except UserError:  # it is said where the images are needed
+            return
+        inside = root in folder.parents and folder.is_dir() and not (folder / "config.json").exists()
+        if folder == root or (inside and any(f.suffix.lower() in EXTENSIONS + INSTRUMENTS for f in folder.iterdir())):
+            raise UserError(f"{folder} holds scans; choose another folder with run_dir (--run-dir)")
+
     def make_manifest(self) -> pd.DataFrame:
         """Find or make the images, split them by patient, write manifest.csv (and skipped.csv); the table.
 
@@ -207,10 +221,6 @@ class Run:
 
         c = self.config
         root = self.find_images()
-        if root.resolve() == self.folder.resolve():
-            raise UserError(
-                f"{root} holds the scans; what a run writes would be taken for scans, so choose another folder with run_dir (--run-dir)"
-            )
         hr, lr, paired = subfolder(root, "hr"), subfolder(root, "lr"), c.degradation == "paired"
         both = bool(hr and lr)
         if both != paired:
