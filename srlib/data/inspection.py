@@ -81,6 +81,8 @@ def _inspect(root: Path, relative: str, reading: dict) -> list[list]:
     path, rows = root / relative, []
     if shown(relative) != relative:
         return [_unusable(shown(relative), "its name is not valid Unicode or holds a carriage return; rename it")]
+    if is_upscaled(path):
+        return [_unusable(relative, "is an SR image that upscale wrote")]
     try:
         names = slices(path)
         if path.suffix.lower() in EXTENSIONS and kind(path) not in ("picture", "tiff"):  # whom it is about was not looked for
@@ -89,9 +91,6 @@ def _inspect(root: Path, relative: str, reading: dict) -> list[list]:
         return [_unusable(relative, _why(error, path))]
     for name in names:
         at = Path(relative).with_name(name.name).as_posix()
-        if is_upscaled(path):
-            rows.append(_unusable(at, "is an SR image that upscale wrote"))
-            continue
         try:
             scan = read_scan(name, **reading | {"channels": 1})
             content = path.read_bytes() if [name] == names and path.suffix.lower() in EXTENSIONS else scan.image.tobytes()

@@ -38,10 +38,11 @@ def build_manifest(
 
     The label is the folder's name. Images belong together where they share a patient (of an instrument's file that names one inside a hash
     of it with the text in the file `salt`, which is made where it is missing; else the pattern's group in the relative path, across classes
-    and folders; else the file alone) or a SHA-256, of the file or of its pixels; such a group stands in one split, which does not depend on the salt. `max_images` takes whole
-    patients at random, three or more, before anything is decoded. `.attrs["skipped"]` lists files that cannot be used, with the reason;
+    and folders; else the file alone) or a SHA-256, of the file or of its pixels; such a group stands in one split, which does not depend
+    on the salt. `max_images` takes whole patients at random, three or more, before anything is decoded. `.attrs["skipped"]` lists files that cannot be used, with the reason;
     `.attrs["unnamed"]` counts those without a patient, `.attrs["doubtful"]` lists images that may have fewer bits than their files say. With
-    `paired`, a scale, the images are those of `root`/hr that fit one in `root`/lr; without, images in a folder LR beside one HR are left out. `reading`: what `read_image` takes. Raises UserError where
+    `paired`, a scale, the images are those of `root`/hr that fit one in `root`/lr; without, images in a folder LR beside one HR are left
+    out. `reading`: what `read_image` takes. Raises UserError where
     fewer than three groups are left.
     """
     root, reading = Path(root), (reading or {}) | {"channels": channels}
