@@ -245,6 +245,22 @@ class Config:
 
 
 FIELDS = {f.name: f for f in dataclasses.fields(Config)}
+GONE = {  # settings of earlier versions, and what to write instead
+    "degradation_amount": "write it behind the degradation, such as degradation='gaussian:1.6'",
+    "reflectivity": "raw reflectivity is always shown on a log scale",
+    "phantom_rotation": "leave it out; `bscan(seed, rotation=7)` rotates a single phantom",
+    "phantom_jpeg": "leave it out; phantoms have passed through JPEG at quality 75",
+    "data_seed": "leave it out; the split is the same for every seed",
+    "crop_min_grey": "leave it out; only crops that are mostly fill are drawn again",
+    "border": "leave it out; 4 pixels are cut from each border, as in the paper",
+    "retina": "leave it out; the retina is a region of every grey image",
+    "train_patients": "give a smaller folder of scans, or set max_images",
+    "tuning_steps": "it went with oct-vgg; leave it out",
+    "dists": "DISTS is no longer measured; set lpips",
+    "sync_batch_norm": "leave it out; each GPU's batch normalisation sees its own crops",
+    "torchrun": "start torchrun yourself, with -m srlib.training RUN STAGE (srlib/README.md)",
+    "decoded_cache": "leave it out; what does not fit into memory is decoded again",
+}
 
 
 def load_config(profile: str = "quick", /, **overrides) -> Config:
@@ -255,6 +271,8 @@ def load_config(profile: str = "quick", /, **overrides) -> Config:
     for name, value in overrides.items():
         if name == "profile":
             raise UserError(f"profile is no setting; choose {value!r} with --profile, or as `profile` among a notebook's parameters")
+        if name not in known and name in GONE:
+            raise UserError(f"the setting {name} is gone: {GONE[name]}")
         if name not in known:
             raise UserError(f"there is no setting {name!r}; {nearest(name, known)}")
         overrides[name] = _check(FIELDS[name], value)
