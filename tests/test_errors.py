@@ -14,7 +14,7 @@ from srlib import files
 from srlib.__main__ import main
 from srlib.config import UserError, load_config
 from srlib.data.phantom import bscan
-from srlib.evaluation.folders import evaluate_folders
+from srlib.commands.evaluate import evaluate_folders
 from srlib.files import REPOSITORY, read_json, read_table
 from srlib.inference import upscaling
 from srlib.models import features

@@ -15,7 +15,7 @@ from srlib.data.manifest import build_manifest
 from srlib.data.phantom import bscan
 from srlib.data.reading import find_images, lr_partner, read_pair
 from srlib.degrade import downsample, to_image, to_tensor
-from srlib.evaluation.folders import evaluate_folders
+from srlib.commands.evaluate import evaluate_folders
 from srlib.files import write
 from srlib.series.opening import open_run
 from srlib.series.run_folder import Run
@@ -92,7 +92,7 @@ def test_folders_of_the_system_hold_no_scans(tmp_path):
 
 
 def test_sr_images_are_neither_scans_nor_enlarged_again(tmp_path):
-    from srlib.inference.files import upscale_files
+    from srlib.commands.upscale import upscale_files
     from srlib.models import Generator
 
     scans(tmp_path / "data", 4)
@@ -139,7 +139,7 @@ def test_lr_that_is_the_partner_of_another_is_not_taken(tmp_path):
 
 
 def test_a_file_that_cannot_be_opened_does_not_end_upscale(tmp_path):
-    from srlib.inference.files import upscale_files
+    from srlib.commands.upscale import upscale_files
     from srlib.models import Generator
 
     scans(tmp_path / "in", 1)

@@ -36,12 +36,12 @@ from srlib.data.manifest import build_manifest
 from srlib.data.phantom import bscan
 from srlib.data.reading import few_values, find_images, lr_partner, read_image, read_scan, slices
 from srlib.data.split import fewer_patients
-from srlib.evaluation.folders import evaluate_folders
+from srlib.commands.evaluate import evaluate_folders
 from srlib.files import REPOSITORY
 from srlib.formats import kinds
 from srlib.formats.heidelberg import grey
 from srlib.formats.instruments import who
-from srlib.inference.files import upscale_files
+from srlib.commands.upscale import upscale_files
 from srlib.models import Generator
 from srlib.series.run_folder import SALT, Run
 from srlib.series.runs import data_hash
@@ -982,7 +982,7 @@ from pathlib import Path
 from srlib.config import UserError
 from srlib.data.inspection import inspect_files
 from srlib.files import REPOSITORY
-from srlib.inference.files import upscale_files
+from srlib.commands.upscale import upscale_files
 from srlib.models import Generator
 root, network, slowest = Path(sys.argv[1]), Generator(2, width=4, blocks=1), 0.0
 names = sorted(p.name for p in root.iterdir())

@@ -16,10 +16,10 @@ from srlib.__main__ import main
 from srlib.config import UserError
 from srlib.data.phantom import bscan
 from srlib.degrade import downsample, to_image, to_tensor, upsample
-from srlib.evaluation.folders import evaluate_folders
+from srlib.commands.evaluate import evaluate_folders
 from srlib.files import REPOSITORY
 from srlib.inference import upscaling
-from srlib.inference.files import upscale_files
+from srlib.commands.upscale import upscale_files
 from srlib.models import Generator, texture
 from srlib.models.texture import TextureGenerator
 from srlib.models.weights import load_generator, save_weights

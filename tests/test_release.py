@@ -28,19 +28,19 @@ from srlib.degrade import downsample, to_image, to_tensor, upsample
 from srlib.evaluation.run import choose as choose_images
 from srlib.evaluation.run import evaluate_run
 from srlib.files import REPOSITORY, WEIGHTS
-from srlib.inference.export import export_onnx
+from srlib.commands.onnx import export_onnx
 from srlib.inference.upscaling import upscale
 from srlib.metrics.regions import valid_region
 from srlib.models import Generator
 from srlib.models.texture import NOISES, TextureGenerator
 from srlib.models.weights import choose, load_generator
 from srlib.series.opening import open_run
-from srlib.series.report import build_report
+from srlib.commands.report import build_report
 from srlib.series.run_folder import RETIRED, Run, read_config
 from srlib.series.runs import find_runs
-from srlib.tools.card import _command as card_command
-from srlib.tools.card import _commands as commands
-from srlib.tools.release import release
+from srlib.commands.card import _command as card_command
+from srlib.commands.card import _commands as commands
+from srlib.commands.release import release
 from srlib.training.adversarial import train_srgan
 from srlib.training.pretraining import pretrain_generator
 
@@ -86,7 +86,7 @@ def installed(packed, tmp_path, monkeypatch):
     """A copy of them as data/weights."""
     shutil.copytree(packed, tmp_path / "weights")
     monkeypatch.setattr("srlib.models.weights.WEIGHTS", tmp_path / "weights")
-    monkeypatch.setattr("srlib.tools.release.WEIGHTS", tmp_path / "weights")
+    monkeypatch.setattr("srlib.commands.release.WEIGHTS", tmp_path / "weights")
     return tmp_path / "weights"
 
 
@@ -185,7 +185,7 @@ def test_refusals(run, tmp_path):
 
 
 def test_weights_that_half_precision_cannot_hold(run, tmp_path, monkeypatch):
-    from srlib.tools import release as module
+    from srlib.commands import release as module
 
     monkeypatch.setattr(module, "LARGEST", 1000)
     with pytest.raises(UserError, match="bytes in half precision, more than 1,000"):

@@ -52,7 +52,7 @@ def test_without_a_home():
     """No HOME and no entry for the user, as in a container: a temporary folder is home as long as the process lives; one that cannot be
     written stays, and matplotlib and Jupyter get folders of their own."""
     nobody = "import pwd\ndef getpwuid(uid): raise KeyError(uid)\npwd.getpwuid = getpwuid\n"
-    look = "import os, matplotlib, srlib.data.sources, srlib.series.runner\nfrom jupyter_core.paths import jupyter_data_dir\n"
+    look = "import os, matplotlib, srlib.data.sources, srlib.commands.run\nfrom jupyter_core.paths import jupyter_data_dir\n"
     look += "print(os.environ['HOME'], matplotlib.get_configdir(), jupyter_data_dir(), sep='\\n')"
     around = {k: v for k, v in os.environ.items() if k not in ("HOME", "MPLCONFIGDIR", "JUPYTER_DATA_DIR")}
 

@@ -2,78 +2,18 @@
 
 from __future__ import annotations
 
-import ast
-import functools
-import hashlib
 import json
 import re
 from pathlib import Path
 
 import pandas as pd
 
-from ..config import FIELDS, Config, UserError, stage_of
-from ..data import sources
-from ..data.reading import files_behind, find_images
+from ..config import UserError, stage_of
 from ..evaluation.statistics import by_patient
-from ..files import REPOSITORY, read_json, read_table
+from ..files import read_json, read_table
 from .run_folder import read_config
 
-SRLIB = REPOSITORY / "srlib"
 SHARES = ["adversarial_share", "content_share", "pixel_share"]
-NO_RESULT = {  # files or folders whose change changes no number of a run
-    "__main__", "calibration", "commands", "cross", "diagnostics", "domain", "downstream", "export", "figures", "files", "folders", "home", "kaggle", "notebook",
-    "provenance", "report", "runner", "runs", "sweep", "tools",
-}  # fmt: skip
-
-
-def code_hash() -> str:
-    """SHA-256 of the code that computes a run's numbers: all of srlib but `NO_RESULT`, without comments, docstrings and layout."""
-    files = sorted(p for p in SRLIB.rglob("*.py") if not NO_RESULT & {*p.relative_to(SRLIB).with_suffix("").parts})
-    return hashlib.sha256("".join(_code(p, *_version(p)) for p in files).encode()).hexdigest()
-
-
-def data_hash(data: str) -> str:
-    """SHA-256 of the image files that the setting `data` means, names and content; of phantoms '', as code and settings draw them."""
-    if data == "phantom":
-        return ""
-    root, total = sources.locate(data), hashlib.sha256()
-    for path in (file for image in find_images(root) for file in files_behind(image)):
-        total.update(path.relative_to(root).as_posix().encode() + _digest(path, *_version(path)))
-    return total.hexdigest()
-
-
-def _version(path: Path) -> tuple[int, int]:
-    """What changes with a file: hours pass in a sweep, and it is read again only where somebody wrote it."""
-    return path.stat().st_mtime_ns, path.stat().st_size
-
-
-@functools.cache
-def _code(path: Path, *version: int) -> str:
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    for node in ast.walk(tree):
-        if isinstance(getattr(node, "body", None), list):
-            node.body = [line for line in node.body if not (isinstance(line, ast.Expr) and isinstance(line.value, ast.Constant))]
-    return ast.dump(tree)
-
-
-@functools.cache
-def _digest(path: Path, *version: int) -> bytes:
-    return hashlib.sha256(path.read_bytes()).digest()
-
-
-def made_from(config: Config) -> dict:
-    """What the numbers of a run with these settings come from; two that are equal may be compared."""
-    settings = {name: getattr(config, name) for name in FIELDS if name == "profile" or stage_of(name) != "machine"}
-    return {"code": code_hash(), "data": data_hash(config.data), "settings": settings}
-
-
-def stale(folder: Path) -> str:
-    """Why a sweep's point must not stand beside newer ones ('code', 'data' changed since), or ''. Other runs keep no such record."""
-    file = folder / "sweep.json"
-    if not file.exists():
-        return ""
-    then, now = read_json(file)["made_from"], made_from(read_config(folder / "config.json"))
-    return " and ".join(key for key in ("code", "data") if then[key] != now[key])
 
 
 def find_runs(home: Path) -> list[Path]:
@@ -88,7 +28,7 @@ def read_runs(folders, reference: Path) -> tuple[pd.DataFrame, pd.DataFrame, dic
     test images in the same way.
 
     means: a row for each run, method and patient, `statistics.by_patient` in the valid region with the columns run, group and seed before it. facts,
-    a row for each run: folder, config, group, seed, `changed` (settings that differ from the reference's), and the shares of the loss terms (0: not
+    a row for each run: folder, config, git (the commit that began it), group, seed, `changed` (settings that differ from the reference's), and the shares of the loss terms (0: not
     there) up to the first validation of the adversarial training. Runs that differ in the seed alone are one group, named after the first of them.
     left out: a run's name to the reason."""
     means, facts, out, groups = [], [], {}, {}
@@ -104,9 +44,6 @@ def read_runs(folders, reference: Path) -> tuple[pd.DataFrame, pd.DataFrame, dic
         if any(getattr(config, k) != getattr(own, k) for k in ("channels", "border", "max_test_images")) or _test_images(folder) != images:
             out[name] = "other test images, other names for their patients or another protocol"
             continue
-        if why := stale(folder):
-            out[name] = f"stale: {why} changed since"
-            continue
         settings = {k: v for k, v in vars(config).items() if k != "data" and k != "profile" and stage_of(k) != "machine"}
         seed = settings.pop("seed")
         group = groups.setdefault(json.dumps(settings), re.sub(r"-seed\d+$", "", name))
@@ -115,7 +52,10 @@ def read_runs(folders, reference: Path) -> tuple[pd.DataFrame, pd.DataFrame, dic
         means.append(pd.concat([pd.DataFrame({"run": name, "group": group, "seed": seed}, index=table.index), table], axis=1))
         history = read_table(folder / "srgan" / "history.csv")
         shares = history[history.step > 0].reindex(columns=SHARES).iloc[0].fillna(0)
-        facts.append({"run": name, "group": group, "seed": seed, "changed": changed, "folder": folder, "config": config, **shares})
+        git = read_json(folder / "provenance.json").get("made_by", {}).get("git", "")
+        facts.append(
+            {"run": name, "group": group, "seed": seed, "changed": changed, "folder": folder, "config": config, "git": git, **shares}
+        )
     return pd.concat(means, ignore_index=True), pd.DataFrame(facts).set_index("run"), out
 
 

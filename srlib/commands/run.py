@@ -15,8 +15,10 @@ from pathlib import Path
 
 from ..config import OutOfTime, UserError
 from ..files import NOTEBOOK_FOLDER
-from .opening import UNTRAINED, open_run
-from .run_folder import NOTEBOOKS, Run, run_path
+from ..series.opening import UNTRAINED, open_run
+from ..series.run_folder import NOTEBOOKS, Run, run_path
+from . import absolute, add_settings, parser, read_settings
+from .report import build_report
 
 STOP_SECONDS = 60  # that an interrupted cell gets to save
 LOG_SECONDS = 15  # between progress lines where the output is no terminal
@@ -64,8 +66,6 @@ def run_series(
             del os.environ["SRLIB_LOCKED"]
             if not began:
                 del os.environ["SRLIB_STARTED"]
-        from .report import build_report
-
         return build_report(folder)
 
 
@@ -197,3 +197,25 @@ class _Progress:
 
     def flush(self) -> None:
         sys.stdout.flush()
+
+
+def main(argv: list[str]) -> int:
+    words = parser("run", "Run the notebooks into a run folder; the same command continues a run that was stopped.")
+    add_settings(words, "quick")
+    words.add_argument("--run-dir", default="", help="folder for everything the run writes (default: runs/PROFILE)")
+    which = words.add_mutually_exclusive_group()
+    which.add_argument("--from", dest="start", metavar="NN", help="begin with notebook NN, also where it is finished")
+    which.add_argument("--only", metavar="NN", help="run notebook NN alone, also where it is finished")
+    words.add_argument("--gpus", type=int, metavar="N", help="train on so many GPUs (default: all), as -p gpus N")
+    args = words.parse_args(argv)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # TERM stops as Ctrl-C does, between notebooks too
+    data, overrides = read_settings(args)
+    if args.gpus is not None:
+        overrides["gpus"] = args.gpus
+    try:
+        report = run_series(args.profile, absolute(args.run_dir), data, overrides, args.start, args.only)
+    except NotebookError as error:  # its executed copy holds the traceback
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(f"report: {report}")
+    return 0

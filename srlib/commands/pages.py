@@ -14,9 +14,9 @@ from PIL import Image
 from ..config import UserError
 from ..evaluation import statistics
 from ..files import HOME, REPOSITORY, read_table, read_text, write
-from ..series import report
 from ..series.opening import open_run
 from ..series.run_folder import NOTEBOOKS, Run
+from . import absolute, parser, report
 
 WIDTH = 1000  # pixels, wide enough for a reader's column
 EXECUTED = REPOSITORY / "notebooks" / "executed"
@@ -141,3 +141,10 @@ def _publish(run: Run) -> list[Path]:
     page = REPOSITORY / "notebooks" / "RESULTS.md"
     write(page, read_text(page).partition(MARK)[0] + MARK + "\n\n" + "\n\n".join(text) + "\n")
     return [*written, page]
+
+
+def main(argv: list[str]) -> None:
+    words = parser("pages", "Put a phantom run's figures and results into the notebooks and the pages.")
+    words.add_argument("run_dir", metavar="RUN")
+    for file in update_pictures(absolute(words.parse_args(argv).run_dir)):
+        print(file)

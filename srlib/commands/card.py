@@ -19,13 +19,13 @@ from ..evaluation import statistics
 from ..evaluation.drawn import DRAWS
 from ..figures import panels
 from ..files import file_hash, read_table
-from ..inference.export import CHECKED, OPSET
 from ..inference.upscaling import upscale
 from ..models import weights
 from ..models.texture import NOISES
-from ..series.report import markdown, readable_draws, readable_tests, readable_unpaired
 from ..series.run_folder import Run
 from ..training import diagnostics
+from .onnx import CHECKED, OPSET
+from .report import markdown, readable_draws, readable_tests, readable_unpaired
 
 CURVE = 9  # points of a training's curve
 BY_PART = ("gain_db", "ssim", "ms_ssim", "texture_error_db", *(f"band{k}_db" for k in range(1, 7)), "stripe_db", "consistency")

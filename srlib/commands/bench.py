@@ -32,6 +32,7 @@ from ..models.features import Frozen, feature_extractor, normalise
 from ..training.adversarial import Game
 from ..training.pretraining import Pretraining
 from ..training.stage import make_generator
+from . import parser
 
 T4_CROPS = 400  # crops a second that an SRGAN training on a T4 takes, an estimate: 65 TFLOP/s in fp16, a quarter of it reached
 
@@ -269,3 +270,9 @@ def bench(device: str = "auto") -> str:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     text = "\n\n".join(t.to_string(float_format=lambda v: f"{v:,.3g}" if v < 1000 else f"{v:,.0f}", na_rep="") for t in tables)
     return f"torch {torch.__version__} on {where} ({name})\n\n{text}\n\npeak memory of the process: {peak:.1f} GiB"
+
+
+def main(argv: list[str]) -> None:
+    words = parser("bench", "How fast this machine trains, reads and upscales, beside a plain SRGAN step.")
+    words.add_argument("--device", default="auto", choices=("auto", "cuda", "mps", "cpu"))
+    print(bench(words.parse_args(argv).device))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import sys
 import unicodedata
 from pathlib import Path
 from typing import NamedTuple
@@ -27,10 +29,12 @@ from ..data.reading import (
     read_scan,
     slices,
 )
+from ..evaluation.patches import Patches, measuring_network
+from ..evaluation.protocol import Protocol
+from ..files import write
 from ..metrics.regions import valid_region
 from ..models import features
-from .patches import Patches, measuring_network
-from .protocol import Protocol
+from . import given, parser
 
 
 class Measured(NamedTuple):
@@ -223,7 +227,7 @@ def _of_draws(images: list[np.ndarray], hr: np.ndarray, valid: np.ndarray, borde
 
 def as_text(found: Measured) -> str:
     """What the command prints: a line for each measure with its mean over the images of each region, then draws and patches."""
-    from .statistics import MEASURES, by_patient, is_power, left_out
+    from ..evaluation.statistics import MEASURES, by_patient, is_power, left_out
 
     table, lines = found.table, []
     means = {region: by_patient(table.assign(patient=table.image), region).mean() for region in dict.fromkeys(table.region)}
@@ -251,3 +255,46 @@ def as_text(found: Measured) -> str:
     if left := left_out(table):
         lines.append(left)
     return "\n".join([*lines, f"{table.image.nunique()} image(s) measured, {len(found.failed)} not"])
+
+
+def main(argv: list[str]) -> int:
+    words = parser("evaluate", "Measure SR images against HR images of the same path.")
+    words.add_argument("sr_dir", type=given, metavar="SR_DIR")
+    words.add_argument("hr_dir", type=given, metavar="HR_DIR")
+    words.add_argument("--scale", type=int, default=4, choices=(2, 3, 4, 8))
+    words.add_argument("--channels", type=int, default=1, choices=(1, 3), help="3: colour, measured on luma (default: grey)")
+    words.add_argument("--bits", type=int, default=0, metavar="N", help="of deep grey images, as 12 in files of 16 (default: the file's)")
+    words.add_argument("--no-retina", action="store_true", help="the grey images are no B-scans: no region between inner surface and RPE")
+    words.add_argument("--lpips", action="store_true", help="measure LPIPS too")
+    words.add_argument(
+        "--steps", type=int, default=200, help="steps of a classifier that learns to tell SR from HR; 0: not asked (default: 200)"
+    )
+    words.add_argument("--out", type=given, metavar="FILE.csv", help="write a row for each image and region")
+    args = words.parse_args(argv)
+    if args.out and not _is_table(Path(args.out)):
+        raise UserError(f"{args.out}: is no table that evaluate wrote; give a new name that ends in .csv")
+    options = dict(channels=args.channels, bscan=not args.no_retina, wanted=("lpips",) * args.lpips, steps=args.steps, bits=args.bits)
+    found = evaluate_folders(args.sr_dir, args.hr_dir, args.scale, **options)
+    for line in found.warned:
+        print(f"warning: {line}", file=sys.stderr)
+    print(as_text(found))
+    wrong = list(found.failed)
+    if args.out:
+        try:
+            write(args.out, found.table.to_csv(index=False).encode(errors="backslashreplace"))  # (a name may be no UTF-8)
+        except UserError as error:  # the work is not lost: it was printed
+            wrong.append(str(error))
+    for line in wrong:
+        print(f"error: {line}", file=sys.stderr)
+    return 1 if wrong else 0
+
+
+def _is_table(file: Path) -> bool:
+    """Whether evaluate may write there: no file is there, or an empty one, or an earlier table of it."""
+    if not os.path.isfile(file) or not os.path.getsize(file):
+        return True
+    try:
+        with open(file, "rb") as content:
+            return content.read(25) == b"image,method,region,psnr,"
+    except OSError:  # it will be said when it is written
+        return True

@@ -2,7 +2,7 @@
 
 A file has: `about`, a sentence; `profile`; `settings` that all points share; settings under a profile's name, which they share in that
 profile alone; `points`, a list of settings in which they differ ({}: none), each with a `name` where its settings are too long for one;
-`seeds`; and perhaps `cross: true`, which tests each point on every point's degradation. Each point and seed is a run folder,
+and `seeds`. Each point and seed is a run folder,
 runs/sweeps/<name>/<point>-seed<k>, made by `run_series` as any run is; `sweep.json` in it records what it was made from.
 """
 
@@ -11,22 +11,23 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import signal
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import pandas as pd
 import yaml
 
-from ..config import PROFILES, Config, UserError, load_config
+from ..config import PROFILES, Config, UserError, load_config, stage_of
 from ..files import NOTEBOOK_FOLDER, read_json, read_text, write, writing
-from . import runs
-from .provenance import timestamp
-from .run_folder import MAKES, SALT, Run, run_path
-from .runner import Paused, run_series
+from ..series import runs
+from ..series.provenance import timestamp
+from ..series.run_folder import MAKES, SALT, Run, run_path
+from . import absolute, add_settings, parser, read_settings
+from .run import Paused, run_series
 
 EXPERIMENTS = NOTEBOOK_FOLDER / "experiments"
-KEYS = {"about", "profile", "settings", *PROFILES, "points", "seeds", "cross"}
+KEYS = {"about", "profile", "settings", *PROFILES, "points", "seeds"}
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,11 @@ class Point:
     folder: Path
     overrides: dict
     config: Config
+
+    @property
+    def settings(self) -> dict:
+        """What the point's numbers depend on; the commit stands in its provenance.json."""
+        return {name: value for name, value in vars(self.config).items() if name == "profile" or stage_of(name) != "machine"}
 
     @property
     def record(self) -> dict:
@@ -51,9 +57,8 @@ class Point:
         record = self.record
         if not record:
             return "stale: not made by a sweep" if (self.folder / "config.json").exists() else "new"
-        now = runs.made_from(self.config)
-        if changed := [key for key in now if record["made_from"][key] != now[key]]:
-            return f"stale: {' and '.join(changed)} changed"
+        if record["settings"] != self.settings:
+            return "stale: settings changed"
         return "finished" if record["finished"] else f"failed: {record['error']}" if record["error"] else "interrupted"
 
 
@@ -89,15 +94,6 @@ def read_sweep(which: str) -> tuple[str, dict]:
     if not isinstance(seeds, list) or not seeds or not all(type(seed) is int and seed >= 0 for seed in seeds):
         raise UserError(f"{file}: seeds must be a list of whole numbers, such as 'seeds: [0, 1]'")
     return file.stem, content
-
-
-def sweeps() -> pd.DataFrame:
-    """What comes with the series: a row for each file in notebooks/experiments."""
-    rows = [(path.stem, read_sweep(path.stem)[1]) for path in sorted(EXPERIMENTS.glob("*.yaml"))]
-    facts = [
-        {"sweep": name, "points": len(c["points"]), "seeds": len(c.get("seeds", [0])), "about": c.get("about", "")} for name, c in rows
-    ]
-    return pd.DataFrame(facts, columns=["sweep", "points", "seeds", "about"]).set_index("sweep")  # empty where there is no clone
 
 
 def make_points(content: dict, home: Path, profile: str = "", seeds=None, data: str = "", overrides: dict | None = None) -> list[Point]:
@@ -158,7 +154,7 @@ def sweep(
     if stale := outcome.get("stale"):
         print(f"{len(stale)} stale point(s) are in no table; --again runs them anew")
     if done := outcome.get("finished"):
-        _tables(home, done, content.get("cross", False) and not only_list)
+        _table(home, done)
     if "interrupted" in outcome and "failed" not in outcome and not only_list:
         raise Paused
     return len(outcome.get("failed", []))
@@ -175,7 +171,7 @@ def _run(point: Point, points: list[Point], again: bool) -> str:
     try:
         feature_extractor(point.config.content_features, point.config.feature_weights)
         _share_pretraining(point, points)
-        point.note(made_from=runs.made_from(point.config), finished=None, error=None)
+        point.note(settings=point.settings, finished=None, error=None)
         run_series(point.config.profile, str(point.folder), "", point.overrides)
         point.note(finished=timestamp())
     except WeightsMissing as error:
@@ -183,7 +179,7 @@ def _run(point: Point, points: list[Point], again: bool) -> str:
     except Paused:
         pass
     except (UserError, OSError, RuntimeError) as error:
-        point.note(made_from=runs.made_from(point.config), finished=None, error=str(error))
+        point.note(settings=point.settings, finished=None, error=str(error))
     return point.state
 
 
@@ -219,14 +215,22 @@ def _share_pretraining(point: Point, points: list[Point]) -> None:
             return
 
 
-def _tables(home: Path, done: list[Point], cross: bool) -> None:
+def _table(home: Path, done: list[Point]) -> None:
     means, _, _ = runs.read_runs([p.folder for p in done], done[0].folder)
     table = runs.group_table(means)
     write(home / "table.csv", table.to_csv())
     print(table.round(3).to_string())
-    if cross:
-        from .cross import cross_table, evaluate_cross
 
-        table = evaluate_cross({p.folder: p.config for p in done}, list({p.config.reduction: p.config for p in done}.values()))
-        write(home / "cross.csv", table.to_csv(index=False))
-        print(cross_table(table).round(2).to_string())
+
+def main(argv: list[str]) -> int:
+    words = parser("sweep", "One run for each of a list of settings and seeds.")
+    words.add_argument("sweep", metavar="NAME", help="a YAML file, or the name of one in notebooks/experiments")
+    add_settings(words)
+    words.add_argument("--seeds", nargs="+", type=int, metavar="N", help="other seeds than the file's")
+    words.add_argument("--run-dir", default="", help="folder of the points (default: runs/sweeps/NAME)")
+    words.add_argument("--again", action="store_true", help="run stale points anew; the old ones are kept in stale/")
+    words.add_argument("--list", action="store_true", help="say how each point stands and run nothing")
+    args = words.parse_args(argv)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    data, overrides = read_settings(args)
+    return 1 if sweep(args.sweep, args.profile, args.seeds, data, overrides, absolute(args.run_dir), args.again, args.list) else 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +16,13 @@ from tqdm import tqdm
 
 from ..config import UserError
 from ..data.reading import EXTENSIONS, Scan, few_values, find_images, is_upscaled, page_of, png_names, read_image, read_scan, slices
-from ..device import memory_ran_out
+from ..device import memory_ran_out, pick_device
 from ..files import file_hash, write_image
 from ..formats.stacks import MAX_PIXELS, Facts
+from ..inference import upscaling
 from ..models.texture import TextureGenerator
-from . import domain, upscaling
+from ..models.weights import choose
+from . import domain, given, parser
 
 WARNING = "synthetic detail, research only, not for diagnosis"
 
@@ -247,3 +250,50 @@ def _save(target: Path, sr: np.ndarray, texts: dict[str, str], facts: Facts, sca
         text.add_text("Pixel size (um)", " x ".join(f"{s / scale:.4g}" for s in size))
         options["dpi"] = tuple(25_400 / s * scale for s in size)
     write_image(target, Image.fromarray(sr), pnginfo=text, **options)
+
+
+def main(argv: list[str]) -> int:
+    words = parser("upscale", "Super-resolve an image or a folder of images.")
+    words.add_argument("source", type=given, metavar="IN", help="an image, or a folder of images")
+    words.add_argument("out", type=given, metavar="OUT", help="folder for <folders>/<stem>.png, or a .png file for one image")
+    words.add_argument(
+        "--weights", default="srgan", help="srgan (default) or srresnet, the released ones; srgan.pt or srresnet.pt of a run; or its folder"
+    )
+    words.add_argument("--seed", type=int, default=0, metavar="S", help="SRGAN draws its texture: another seed, another draw (default: 0)")
+    words.add_argument(
+        "--draws", type=int, default=1, metavar="N", help="several draws, <stem>_draw1.png, ...; draw k has the seed S + k - 1"
+    )
+    words.add_argument("--strength", type=float, default=1.0, metavar="A", help="factor of the texture: 0 is SRResNet's image (default: 1)")
+    words.add_argument(
+        "--spread", action="store_true", help="also <stem>_spread.png: the draws' standard deviation at each pixel, in grey levels, rounded"
+    )
+    words.add_argument(
+        "--consistent",
+        nargs="?",
+        const="",
+        metavar="KIND",
+        help="change SR as little as it takes to reduce to LR, as a draw does anyway; KIND: how LR was made (default: as in training)",
+    )
+    words.add_argument(
+        "--scale", type=int, default=0, metavar="N", help="which of the released scales, where there are several (default: 4)"
+    )
+    words.add_argument("--bits", type=int, default=0, metavar="N", help="of deep grey images, as 12 in files of 16 (default: the file's)")
+    words.add_argument("--again", action="store_true", help="write files anew that are there already")
+    args = words.parse_args(argv)
+    generator, name, known, learnt = choose(args.weights, args.scale, pick_device())
+    consistent = None if args.consistent is None else learnt if args.consistent in ("", learnt[0]) else (args.consistent, 0.0)
+    options = dict(seed=args.seed, draws=args.draws, strength=args.strength, spread=args.spread, consistent=consistent)
+    written, there, failed, warned = upscale_files(
+        args.source, args.out, generator, name, known, again=args.again, bits=args.bits, **options
+    )
+    for line in warned:
+        print(f"warning: {line}", file=sys.stderr)
+    for line in failed:
+        print(f"error: {line}", file=sys.stderr)
+    for path in written[:5]:
+        print(path)
+    made = f", {len(there)} made earlier" if there else ""
+    doubts = f", {len(warned)} warning(s)" if warned else ""
+    by = ", ".join(filter(None, [name, upscaling.in_words(generator, consistent)]))
+    print(f"{len(written)} image(s) written{made}, {len(failed)} failed{doubts}; by {by}")
+    return 1 if failed or not written + there else 0

@@ -14,6 +14,8 @@ from ..data.phantom import bscan
 from ..degrade import to_tensor
 from ..files import write
 from ..models.texture import TextureGenerator, normal_noise
+from ..models.weights import choose
+from . import given, parser
 
 OPSET = 18
 TOLERANCE = 1e-3  # of [0, 1], a quarter of a grey level
@@ -98,3 +100,16 @@ def _strip(model) -> None:
         for node in function.node:
             del node.metadata_props[:]
             node.doc_string = ""
+
+
+def main(argv: list[str]) -> None:
+    words = parser("onnx", "Write a network as an ONNX file, for other programs and languages.")
+    words.add_argument("out", type=given, metavar="OUT.onnx")
+    words.add_argument(
+        "--weights", default="srgan", help="srgan (default) or srresnet, the released ones; a .pt file of a run; or its folder"
+    )
+    words.add_argument("--scale", type=int, default=0, metavar="N", help="which of the released scales (default: 4)")
+    args = words.parse_args(argv)
+    generator, name, _, _ = choose(args.weights, args.scale, torch.device("cpu"))
+    gap = export_onnx(generator, args.out)
+    print(f"{args.out}: {name}; onnxruntime and torch differ by at most {gap:.0e} in [0, 1]")

@@ -11,13 +11,13 @@ import numpy as np
 from ..config import STAGES, UserError
 from ..data.reading import read_pair
 from ..files import WEIGHTS, file_hash, read_table, read_text, write, write_image, writing
-from ..inference import domain
-from ..inference.export import export_onnx
 from ..inference.upscaling import upscale
 from ..models import weights
 from ..models.weights import load_generator
 from ..series.run_folder import MAKES, Run, read_config
+from . import absolute, domain, given, parser
 from .card import KERMANY, PHANTOM, model_card, phantom_picture
+from .onnx import export_onnx
 
 LARGEST = 4_000_000  # bytes of a weights file
 ROUNDING = 2  # grey levels by which half precision may change SR
@@ -107,3 +107,20 @@ def _finished(folder: Path) -> Run:
                 else f"{folder}: settings, images or weights are not those that {stage} was made from; train in another --run-dir"
             )
     return run
+
+
+def main(argv: list[str]) -> None:
+    words = parser("release", "Package a finished run's two networks, with model card and ONNX.")
+    words.add_argument("run_dir", type=given, metavar="RUN", help="folder of a run that was evaluated")
+    words.add_argument("--out", default="", metavar="DIR", help="folder to write to (default: data/weights)")
+    words.add_argument("--data", default="", metavar="DIR", help="where the run's scans are now (default: where they were)")
+    words.add_argument(
+        "--source", default="", metavar="TEXT", help="whose scans these are, with licence and citation (Kermany's are known)"
+    )
+    words.add_argument("--chosen", default="", metavar="FILE", help="Markdown for the card: how the settings were chosen")
+    words.add_argument("--allow-phantom", action="store_true", help="package a run on phantoms, and say so wherever it is used")
+    args = words.parse_args(argv)
+    for file in release(
+        absolute(args.run_dir), absolute(args.out), absolute(args.data), args.source, args.allow_phantom, absolute(args.chosen)
+    ):
+        print(file)

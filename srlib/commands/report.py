@@ -15,7 +15,7 @@ from ..evaluation import statistics
 from ..evaluation.drawn import DRAWS
 from ..evaluation.methods import named
 from ..files import file_hash, read_json, read_table, write
-from .run_folder import NOTEBOOKS, read_config
+from ..series.run_folder import NOTEBOOKS, read_config
 
 CSS = """
 :root { --ink: #1c2024; --soft: #5b6570; --line: #dfe3e8; --paper: #ffffff; --plate: #ffffff; --accent: #b34700; }

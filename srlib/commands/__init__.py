@@ -1,0 +1,98 @@
+"""What a terminal starts: `python -m srlib NAME` runs NAME.py here, one file a command, each with its own arguments. Nothing else imports them."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from ..config import UserError
+
+
+def parser(command: str, about: str) -> argparse.ArgumentParser:
+    """An empty parser of `python -m srlib COMMAND`."""
+    return argparse.ArgumentParser(prog=f"python -m srlib {command}", description=about)
+
+
+def add_settings(to: argparse.ArgumentParser, profile: str = "") -> None:
+    """The arguments `--profile`, `--data` and `-p NAME VALUE`, which `read_settings` reads."""
+    to.add_argument(
+        "--profile", default=profile, help=f"a complete set of settings: smoke, quick, kaggle, paper (default: {profile or 'the file'}'s)"
+    )
+    to.add_argument("--data", default="", help="folder of images, 'phantom' or 'kermany' (default: the profile's)")
+    to.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="change one setting (repeatable)")
+
+
+def read_settings(args: argparse.Namespace) -> tuple[str, dict]:
+    """(data, overrides) of --data and the -p; paths as the user meant them, from where the command was given."""
+    overrides = {name: value(text) for name, text in args.p}
+    for name in {"feature_weights", "networks", "start"} & overrides.keys():
+        overrides[name] = absolute(str(overrides[name]))
+    return absolute(str(overrides.pop("data", args.data))), overrides
+
+
+def absolute(text: str) -> str:
+    """An absolute path; names of data sets and '' stay."""
+    return text if text in ("", "phantom", "kermany", "released") else str(Path(text).expanduser().absolute())
+
+
+def given(text: str) -> str:
+    """A path that is not empty, as that of an unset variable is: it would mean the current folder."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("is empty; give a path ('.' for the current folder)")
+    return text
+
+
+def value(text: str):
+    """'0.1' a float, '3' an int, 'true' a bool, anything else text."""
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    try:
+        number = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+    return number if isinstance(number, int | float | bool) else text
+
+
+def in_one_line(work: Callable[[], int | None]) -> int:
+    """Run `work`; returns the exit status: 0 done, 1 a failure that the user can mend (one line on stderr), 130 interrupted. Other errors pass,
+    with their traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # one that cannot show a character loses the character, not the run
+            stream.reconfigure(errors="replace")
+    try:
+        status = work() or 0
+        print(end="", flush=True)
+        return status
+    except KeyboardInterrupt:
+        print("stopped; the same command continues", file=sys.stderr)
+        return 130
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+    except BrokenPipeError:  # `| head` has read enough
+        _leave_output()
+    except OSError as error:
+        if error.errno is None and error.filename is None:
+            raise
+        where = error.filename if error.filename is not None else "a file or the output"  # (writing names no file)
+        advice = "" if isinstance(error, FileNotFoundError) else "; choose another place or free it"
+        print(f"error: {where}: {error.strerror or error}{advice}", file=sys.stderr)
+        _leave_output()
+    except (MemoryError, RuntimeError) as error:
+        from ..device import memory_ran_out
+
+        if not memory_ran_out(error):
+            raise
+        print("error: memory ran out; close other programs, or give smaller images or a smaller batch", file=sys.stderr)
+    return 1
+
+
+def _leave_output() -> None:
+    """Where the output takes no more, what is left goes nowhere: Python would try again at its end and complain."""
+    try:
+        print(end="", flush=True)
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

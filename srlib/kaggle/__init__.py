@@ -1,1 +1,0 @@
-"""The series as Kaggle kernels: built, pushed, handed over from one session to the next."""

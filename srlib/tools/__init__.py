@@ -1,1 +1,0 @@
-"""What maintainers run: the benchmark, the release and its card, the small networks' training, the pictures of README and RESULTS.md."""
