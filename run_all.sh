@@ -53,6 +53,11 @@ find_python() {
   exit 1
 }
 
+if [ ! -w "${HOME:-/}" ]; then # matplotlib and Jupyter keep files there
+  export MPLCONFIGDIR="${MPLCONFIGDIR:-${TMPDIR:-/tmp}/matplotlib-$UID}" IPYTHONDIR="${IPYTHONDIR:-${TMPDIR:-/tmp}/ipython-$UID}"
+  export JUPYTER_RUNTIME_DIR="${JUPYTER_RUNTIME_DIR:-${TMPDIR:-/tmp}/jupyter-$UID}"
+fi
+
 stamp="$(pins | cksum | tr ' ' '-')"
 folder=.venv
 if $conda; then folder=.conda; fi

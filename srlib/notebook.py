@@ -1,6 +1,6 @@
 """What every notebook begins with: `from srlib.notebook import *`.
 
-The tools (np, pd, torch, display, Markdown, HTML), the run folder (`open_run`), images and their measures, the networks of a run, and figures.
+The tools (np, pd, plt, torch, display, Markdown, HTML), the run folder (`open_run`), images and their measures, the networks of a run, and figures.
 What a notebook is about it imports where it speaks of it.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import inspect
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
@@ -22,7 +23,7 @@ from .config import Config, departures
 from .data.reading import read_image, read_pair
 from .degrade import downsample, held_by, project, to_image, to_tensor, upsample
 from .device import pick_device
-from .figures import panels, plots, widgets
+from .figures import panels, plots
 from .files import read_table
 from .inference.upscaling import draws, upscale
 from .metrics.regions import valid_region
@@ -31,8 +32,8 @@ from .series.opening import open_run
 
 __all__ = [
     "HTML", "Markdown", "answer", "departures_table", "display", "downsample", "draws", "fold", "held_by", "load_generator", "metrics", "np",
-    "open_run", "panels", "pd", "pick_device", "plots", "project", "read_image", "read_pair", "read_table", "source", "to_image", "to_tensor", "torch", "upsample",
-    "upscale", "valid_region", "widgets",
+    "open_run", "panels", "pd", "pick_device", "plots", "plt", "project", "read_image", "read_pair", "read_table", "source", "to_image", "to_tensor", "torch", "upsample",
+    "upscale", "valid_region",
 ]  # fmt: skip
 
 

@@ -1,12 +1,11 @@
 """What a user's machine brings along: names that look like no value, another encoding, another kernel called python3, another matplotlib backend,
-no home folder, a clone in a folder with a colon, another shell."""
+a clone in a folder with a colon, another shell."""
 
 import json
 import os
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -46,25 +45,6 @@ def test_a_stream_loses_a_character_and_not_the_run(tmp_path):
 
 def test_yaml_takes_1e_4_for_text():
     assert load_config("quick", pretrain_lr="1e-4").pretrain_lr == 1e-4 and load_config("quick", pretrain_lr="2.5E-3").pretrain_lr == 2.5e-3
-
-
-def test_without_a_home():
-    """No HOME and no entry for the user, as in a container: a temporary folder is home as long as the process lives; one that cannot be
-    written stays, and matplotlib and Jupyter get folders of their own."""
-    nobody = "import pwd\ndef getpwuid(uid): raise KeyError(uid)\npwd.getpwuid = getpwuid\n"
-    look = "import os, matplotlib, srlib.data.sources, srlib.commands.run\nfrom jupyter_core.paths import jupyter_data_dir\n"
-    look += "print(os.environ['HOME'], matplotlib.get_configdir(), jupyter_data_dir(), sep='\\n')"
-    around = {k: v for k, v in os.environ.items() if k not in ("HOME", "MPLCONFIGDIR", "JUPYTER_DATA_DIR")}
-
-    def places(code, **home):
-        done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, env=around | home, capture_output=True, text=True)
-        assert done.returncode == 0 and not done.stderr, done.stderr
-        return [Path(line) for line in done.stdout.splitlines()]
-
-    home, *below = places(f"{nobody}import srlib\n{look}")
-    assert "srlib-home-" in home.name and all(home in path.parents for path in below) and not home.exists()
-    home, *below = places(f"import srlib\n{look}", HOME="/dev/null")
-    assert home == Path("/dev/null") and all("srlib-home-" in path.parent.name for path in below)
 
 
 @pytest.fixture

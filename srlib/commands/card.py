@@ -25,7 +25,7 @@ from ..models.texture import NOISES
 from ..series.run_folder import Run
 from ..training import diagnostics
 from .onnx import CHECKED, OPSET
-from .report import markdown, readable_draws, readable_tests, readable_unpaired
+from .report import markdown
 
 CURVE = 9  # points of a training's curve
 BY_PART = ("gain_db", "ssim", "ms_ssim", "texture_error_db", *(f"band{k}_db" for k in range(1, 7)), "stripe_db", "consistency")
@@ -83,8 +83,8 @@ def model_card(run: Run, table: pd.DataFrame, source: str, entry: dict, facts: d
             for column, name in (("label", "class"), ("size", "size of the scan"))
         ),
         "Differences patient by patient, with paired Wilcoxon tests (p by Holm, for all rows of its table), first PSNR, then the texture error:",
-        markdown(readable_tests(table, "psnr")),
-        markdown(readable_tests(table, "texture_error_db")),
+        markdown(statistics.readable_tests(table, "psnr")),
+        markdown(statistics.readable_tests(table, "texture_error_db")),
         "## Where it fails",
         "\n".join(f"- {line}" for line in failures(table, config)),
         f"![A phantom by both networks]({entry['picture']})",
@@ -109,12 +109,12 @@ def _draws_and_patches(evaluation: Path) -> list[str]:
         equal = 1 / len(ranks.columns)
         said += [
             f"Draws of SRGAN ({DRAWS}), mean over patients [95 % interval], beside what draws of the true posterior have:",
-            markdown(readable_draws(read_table(files["draws"])).reset_index()),
+            markdown(statistics.readable_draws(read_table(files["draws"])).reset_index()),
             f"Share of pixels at each rank of HR among the draws (right: {equal:.3f} each; more at the ends: HR lies outside of the draws too often):",
             markdown(ranks.map("{:.3f}".format).rename(columns=str).reset_index()),
         ]
     if files["unpaired"].exists() and len(unpaired := read_table(files["unpaired"])):  # empty with fewer than two patients
-        table = readable_unpaired(unpaired).rename_axis("measure").reset_index()
+        table = statistics.readable_unpaired(unpaired).rename_axis("measure").reset_index()
         said += ["Patches of SR against patches of HR, of the same unseen patients:", markdown(table)]
     return said
 

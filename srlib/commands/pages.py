@@ -127,9 +127,9 @@ def _publish(run: Run) -> list[Path]:
         "<details><summary>all measures, tests, draws, patches</summary>",
         report.markdown(numbers.rename_axis("measure").reset_index()),
         "Texture error, patient by patient (paired Wilcoxon signed-rank tests, Holm's correction over the table's rows):",
-        report.markdown(report.readable_tests(table, "texture_error_db")),
-        report.markdown(report.readable_draws(drawn).reset_index()),
-        report.markdown(report.readable_unpaired(unpaired).rename_axis("patches of SR against patches of HR").reset_index()),
+        report.markdown(statistics.readable_tests(table, "texture_error_db")),
+        report.markdown(statistics.readable_draws(drawn).reset_index()),
+        report.markdown(statistics.readable_unpaired(unpaired).rename_axis("patches of SR against patches of HR").reset_index()),
         "</details>",
     ]
     written = []

@@ -7,7 +7,6 @@ import html
 import re
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from ..config import FIELDS, UserError
@@ -87,48 +86,6 @@ def _html(table: pd.DataFrame, corner: str) -> str:
     return f"<div class=wide>{table.to_html(border=0, escape=False).replace('<th></th>', f'<th>{corner}</th>', 1)}</div>"
 
 
-def readable_tests(table: pd.DataFrame, measure: str) -> pd.DataFrame:
-    """`statistics.compare` as text for readers."""
-    found = statistics.compare(table, measure).assign(method=lambda t: t.method.map(named), against=lambda t: t.against.map(named))
-    for column in ("difference", "low", "high"):
-        found[column] = found[column].map("{:+.3f}".format)
-    for column in ("p", "p_holm"):
-        found[column] = found[column].map(lambda p: "below .001" if p < 0.001 else f"{p:.3f}")
-    return found.rename(columns={"low": "95 % from", "high": "to", "p_holm": "p (Holm)"})
-
-
-def readable_draws(drawn: pd.DataFrame) -> pd.DataFrame:
-    """draws.csv (`evaluation.drawn`) as text for readers: the mean over patients, its interval where there are enough of them (`statistics.FEW`), and
-    what draws of the true posterior have."""
-    n = DRAWS
-    rows = {
-        "gain_draw_db": ("PSNR gain of one draw over bicubic (dB)", "3 dB below SRResNet's"),
-        "gain_mean_db": (f"PSNR gain of the mean of {n} draws (dB)", "0.5 dB below SRResNet's"),
-        "gain_srresnet_db": ("PSNR gain of SRResNet (dB)", ""),
-        "regain_db": (f"regain: the mean of {n} over one (dB)", f"{10 * np.log10(2 / (1 + 1 / n)):.1f}"),
-        "srgan_spread": ("error that the spread predicts (grey levels)", "the next row"),
-        "srgan_error": ("real error of the mean", ""),
-        "srresnet_spread": ("SRResNet's spread over eight flips and turns (grey levels)", "the next row"),
-        "srresnet_error": ("real error of its mean over these", ""),
-    } | {c: (f"HR's rank, {c[5:]}: distance from equal", "0") for c in drawn if c.startswith("rank_")}
-    means = drawn[list(rows)].where(np.isfinite).groupby(drawn.patient).mean()  # a blank image has no PSNR
-    low, high = statistics.intervals(means.to_numpy())
-    enough = len(means) >= statistics.FEW
-    text = [f"{m:.2f}" + f" [{a:.2f},\u00a0{b:.2f}]" * enough for m, a, b in zip(means.mean(), low, high, strict=True)]
-    named_rows = pd.Index([what for what, _ in rows.values()], name=f"{len(drawn)} images of {len(means)} patients")
-    return pd.DataFrame({"SRGAN": text, "correct draws": [right for _, right in rows.values()]}, index=named_rows)
-
-
-def readable_unpaired(unpaired: pd.DataFrame) -> pd.DataFrame:
-    """unpaired.csv (`evaluation.patches`) as text for readers: a row for each measure, a column for HR and each method."""
-    titles = {"told_apart": "told from HR by a fresh classifier (0.5: cannot)", "kid": "KID"}
-    rows = {}
-    for row in unpaired.itertuples():
-        title = titles[row.measure] + (f", features of {row.network}" if row.measure == "kid" else "")
-        rows.setdefault(title, {})[named(row.method)] = f"{row.value:.3f} [{row.low:.3f},\u00a0{row.high:.3f}]"
-    return pd.DataFrame.from_dict(rows, orient="index").fillna("")
-
-
 def _figure(picture: Path, caption: str) -> str:
     source = f"data:image/{picture.suffix[1:]};base64,{base64.b64encode(picture.read_bytes()).decode()}"
     return f'<figure><img alt="{html.escape(caption)}" src="{source}"><figcaption>{html.escape(caption)}</figcaption></figure>'
@@ -165,11 +122,11 @@ def build_report(folder: Path) -> Path:
             "<h2 id=tests>Tests</h2><p class=note>Paired Wilcoxon signed-rank tests; p (Holm) is corrected for all rows of its table.</p>"
         )
         for measure in ("psnr", "texture_error_db"):
-            text = readable_tests(table, measure).to_html(border=0, index=False)
+            text = statistics.readable_tests(table, measure).to_html(border=0, index=False)
             parts.append(f"<h3>{statistics.MEASURES[measure][0]}, patient by patient</h3><div class=wide>{text}</div>")
         for head, name, title, readable in (
-            ("draws", "draws", f"{DRAWS} draws of SRGAN: is HR one more of them?", readable_draws),
-            ("patches", "unpaired", "Patches of SR against patches of HR", readable_unpaired),
+            ("draws", "draws", f"{DRAWS} draws of SRGAN: is HR one more of them?", statistics.readable_draws),
+            ("patches", "unpaired", "Patches of SR against patches of HR", statistics.readable_unpaired),
         ):
             if name in tables:
                 parts.append(f"<h2 id={head}>{title}</h2>{_html(readable(tables[name]), '')}")

@@ -14,6 +14,7 @@ from scipy import stats
 
 from ..config import UserError
 from ..metrics import bands
+from .drawn import DRAWS
 from .methods import named, questions
 
 FACTS = ("image", "patient", "label", "method", "region", "height", "width", "size")  # columns of metrics.csv that are not measures
@@ -258,3 +259,43 @@ def between(means: pd.DataFrame, measure: str, method: str, reference: str) -> p
         )  # fmt: skip
     columns = ["group", "difference", "low", "high", "patients", "seeds", "seeds_margin", "verdict"]
     return pd.DataFrame(found, columns=columns).set_index("group")
+
+
+def readable_tests(table: pd.DataFrame, measure: str) -> pd.DataFrame:
+    """`compare` as text for readers."""
+    found = compare(table, measure).assign(method=lambda t: t.method.map(named), against=lambda t: t.against.map(named))
+    for column in ("difference", "low", "high"):
+        found[column] = found[column].map("{:+.3f}".format)
+    for column in ("p", "p_holm"):
+        found[column] = found[column].map(lambda p: "below .001" if p < 0.001 else f"{p:.3f}")
+    return found.rename(columns={"low": "95 % from", "high": "to", "p_holm": "p (Holm)"})
+
+
+def readable_draws(drawn: pd.DataFrame) -> pd.DataFrame:
+    """draws.csv (`evaluation.drawn`) as text for readers: the mean over patients, its interval where there are enough of them (`FEW`), and
+    what draws of the true posterior have."""
+    n = DRAWS
+    rows = {
+        "gain_draw_db": ("PSNR gain of one draw over bicubic (dB)", "3 dB below SRResNet's"),
+        "gain_mean_db": (f"PSNR gain of the mean of {n} draws (dB)", "0.5 dB below SRResNet's"),
+        "gain_srresnet_db": ("PSNR gain of SRResNet (dB)", ""),
+        "regain_db": (f"regain: the mean of {n} over one (dB)", f"{10 * np.log10(2 / (1 + 1 / n)):.1f}"),
+        "srgan_spread": ("error that the spread predicts (grey levels)", "the next row"),
+        "srgan_error": ("real error of the mean", ""),
+    } | {c: (f"HR's rank, {c[5:]}: distance from equal", "0") for c in drawn if c.startswith("rank_")}
+    means = drawn[list(rows)].where(np.isfinite).groupby(drawn.patient).mean()  # a blank image has no PSNR
+    low, high = intervals(means.to_numpy())
+    enough = len(means) >= FEW
+    text = [f"{m:.2f}" + f" [{a:.2f},\u00a0{b:.2f}]" * enough for m, a, b in zip(means.mean(), low, high, strict=True)]
+    named_rows = pd.Index([what for what, _ in rows.values()], name=f"{len(drawn)} images of {len(means)} patients")
+    return pd.DataFrame({"SRGAN": text, "correct draws": [right for _, right in rows.values()]}, index=named_rows)
+
+
+def readable_unpaired(unpaired: pd.DataFrame) -> pd.DataFrame:
+    """unpaired.csv (`evaluation.patches`) as text for readers: a row for each measure, a column for HR and each method."""
+    titles = {"told_apart": "told from HR by a fresh classifier (0.5: cannot)", "kid": "KID"}
+    rows = {}
+    for row in unpaired.itertuples():
+        title = titles[row.measure] + (f", features of {row.network}" if row.measure == "kid" else "")
+        rows.setdefault(title, {})[named(row.method)] = f"{row.value:.3f} [{row.low:.3f},\u00a0{row.high:.3f}]"
+    return pd.DataFrame.from_dict(rows, orient="index").fillna("")

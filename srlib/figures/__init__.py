@@ -1,1 +1,1 @@
-"""Figures: panels of images, curves, runs beside each other."""
+"""Figures: panels of images, curves."""

@@ -1,4 +1,4 @@
-"""Pictures of images, and the style of every figure (curves and bars: `plots`). Functions take plain arrays and return a matplotlib Figure."""
+"""Pictures of images, and the style of every figure (curves: `plots`). Functions take plain arrays and return a matplotlib Figure."""
 
 from __future__ import annotations
 
@@ -6,12 +6,11 @@ import io
 
 import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.patches import Rectangle
 from PIL import Image, ImageDraw
-from scipy.ndimage import gaussian_filter1d, gaussian_gradient_magnitude
+from scipy.ndimage import gaussian_gradient_magnitude
 
 from ..evaluation.methods import colour_of, named
-from ..metrics import luma, psd, spectrum
+from ..metrics import luma
 from ..metrics.regions import valid_region
 
 STYLE = {
@@ -38,7 +37,6 @@ STYLE = {
 }
 plt.rcParams.update(STYLE)
 PHANTOM = "phantom: not a result on OCT"
-LESIONS = {"cnv": "new vessels (CNV)", "foci": "bright foci"}
 # of what is no method: told apart in grey and by colour-blind readers, by their dashes too
 LINES = (
     ("#222222", "-"),
@@ -99,39 +97,6 @@ def grid(images, titles, columns: int = 4, width: float = 2.9) -> plt.Figure:
     return fig
 
 
-def anatomy(phantom) -> plt.Figure:
-    """A drawn phantom (`phantom.draw`) with its truth: the surfaces, each named where it begins, and the lesions in colour; beside it the thin outer
-    bands enlarged."""
-    fig, axes = plt.subplots(1, 2, figsize=(11, 4.6), width_ratios=[2.1, 1])
-    height, width = phantom.image.shape
-    shown = {name: row for name, row in phantom.surfaces.items() if name not in ("fluid", "below RPE")}
-    rows = np.stack(list(shown.values()))
-    outer = np.stack([shown[name] for name in ("ELM", "CC")])[:, width - 80 :]
-    boxes = [(0, max(0, int(rows.min()) - 40), width, min(height, int(rows.max()) + 70))]
-    boxes.append((width - 80, int(outer.min()) - 4, width, int(outer.max()) + 6))
-    colours = plt.get_cmap("turbo")(np.linspace(0.05, 0.95, len(shown)))
-    for ax, (left, top, right, bottom) in zip(axes, boxes, strict=True):
-        _draw(ax, phantom.image[top:bottom, left:right], extent=(left, right, bottom, top), aspect="auto")
-        ax.set(xlim=(left, right), ylim=(bottom, top))
-        inside = [name for name, row in shown.items() if top < row[-1] < bottom]
-        places = np.linspace(top, bottom, len(inside) + 2)[1:-1]
-        for (name, row), colour in zip(shown.items(), colours, strict=True):
-            ax.plot(np.arange(width), row, color=colour, lw=1.1 if left == 0 else 1.8)
-            if name in inside:
-                at, reach = places[inside.index(name)], (right - left) / 25
-                ax.plot([right - 1, right + reach], [row[-1], at], color=colour, lw=1.1, clip_on=False)
-                ax.text(right + 1.2 * reach, at, name, fontsize=9, va="center")
-    left, top, right, bottom = boxes[1]
-    axes[0].add_patch(Rectangle((left, top), right - left - 1, bottom - top, fill=False, ec="#FFB000", lw=1.4))
-    axes[1].set_title("the framed part")
-    for kind, colour in zip(phantom.lesions, ("#56B4E9", "#E69F00", "#CC79A7", "#F0E442"), strict=False):
-        axes[0].contourf(np.arange(width), np.arange(height), phantom.lesions[kind], levels=[0.5, 1], colors=[colour], alpha=0.45)
-        axes[0].plot([], [], color=colour, lw=6, label=LESIONS.get(kind, kind))
-    if phantom.lesions:
-        axes[0].legend(loc="lower left", frameon=True)
-    return fig
-
-
 def valid(hr: np.ndarray, region: np.ndarray, name: str = "valid region") -> plt.Figure:
     """An image with what is outside the region in orange, beside the region's mean grey level by depth."""
     fig, axes = plt.subplots(1, 2, figsize=(9, 3.9), width_ratios=[1.3, 1])
@@ -142,41 +107,6 @@ def valid(hr: np.ndarray, region: np.ndarray, name: str = "valid region") -> plt
     mean = np.ma.masked_array(grey, ~region).mean(1)
     axes[1].plot(mean, np.arange(len(mean)), color=colour_of("hr"), lw=1.2)
     axes[1].set(xlabel="mean grey level", ylabel="row (depth, pixels)", ylim=(len(mean), 0), title="Grey level by depth")
-    return fig
-
-
-def reductions(lr: dict[str, np.ndarray], notes: dict[str, str], side: int = 40) -> plt.Figure:
-    """The same square of one scan's LR images, one for each kind of reduction, and their spectra against that of 'bicubic'.
-
-    `lr`: kind to uint8 LR image, all of one size, 'bicubic' among them; `notes`: kind to the text under it. `side` in LR pixels.
-    """
-    side = min(side, *lr["bicubic"].shape[:2])
-    top, left = zoom_box(lr["bicubic"], side)
-    columns = -(-len(lr) // 2)
-    fig = plt.figure(figsize=(2.35 * columns, 8.6))
-    places = fig.add_gridspec(3, columns, height_ratios=[1, 1, 1.15])
-    reference = psd(spectrum(lr["bicubic"]), bins=40)[1]
-    ax = fig.add_subplot(places[2, :])
-    for k, (kind, image) in enumerate(lr.items()):
-        square = fig.add_subplot(places[k // columns, k % columns])
-        _draw(square, image[top : top + side, left : left + side], kind)
-        square.set_xlabel(notes.get(kind, ""), fontsize=8.5)
-        f, power = psd(spectrum(image), bins=40)
-        ax.plot(
-            f,
-            10 * np.log10((power + 1e-6) / (reference + 1e-6)),
-            label=kind,
-            lw=2.2 if kind == "bicubic" else 1.5,
-            color=LINES[k % len(LINES)][0],
-            ls=LINES[k % len(LINES)][1],
-        )
-    ax.set(
-        xlabel="spatial frequency (cycles per LR pixel)",
-        ylabel="power against bicubic (dB)",
-        xlim=(0, 0.5),
-        title="What is left of the LR spectrum",
-    )
-    ax.legend(loc="lower left", ncol=2)
     return fig
 
 
@@ -269,28 +199,4 @@ def maps(values: dict[str, np.ndarray], label: str, limit: float = 40) -> plt.Fi
     for ax, (name, value) in zip(axes[0], values.items(), strict=True):
         shown = _draw(ax, value, f"{named(name)}: mean {value.mean():.1f}", cmap="magma", vmax=limit)
     fig.colorbar(shown, ax=axes[0].tolist(), label=label, shrink=0.85)
-    return fig
-
-
-def gaps(images: dict[str, np.ndarray], reference: np.ndarray) -> dict[str, np.ndarray]:
-    """|image - reference| on luma for each image, for `maps`."""
-    return {name: np.abs(luma(image) - luma(reference)) for name, image in images.items()}
-
-
-def profile(images: dict[str, np.ndarray], title: str = "") -> plt.Figure:
-    """Grey levels along depth, mean of 5 columns, a third from the left, about where HR is brightest: how sharp the layers stand in each image,
-    beside the line on HR."""
-    hr = images["hr"]
-    column = hr.shape[1] // 3
-    tissue = np.where(valid_region(hr), luma(hr), 0)[:, max(column - 8, 0) : column + 9]
-    middle = int(gaussian_filter1d(tissue.mean(1), 6).argmax())
-    first, end = max(middle - 90, 0), min(middle + 45, len(hr))
-    fig, axes = plt.subplots(1, 2, figsize=(11, 4.2), width_ratios=[1, 1.7])
-    _draw(axes[0], hr, title)
-    axes[0].plot([column, column], [first, end], color="#FFB000", lw=1.6)
-    for name, image in images.items():
-        line = luma(image)[first:end, max(column - 2, 0) : column + 3].mean(1)
-        axes[1].plot(np.arange(first, end), line, label=named(name), color=colour_of(name), lw=2.4 if name == "hr" else 1.4)
-    axes[1].set(xlabel="row (depth, pixels)", ylabel="grey level", xlim=(first, end - 1), title="Along the line")
-    axes[1].legend()
     return fig
