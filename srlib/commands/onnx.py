@@ -23,11 +23,10 @@ CHECKED = (1, 33, 47), (2, 40, 24), (3, 64, 29)  # batch, height, width
 
 
 def export_onnx(generator: torch.nn.Module, path: str | Path) -> float:
-    """Write `generator` (on the CPU, in eval mode) as ONNX: input `lr` (batch, C, height, width) to output `sr`, float32 in [0, 1] as in
-    torch, any batch and size, opset OPSET. A network that draws texture has a second input `noise` (batch, NOISES, scale * height, scale * width),
-    normal; its `sr` is the draw before the projection, which is left to the caller, as rounding and tiles are. Weights are stored in
-    half precision. Returns the largest difference from torch in onnxruntime, on squares of a phantom of the sizes CHECKED. Raises UserError where
-    that is above TOLERANCE, or a package is missing."""
+    """Write `generator` (on the CPU, in eval mode) as ONNX: input `lr` (batch, C, height, width) to output `sr`, float32 in [0, 1], any batch and size,
+    weights in half precision. A network that draws texture has a second input `noise` (batch, NOISES, scale * height, scale * width), normal; its
+    `sr` is the draw before the projection. Returns the largest difference from torch in onnxruntime, on a phantom's squares of the sizes CHECKED.
+    Raises UserError where that is above TOLERANCE, or a package is missing."""
     try:
         import onnx
         import onnxruntime
@@ -84,22 +83,19 @@ def _halve(graph, onnx) -> None:
     """Store the larger weights in half precision, each followed by a cast to float32, which a runtime does once, on loading."""
     for weight in graph.initializer:
         value = onnx.numpy_helper.to_array(weight)
-        if value.dtype != np.float32 or value.size < 64:
-            continue
-        name = weight.name
-        weight.CopyFrom(onnx.numpy_helper.from_array(value.astype(np.float16), f"{name}.half"))
-        graph.node.insert(0, onnx.helper.make_node("Cast", [f"{name}.half"], [name], to=onnx.TensorProto.FLOAT))
+        if value.dtype == np.float32 and value.size >= 64:
+            name = weight.name
+            weight.CopyFrom(onnx.numpy_helper.from_array(value.astype(np.float16), f"{name}.half"))
+            graph.node.insert(0, onnx.helper.make_node("Cast", [f"{name}.half"], [name], to=onnx.TensorProto.FLOAT))
 
 
 def _strip(model) -> None:
     """Remove the exporter's records of where each node comes from: they quote paths of the machine."""
-    for part in (model, model.graph, *model.graph.node, *model.graph.input, *model.graph.output, *model.graph.value_info, *model.functions):
+    graph, functions = model.graph, model.functions
+    inner = [node for function in functions for node in function.node]
+    for part in (model, graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *functions, *inner):
         del part.metadata_props[:]
         part.doc_string = ""
-    for function in model.functions:
-        for node in function.node:
-            del node.metadata_props[:]
-            node.doc_string = ""
 
 
 def main(argv: list[str]) -> None:

@@ -1,27 +1,46 @@
-"""`release`: a finished run's two networks in half precision, ONNX files, a model card, and their entry in released.json."""
+"""`release`: a finished run's two networks in half precision, ONNX files, a model card (card.md filled in), and their entry in released.json."""
 
 from __future__ import annotations
 
+import io
 import json
+import shlex
 import tempfile
 from pathlib import Path
+from string import Template
 
 import numpy as np
+import pandas as pd
+import torch
+from PIL import Image
 
-from ..config import STAGES, UserError
+from ..config import FIELDS, STAGES, Config, UserError, load_config, stage_of
+from ..data.phantom import bscan
 from ..data.reading import read_pair
+from ..degrade import crop_to_multiple, downsample, to_image, to_tensor
+from ..evaluation import statistics
+from ..figures import panels
 from ..files import WEIGHTS, file_hash, read_table, read_text, write, write_image, writing
 from ..inference.upscaling import upscale
 from ..models import weights
+from ..models.texture import NOISES
 from ..models.weights import load_generator
 from ..series.run_folder import MAKES, Run, read_config
+from ..training import diagnostics
 from . import absolute, domain, given, parser
-from .card import KERMANY, PHANTOM, model_card, phantom_picture
-from .onnx import export_onnx
+from .onnx import OPSET, export_onnx
+from ..evaluation.statistics import readable_draws, readable_tests, readable_unpaired
+from .report import markdown
 
 LARGEST = 4_000_000  # bytes of a weights file
 ROUNDING = 2  # grey levels by which half precision may change SR
 SAMPLE = 400  # training images that the domain is measured on
+CARD = Path(__file__).with_name("card.md")
+KERMANY = (
+    "D. Kermany, K. Zhang, M. Goldbaum: Labeled Optical Coherence Tomography (OCT) and Chest X-Ray Images for Classification, Mendeley Data, 2018, "
+    "[doi:10.17632/rscbjbr9sj.2](https://data.mendeley.com/datasets/rscbjbr9sj/2), CC BY 4.0"
+)
+PHANTOM = "**Trained on phantoms (synthetic B-scans): not a result on OCT.**"
 
 
 def release(run_dir: str, out: str = "", data: str = "", source: str = "", allow_phantom: bool = False, chosen: str = "") -> list[Path]:
@@ -39,54 +58,26 @@ def release(run_dir: str, out: str = "", data: str = "", source: str = "", allow
     source = source or (PHANTOM if run.is_phantom else KERMANY if "OCT2017" in (root.name.strip(), *root.parts) else "")
     if not source:
         raise UserError(f"{root}: whose scans are these? Say it for the model card: --source 'NAME, LICENCE, CITATION'")
+    chosen = read_text(chosen).strip() if chosen else "Not recorded."
     config, table = run.config, read_table(folder / "evaluation" / "metrics.csv")
-    splits = {split: [root / p for p in rows.path] for split, rows in run.manifest.groupby("split")}
-    test = [read_pair(root / p, config)[0] for p in table.image.unique()]
-    train = splits["train"][:: -(-len(splits["train"]) // SAMPLE)]
-    known = domain.describe(read_pair(path, config)[0] for path in train)
+    train = [root / path for path in run.manifest.path[run.manifest.split == "train"]]
+    test = [read_pair(root / path, config)[0] for path in table.image.unique()]
+    known = domain.describe(read_pair(path, config)[0] for path in train[:: -(-len(train) // SAMPLE)])
+    card = f"card-x{config.scale}"
     entry = {"scale": config.scale, "reduction": config.degradation, "amount": config.degradation_amount, "phantom": run.is_phantom}
+    entry |= {"card": f"{card}.md", "picture": f"{card}.jpg", "domain": known}
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
     with writing(out), tempfile.TemporaryDirectory(dir=out, prefix=".release-") as part:
-        facts = _networks(folder, Path(part), entry, test[0])
-        facts |= {"warned": sum(bool(domain.warning(lr, known)) for lr in test), "tested": len(test)}
-        entry |= {"card": f"card-x{config.scale}.md", "picture": f"card-x{config.scale}.jpg", "domain": known}
-        said = read_text(chosen).strip() if chosen else ""
-        write(Path(part) / entry["card"], model_card(run, table, source, entry, facts, said))
+        facts = _write_networks(folder, Path(part), entry, test[0])
+        facts |= {"warned": sum(bool(domain.warning(lr, known)) for lr in test), "tested": len(test), "source": source, "chosen": chosen}
+        write(Path(part) / entry["card"], model_card(run, table, entry, facts))
         networks = {name: load_generator(folder / f"{name}.pt") for name in weights.NAMES}
         write_image(Path(part) / entry["picture"], phantom_picture(networks, config.scale), quality=85)
         written = [file.replace(out / file.name) for file in sorted(Path(part).iterdir())]
     entries = weights.listed(out) | {str(config.scale): entry}
     write(out / weights.LIST, json.dumps(dict(sorted(entries.items())), indent=1) + "\n")
     return [*written, out / weights.LIST]
-
-
-def _networks(folder: Path, part: Path, entry: dict, lr: np.ndarray) -> dict:
-    """Write both networks, in half precision and as ONNX, into `part`, and add them to `entry`; returns what the card says of them."""
-    facts = {"rounding": 0, "onnx": 0.0}
-    for name in weights.NAMES:
-        generator, path = load_generator(folder / f"{name}.pt"), part / f"{name}-x{entry['scale']}.pt"
-        before = upscale(lr, generator).astype(int)
-        weights.save_weights(path, generator.half(), name=name)
-        generator = load_generator(path)
-        facts["rounding"] = max(facts["rounding"], int(np.abs(upscale(lr, generator) - before).max()))
-        if (size := path.stat().st_size) > LARGEST:
-            raise UserError(
-                f"{folder / name}.pt has {size:,} bytes in half precision, more than {LARGEST:,}; train with a smaller width or fewer blocks"
-            )
-        if facts["rounding"] > ROUNDING:
-            raise UserError(
-                f"{folder / name}.pt changes SR by {facts['rounding']} grey levels in half precision; train with batch_norm false"
-            )
-        onnx = path.with_suffix(".onnx")
-        facts["onnx"] = max(facts["onnx"], export_onnx(generator, onnx))
-        entry[name] = {"file": path.name, "sha256": file_hash(path), "onnx": onnx.name, "onnx_sha256": file_hash(onnx)}
-    trunk = getattr(generator, "trunk", generator)
-    sizes = {
-        "parameters": sum(p.numel() for p in trunk.parameters()),
-        "head": sum(p.numel() for p in generator.parameters() if p.requires_grad),
-    }
-    return facts | {"settings": trunk.settings} | sizes
 
 
 def _finished(folder: Path) -> Run:
@@ -101,12 +92,163 @@ def _finished(folder: Path) -> Run:
         if missing or not noted.get("finished"):
             raise UserError(f"{folder}: {missing or stage} is not finished; {again} goes on with it")
         if noted["fingerprint"] != run.fingerprint(stage):
-            raise UserError(
-                f"{folder}: settings, images or weights are not those that {stage} was made from; {again} --from 05 evaluates again"
-                if stage == "evaluation"
-                else f"{folder}: settings, images or weights are not those that {stage} was made from; train in another --run-dir"
-            )
+            todo = f"{again} --from 05 evaluates again" if stage == "evaluation" else "train in another --run-dir"
+            raise UserError(f"{folder}: settings, images or weights are not those that {stage} was made from; {todo}")
     return run
+
+
+def _write_networks(folder: Path, part: Path, entry: dict, lr: np.ndarray) -> dict:
+    """Write both networks, in half precision and as ONNX, into `part`, and add them to `entry`; returns what the card says of them."""
+    rounding, gap = 0, 0.0
+    for name in weights.NAMES:
+        generator, path = load_generator(folder / f"{name}.pt"), part / f"{name}-x{entry['scale']}.pt"
+        before = upscale(lr, generator).astype(int)
+        weights.save_weights(path, generator.half(), name=name)
+        generator = load_generator(path)
+        rounding = max(rounding, int(np.abs(upscale(lr, generator) - before).max()))
+        if (size := path.stat().st_size) > LARGEST:
+            todo = f"has {size:,} bytes in half precision, more than {LARGEST:,}; train with a smaller width or fewer blocks"
+            raise UserError(f"{folder / name}.pt {todo}")
+        if rounding > ROUNDING:
+            raise UserError(f"{folder / name}.pt changes SR by {rounding} grey levels in half precision; train with batch_norm false")
+        onnx = path.with_suffix(".onnx")
+        gap = max(gap, export_onnx(generator, onnx))
+        entry[name] = {"file": path.name, "sha256": file_hash(path), "onnx": onnx.name, "onnx_sha256": file_hash(onnx)}
+    trunk = getattr(generator, "trunk", generator)
+    head = sum(p.numel() for p in generator.parameters() if p.requires_grad)
+    parameters = sum(p.numel() for p in trunk.parameters())
+    return {"rounding": rounding, "onnx": f"{gap:.0e}", "shape": trunk.settings, "parameters": f"{parameters:,}", "head": head}
+
+
+def phantom_picture(generators: dict[str, torch.nn.Module], scale: int) -> Image.Image:
+    """A phantom reduced, super-resolved by each generator, and its HR: `panels.closeups`."""
+    hr = crop_to_multiple(bscan(3, pathology="drusen"), scale)
+    lr = to_image(downsample(to_tensor(hr), scale))
+    squares = panels.closeups({name: upscale(lr, network) for name, network in generators.items()} | {"hr": hr})
+    return Image.open(io.BytesIO(panels.png(squares, phantom=True))).convert("RGB")
+
+
+# ------------------------------------------------------------------------------------------------ the card
+def model_card(run: Run, table: pd.DataFrame, entry: dict, facts: dict) -> str:
+    """card.md with what the run's records say of the pair: all that a user must know before trusting an output."""
+    config, known, made, stages = run.config, entry["domain"], run.provenance.get("made_by", {}), run.provenance["stages"]
+    begun = run.provenance["networks"]["start"] if config.start else None
+    measures = statistics.titled(statistics.with_intervals(statistics.summarise(table)))
+    amount = f" ({config.degradation_amount:g})" if config.degradation_amount else ""
+    content = [] if config.content_features == "none" and config.texture else [f"content ({config.content_features})"]
+    counts = (f"{len(rows)} of {rows.patient.nunique()} patients ({split})" for split, rows in run.manifest.groupby("split", sort=False))
+    words = {
+        "notice": f"{PHANTOM}\n\n" if entry["phantom"] else "",
+        "shape": ", ".join(f"{name} {value}" for name, value in facts["shape"].items()),
+        "srgan": _srgan(config, entry["srgan"]["file"], facts["head"]),
+        "commands": upscale_commands(config),
+        "reduction": f"`{'antialiased ' * (config.degradation == 'bicubic')}{config.degradation}`{amount}",
+        "colour": "grey, 8 or 16 bit" if config.channels == 1 else "colour",
+        "sizes": " x ".join(f"{low} to {high}" if low < high else f"{low}" for low, high in (known["width"], known["height"])),
+        "images": known["images"],
+        "counts": ", ".join(counts),
+        "manifest": file_hash(run.folder / "manifest.csv"),
+        "trainings": f"{_training(run, 'pretrain', 'SRResNet')}\n{_training(run, 'srgan', 'SRGAN')}",
+        "begun": f" SRResNet began with the weights {Path(begun['file']).name} (SHA-256 `{begun['sha256']}`)." if begun else "",
+        "chosen_by": ("at the end (trained on the validation scans, too)" if config.train_on_val else "with the best validation PSNR"),
+        "averaged": "averaged" if config.ema else "last",
+        "losses": ", ".join([f"adversarial ({config.adversarial_loss})", *content, *["pixels"] * bool(config.pixel_weight)]),
+        "commits": ", ".join(f"{stages[s].get('git') or made.get('git') or 'unknown'} ({s})" for s in STAGES),
+        "versions": ", ".join(f"{name} {version}" for name, version in made.get("versions", {}).items()),
+        "settings": markdown(_settings(config)),
+        "command": training_command(config),
+        "caution": statistics.caution(table),
+        "measures": markdown(measures.rename_axis("measure").reset_index()),
+        "draws_and_patches": _draws_and_patches(run.folder / "evaluation"),
+        "psnr_tests": markdown(readable_tests(table, "psnr")),
+        "texture_tests": markdown(readable_tests(table, "texture_error_db")),
+        "failures": "\n".join(f"- {line}" for line in failures(table, config)),
+        "opset": OPSET,
+        "noise": f"SRGAN's has a second input `noise` ({NOISES} maps at SR's size, standard normal), and its `sr` is not projected yet "
+        "(`srlib.degrade.project`). " * bool(config.texture),
+    }
+    files = {f"{name}_{key}": value for name in weights.NAMES for key, value in entry[name].items()}
+    return Template(read_text(CARD)).substitute(vars(config) | facts | entry | files | words)
+
+
+def _srgan(config: Config, file: str, head: int) -> str:
+    """What the card says SRGAN is: a head on SRResNet, or, without texture, a network of SRResNet's shape."""
+    if not config.texture:
+        return f"`{file}`, of the same shape, trained on from it against a discriminator, has the more natural texture."
+    agrees = "Every draw reduces to LR, as it is projected. " * config.holds_lr
+    return (
+        f"SRGAN, `{file}`, stands on SRResNet: frozen, with a head of {head:,} weights that draws texture from noise, trained against a "
+        f"discriminator. {agrees}`--seed` gives another draw, `--draws` several, whose spread shows what LR does not say; `--strength` is the "
+        "texture's factor, 0 is SRResNet's image. The texture is like that of HR, it is not that of HR: one draw has a lower PSNR than SRResNet, "
+        "by about 3 dB where the draws are right."
+    )
+
+
+def upscale_commands(config: Config) -> str:
+    """The lines of a terminal that use the pair."""
+    command = "./run_all.sh upscale SCAN OUT" + f" --scale {config.scale}" * (config.scale != 4)  # 4 is what `upscale` takes without it
+    lines = [f"{command}                       # SRGAN", f"{command} --weights srresnet"]
+    if config.texture:
+        lines += [f"{command} --draws 8 --spread    # eight draws and where they differ"]
+        lines += [f"{command} --strength 0.5        # half of the texture"]
+    return "\n".join(lines)
+
+
+def training_command(config: Config) -> str:
+    """The command that trained the pair: the settings in which the run differs from its profile."""
+    usual = load_config(config.profile)
+    changed = {k: v for k, v in vars(config).items() if v != getattr(usual, k) and k not in ("data", "profile")}
+    changed |= {"start": "START"} if config.start else {}  # what a name means changes, 'released' with this very release
+    parts = [f"--profile {config.profile}", *(["--data SCANS"] if config.data != "phantom" else []), "--run-dir RUN"]
+    return " ".join(["./run_all.sh", *parts, *(f"-p {k} {shlex.quote(str(v))}" for k, v in changed.items())])
+
+
+def _training(run: Run, stage: str, name: str) -> str:
+    """A line on the length, the hardware and the end of one training."""
+    history, config = read_table(run.folder / stage / "history.csv"), run.config
+    last, device = history.iloc[-1], run.provenance["stages"][stage].get("device", "hardware not recorded")
+    best = f"; best validation gain {history.gain_db.max():+.2f} dB" if stage == "pretrain" else ""
+    crop = config.crop if stage == "pretrain" else config.gan_crop
+    return (
+        f"- {name}: {last.step:,.0f} steps of {config.batch} crops of {crop} pixels, {last.seconds / 3600:.2f} h in {last.session:.0f} session(s) on "
+        f"{device}; at the end {last.gain_db:+.2f} dB against bicubic on validation scans{best}"
+    )
+
+
+def _settings(config: Config) -> pd.DataFrame:
+    """Setting and value; without those of the machine, without paths, and without those of phantoms where there are none."""
+    hidden = ("data", "feature_weights", "start", *(name for name in FIELDS if name.startswith("phantom") and config.data != "phantom"))
+    shown = {k: v for k, v in vars(config).items() if k not in hidden and (k == "profile" or stage_of(k) != "machine")}
+    return pd.DataFrame({"setting": shown.keys(), "value": [str(value).replace("|", r"\|") for value in shown.values()]})
+
+
+def _draws_and_patches(evaluation: Path) -> str:
+    """Tables of SRGAN's draws and of patches against HR's, as far as the run has measured them."""
+    parts = []
+    if (file := evaluation / "draws.csv").exists():
+        parts += ["Draws of SRGAN beside what draws of the true posterior have, mean over patients [95 % interval]:"]
+        parts += [markdown(readable_draws(read_table(file)).reset_index())]
+    if (file := evaluation / "unpaired.csv").exists() and len(unpaired := read_table(file)):  # empty with fewer than two patients
+        parts += ["Patches of SR against patches of HR, of the same unseen patients:"]
+        parts += [markdown(readable_unpaired(unpaired).rename_axis("measure").reset_index())]
+    return "\n\n".join(parts)
+
+
+def failures(table: pd.DataFrame, config: Config) -> list[str]:
+    """What went wrong on the test images, counted."""
+    rows = table[table.region == "valid"]
+    gain = rows.pivot_table(index="image", columns="method", values="psnr").pipe(lambda t: t.sub(t.bicubic, axis=0))
+    worst, scans = gain.srresnet.idxmin(), rows.drop_duplicates("image").set_index("image")
+    classes = gain.srresnet.groupby([scans.label, scans.patient]).mean().groupby(level=0).mean().sort_values()
+    srgan, far = rows[rows.method == "srgan"], 3.0 if config.texture else 1.5  # a right draw lies about 2 dB below bicubic
+    return [
+        f"SRResNet is below bicubic in PSNR on {(gain.srresnet < 0).sum()} of {len(gain)} test scans; least gain {gain.srresnet.min():+.2f} dB "
+        f"(class {scans.label[worst]}, {scans.width[worst]} x {scans.height[worst]}).",
+        f"It gains least in class {classes.index[0]} ({classes.iloc[0]:+.2f} dB) and most in {classes.index[-1]} ({classes.iloc[-1]:+.2f} dB).",
+        f"SRGAN is more than {far:g} dB below bicubic on {(gain.srgan < -far).sum()} of {len(gain)}; its lowest gain is {gain.srgan.min():+.2f} dB.",
+        f"SRGAN contradicts LR (LR consistency below {diagnostics.LEFT_LR:.0f} dB) on {(srgan.consistency < diagnostics.LEFT_LR).sum()} of "
+        f"{len(srgan)}; lowest {srgan.consistency.min():.1f} dB. A grid is visible (checkerboard above 5) on {(srgan.checkerboard > 5).sum()}.",
+    ]
 
 
 def main(argv: list[str]) -> None:
@@ -114,13 +256,10 @@ def main(argv: list[str]) -> None:
     words.add_argument("run_dir", type=given, metavar="RUN", help="folder of a run that was evaluated")
     words.add_argument("--out", default="", metavar="DIR", help="folder to write to (default: data/weights)")
     words.add_argument("--data", default="", metavar="DIR", help="where the run's scans are now (default: where they were)")
-    words.add_argument(
-        "--source", default="", metavar="TEXT", help="whose scans these are, with licence and citation (Kermany's are known)"
-    )
+    words.add_argument("--source", default="", metavar="TEXT", help="whose scans these are, with licence and citation (known: Kermany's)")
     words.add_argument("--chosen", default="", metavar="FILE", help="Markdown for the card: how the settings were chosen")
     words.add_argument("--allow-phantom", action="store_true", help="package a run on phantoms, and say so wherever it is used")
     args = words.parse_args(argv)
-    for file in release(
-        absolute(args.run_dir), absolute(args.out), absolute(args.data), args.source, args.allow_phantom, absolute(args.chosen)
-    ):
+    places = absolute(args.out), absolute(args.data)
+    for file in release(absolute(args.run_dir), *places, args.source, args.allow_phantom, absolute(args.chosen)):
         print(file)
