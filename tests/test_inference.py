@@ -11,15 +11,14 @@ import pytest
 import torch
 from PIL import Image
 
-from srlib import metrics
+from srlib import metrics, upscaling
 from srlib.__main__ import main
+from srlib.commands.evaluate import evaluate_folders
+from srlib.commands.upscale import upscale_files
 from srlib.config import UserError
 from srlib.data.phantom import bscan
 from srlib.degrade import downsample, to_image, to_tensor, upsample
-from srlib.commands.evaluate import evaluate_folders
 from srlib.files import REPOSITORY
-from srlib.inference import upscaling
-from srlib.commands.upscale import upscale_files
 from srlib.models import Generator, texture
 from srlib.models.texture import TextureGenerator
 from srlib.models.weights import load_generator, save_weights
@@ -290,7 +289,7 @@ def test_a_folder_of_mixed_files_is_continued(weights_file, tmp_path, capsys):
 def test_a_large_image_in_bounded_memory():
     """4096 x 4096 from the paper's generator stays under 2 GB, torch itself included."""
     code = (
-        "import resource, numpy as np; from srlib.models import Generator; from srlib.inference.upscaling import upscale\n"
+        "import resource, numpy as np; from srlib.models import Generator; from srlib.upscaling import upscale\n"
         "sr = upscale(np.random.default_rng(0).integers(0, 256, (1024, 1024), dtype=np.uint8), Generator(4, 1, 64, 16).eval())\n"
         "print(sr.shape[0], resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
     )

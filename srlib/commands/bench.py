@@ -26,12 +26,12 @@ from ..data.crops import Crops
 from ..data.manifest import build_manifest
 from ..data.phantom import bscan
 from ..device import FASTEST, autocast_dtype, pick_device
-from ..inference.upscaling import upscale
 from ..models import Discriminator
 from ..models.features import Frozen, feature_extractor, normalise
 from ..training.adversarial import Game
 from ..training.pretraining import Pretraining
 from ..training.stage import make_generator
+from ..upscaling import upscale
 from . import parser
 
 T4_CROPS = 400  # crops a second that an SRGAN training on a T4 takes, an estimate: 65 TFLOP/s in fp16, a quarter of it reached

@@ -19,11 +19,11 @@ from ..evaluation import statistics
 from ..evaluation.drawn import DRAWS
 from ..figures import panels
 from ..files import file_hash, read_table
-from ..inference.upscaling import upscale
 from ..models import weights
 from ..models.texture import NOISES
 from ..series.run_folder import Run
 from ..training import diagnostics
+from ..upscaling import upscale
 from .onnx import CHECKED, OPSET
 from .report import markdown, readable_draws, readable_tests, readable_unpaired
 

@@ -11,10 +11,10 @@ import numpy as np
 from ..config import STAGES, UserError
 from ..data.reading import read_pair
 from ..files import WEIGHTS, file_hash, read_table, read_text, write, write_image, writing
-from ..inference.upscaling import upscale
 from ..models import weights
 from ..models.weights import load_generator
 from ..series.run_folder import MAKES, Run, read_config
+from ..upscaling import upscale
 from . import absolute, domain, given, parser
 from .card import KERMANY, PHANTOM, model_card, phantom_picture
 from .onnx import export_onnx

@@ -14,12 +14,12 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from tqdm import tqdm
 
+from .. import upscaling
 from ..config import UserError
 from ..data.reading import EXTENSIONS, Scan, few_values, find_images, is_upscaled, page_of, png_names, read_image, read_scan, slices
 from ..device import memory_ran_out, pick_device
 from ..files import file_hash, write_image
 from ..formats.stacks import MAX_PIXELS, Facts
-from ..inference import upscaling
 from ..models.texture import TextureGenerator
 from ..models.weights import choose
 from . import domain, given, parser

@@ -11,8 +11,8 @@ from scipy.ndimage import gaussian_gradient_magnitude
 from .. import metrics
 from ..config import Config
 from ..files import write
-from ..inference.upscaling import self_ensemble
 from ..metrics.regions import retina, valid_region
+from ..upscaling import self_ensemble
 from .methods import Scene
 
 DRAWS = 8

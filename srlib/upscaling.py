@@ -9,9 +9,9 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import torch
 
-from ..config import UserError
-from ..degrade import KINDS, has_projection, project
-from ..models.texture import ROUNDS, TextureGenerator, normal_noise
+from .config import UserError
+from .degrade import KINDS, has_projection, project
+from .models.texture import ROUNDS, TextureGenerator, normal_noise
 
 TILE, OVERLAP = 320, 48  # LR pixels
 AT_ONCE = 2**26  # pixels of SR that are drawn at once, each with 16 bytes of noise
