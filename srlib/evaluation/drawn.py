@@ -12,7 +12,6 @@ from .. import metrics
 from ..config import Config
 from ..files import write
 from ..metrics.regions import retina, valid_region
-from ..upscaling import self_ensemble
 from .methods import Scene
 
 DRAWS = 8
@@ -34,24 +33,21 @@ class Drawn:
     """Collects DRAWS draws of one image after the other; `write` makes the three tables."""
 
     def __init__(self, config: Config):
-        self.config, self.rows, self.ranks, self.curves = config, [], [], {"srgan": [], "srresnet": []}
+        self.config, self.rows, self.ranks, self.curves = config, [], [], []
 
     def add(self, scene: Scene, hr: np.ndarray, truth, facts: dict) -> None:
         """`facts`: image, patient, label."""
         border, valid = self.config.border, valid_region(hr)
         images = scene.draws(DRAWS)
         mean = np.mean([image.astype(np.float64) for image in images], 0)
-        x8, x8_spread = self_ensemble(scene.lr, scene.arms.srresnet, views=8)
         kinds = {"draw": images[0], "mean": mean, "srresnet": scene["srresnet"]}
         found = {f"psnr_{name}": metrics.psnr(image, hr, border, valid) for name, image in kinds.items()}
         start = metrics.psnr(scene["bicubic"], hr, border, valid)
         found |= {f"gain_{name}_db": found[f"psnr_{name}"] - start for name in kinds}
         found["regain_db"] = found["psnr_mean"] - found["psnr_draw"]
-        predicted = {"srgan": metrics.predicted_error(images), "srresnet": x8_spread}
-        for (name, spread), image in zip(predicted.items(), (mean, x8), strict=True):
-            error = metrics.luma(image) - metrics.luma(hr)
-            found |= {f"{name}_spread": _rms(spread[valid]), f"{name}_error": _rms(error[valid])}
-            self.curves[name].append(metrics.calibration(spread, np.abs(error), valid))
+        spread, error = metrics.predicted_error(images), metrics.luma(mean) - metrics.luma(hr)
+        found |= {"srgan_spread": _rms(spread[valid]), "srgan_error": _rms(error[valid])}
+        self.curves.append(metrics.calibration(spread, np.abs(error), valid))
         for name, region in regions(scene["srresnet"], valid, truth, self.config.retina).items():
             counts = metrics.ranks(images, hr, region, scene.seed % 2**32)
             found[f"rank_{name}"] = metrics.rank_distance(counts)
@@ -60,20 +56,18 @@ class Drawn:
 
     def write(self, folder: Path) -> None:
         """draws.csv: a row for each image: psnr and gain_db (over bicubic, valid region) of the first draw, the mean of all, and SRResNet; regain_db;
-        srgan_spread, the error that the draws predict for their mean (root mean square, grey levels), and srgan_error, the real one; srresnet_spread
-        and srresnet_error, those of SRResNet's mean over eight flips and turns; rank_REGION (`metrics.rank_distance`). ranks.csv: region, rank,
-        share. calibration.csv: method, predicted, error. Means over images, of calibration.csv root mean squares."""
+        srgan_spread, the error that the draws predict for their mean (root mean square, grey levels), and srgan_error, the real one; rank_REGION
+        (`metrics.rank_distance`). ranks.csv: region, rank, share. calibration.csv: method, predicted, error. Means over images, of calibration.csv
+        root mean squares."""
         write(folder / "draws.csv", pd.DataFrame(self.rows).round(6).to_csv(index=False))
         ranks = pd.DataFrame(self.ranks)
         ranks["share"] = ranks.pixels / ranks.groupby(["image", "region"]).pixels.transform("sum")
         shares = ranks.groupby(["region", "rank"], sort=False).share.mean().round(6).reset_index()
         write(folder / "ranks.csv", shares.to_csv(index=False))
-        curves = []
-        for method, found in self.curves.items():
-            found = [curve for curve in found if len(curve)]
-            if found:
-                curves.append(pd.DataFrame(_rms(np.array(found), 0), columns=["predicted", "error"]).assign(method=method))
-        write(folder / "calibration.csv", pd.concat(curves)[["method", "predicted", "error"]].round(6).to_csv(index=False))
+        curves = [curve for curve in self.curves if len(curve)]
+        table = pd.DataFrame(_rms(np.array(curves), 0) if curves else [], columns=["predicted", "error"]).round(6)
+        table.insert(0, "method", "srgan")
+        write(folder / "calibration.csv", table.to_csv(index=False))
 
 
 def _rms(values: np.ndarray, axis=None):
