@@ -108,6 +108,8 @@ def readable_draws(drawn: pd.DataFrame) -> pd.DataFrame:
         "regain_db": (f"regain: the mean of {n} over one (dB)", f"{10 * np.log10(2 / (1 + 1 / n)):.1f}"),
         "srgan_spread": ("error that the spread predicts (grey levels)", "the next row"),
         "srgan_error": ("real error of the mean", ""),
+        "srresnet_spread": ("SRResNet's spread over eight flips and turns (grey levels)", "the next row"),
+        "srresnet_error": ("real error of its mean over these", ""),
     } | {c: (f"HR's rank, {c[5:]}: distance from equal", "0") for c in drawn if c.startswith("rank_")}
     means = drawn[list(rows)].where(np.isfinite).groupby(drawn.patient).mean()  # a blank image has no PSNR
     low, high = statistics.intervals(means.to_numpy())
