@@ -25,10 +25,10 @@ from .degrade import downsample, held_by, project, to_image, to_tensor, upsample
 from .device import pick_device
 from .figures import panels, plots
 from .files import read_table
-from .inference.upscaling import draws, upscale
 from .metrics.regions import valid_region
 from .models.weights import load_generator
 from .series.opening import open_run
+from .upscaling import draws, upscale
 
 __all__ = [
     "HTML", "Markdown", "answer", "departures_table", "display", "downsample", "draws", "fold", "held_by", "load_generator", "metrics", "np",

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from skimage import data
 
+from srlib.commands import domain
 from srlib.config import load_config
 from srlib.data.phantom import PATHOLOGIES, bscan
 from srlib.data.reading import find_images, read_pair
 from srlib.degrade import downsample, to_image, to_tensor, upsample
-from srlib.inference import domain
 
 PHOTOGRAPHS = ("astronaut", "camera", "coffee", "chelsea", "coins", "moon", "page", "text", "rocket", "brick", "grass", "gravel", "clock")
 

@@ -10,13 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from srlib import files
+from srlib import files, upscaling
 from srlib.__main__ import main
+from srlib.commands.evaluate import evaluate_folders
 from srlib.config import UserError, load_config
 from srlib.data.phantom import bscan
-from srlib.commands.evaluate import evaluate_folders
 from srlib.files import REPOSITORY, read_json, read_table
-from srlib.inference import upscaling
 from srlib.models import features
 from srlib.series import downstream, report, sweep
 from srlib.series.opening import open_run

@@ -9,21 +9,20 @@ import pytest
 import torch
 from PIL import Image
 
-from srlib import __main__ as command_line
-from srlib.__main__ import main
+from srlib.__main__ import COMMANDS, main
+from srlib.commands import run
+from srlib.commands.evaluate import as_text, evaluate_folders
+from srlib.commands.upscale import upscale_files
 from srlib.config import UserError, load_config
 from srlib.data import reading
 from srlib.data.phantom import bscan
 from srlib.data.reading import read_image
 from srlib.degrade import downsample, to_image, to_tensor, upsample
-from srlib.commands.evaluate import as_text, evaluate_folders
 from srlib.evaluation.run import evaluate_run, evaluated_images
 from srlib.files import REPOSITORY
-from srlib.commands.upscale import upscale_files
 from srlib.models import Generator
 from srlib.models.texture import TextureGenerator
 from srlib.models.weights import save_weights
-from srlib.series import runner
 
 
 @pytest.fixture
@@ -106,6 +105,28 @@ def test_upscale_keeps_the_tree(drawing, tmp_path):
     assert len(upscale_files(tmp_path / "in", tmp_path / "out", drawing)[1]) == 5  # made earlier
 
 
+def test_files_that_exist_are_left_unless_again(drawing, tmp_path):
+    """Whatever they are; a folder within the source is no source."""
+    for k, name in enumerate(("a.png", "P1/b.jpg")):
+        save(tmp_path / "in" / name, bscan(k, 32, 40))
+    out = tmp_path / "in/sr"
+    assert len(upscale_files(tmp_path / "in", out, drawing)[0]) == 2
+    save(out / "a.png", bscan(9, 32, 40))
+    before = (out / "a.png").read_bytes()
+    (out / "P1/b.png").unlink()
+    written, earlier, _, _ = upscale_files(tmp_path / "in", out, drawing)
+    assert (written, earlier) == ([out / "P1/b.png"], [out / "a.png"]) and (out / "a.png").read_bytes() == before
+    written, earlier, _, _ = upscale_files(tmp_path / "in", out, drawing, again=True)
+    assert len(written) == 2 and not earlier and (out / "a.png").read_bytes() != before
+
+
+def test_a_file_that_cannot_be_opened_does_not_end_upscale(drawing, tmp_path):
+    save(tmp_path / "in/a.png", bscan(1, 32, 40))
+    (tmp_path / "in/lost.png").symlink_to(tmp_path / "nowhere.png")
+    written, _, failed, _ = upscale_files(tmp_path / "in", tmp_path / "out", drawing)
+    assert len(written) == len(failed) == 1 and "lost.png" in failed[0]
+
+
 @pytest.mark.parametrize("draws", [1, 2])
 def test_what_upscale_makes_of_trees_and_volumes_is_measured(drawing, tmp_path, draws):
     scans = [bscan(k, 96, 112) for k in range(4)]
@@ -120,27 +141,29 @@ def test_what_upscale_makes_of_trees_and_volumes_is_measured(drawing, tmp_path, 
     assert found.unpaired.empty or set(found.unpaired.patients) == {3}  # a volume is one patient's
 
 
-def test_evaluate_takes_a_stem_only_where_it_is_alone(tmp_path):
-    for name in ("P1/a.png", "P2/a.png", "P2/b.png", "P2/c.png", "P2/c.jpg"):
+def test_sr_and_hr_have_one_path(tmp_path):
+    for name in ("P1/a.png", "P2/a.tif", "P2/c.png", "P2/c.jpg", "e.png", "e_draw1.png", "lonely.png"):
         save(tmp_path / "hr" / name, bscan(1, 96, 112))
-    for name in ("a.png", "b.png", "P1/a.png", "P3/a.png", "P2/c.png", "gone_draw1.png", "P1/d.png"):
+    for name in ("P1/a.bmp", "P2/a.png", "a.png", "P2/c.png", "P2/c.jpg.png", "P1/d_draw1.png", "e_draw1.png", "e.png", "e.jpg"):
         save(tmp_path / "sr" / name, bscan(1, 96, 112))
     found = evaluate_folders(tmp_path / "sr", tmp_path / "hr", steps=0)
-    assert sorted(found.table.image.unique()) == ["P1/a", "b"]  # b by its stem
-    said = "\n".join(found.failed)
-    assert (
-        len(found.failed) == 5
-        and "2 HR images named a in" in said
-        and "2 HR images named P2/c" in said
-        and "no HR image named P1/d" in said
-    )
-    save(tmp_path / "sr/P4/b.png", bscan(2, 96, 112))  # which of the two is P2/b's?
-    save(tmp_path / "sr/P1/a.bmp", bscan(2, 96, 112))
-    with pytest.raises(UserError, match="nothing could be measured"):
-        evaluate_folders(tmp_path / "sr", tmp_path / "hr", steps=0)
-    save(tmp_path / "sr/P2/b.png", bscan(1, 96, 112))  # this one is
+    assert sorted(found.table.image.unique()) == ["P1/a", "P2/a", "P2/c.jpg", "e_draw1"]
+    without = [line for line in found.failed if "no HR image has this path" in line]
+    assert [line.partition(": ")[0].rpartition("sr/")[2] for line in without] == ["P1/d_draw1.png", "P2/c.png", "a.png"]
+    assert len(found.failed) == 5 and sum("e.jpg and e.png have one HR image" in line for line in found.failed) == 2
+    (line,) = found.warned
+    assert line == f"2 HR image(s) have no SR image; the first: {tmp_path / 'hr/P2/c.png'}"
+    with pytest.raises(UserError, match=r"nothing could be measured; the first reason: .*no HR image has this path"):
+        evaluate_folders(tmp_path / "sr/P1", tmp_path / "hr", steps=0)
+
+
+def test_sr_of_another_size(tmp_path):
+    """HR that is no multiple of the scale is cut, and so is SR of its size; a draw of another scan is an error."""
+    for name in ("hr/a.png", "hr/b.png", "sr/b.png", "sr/a_draw1.png"):
+        save(tmp_path / name, bscan(1, 67, 82))
+    save(tmp_path / "sr/a_draw2.png", bscan(1, 90, 120))
     found = evaluate_folders(tmp_path / "sr", tmp_path / "hr", steps=0)
-    assert list(found.table.image.unique()) == ["P2/b"] and "one method at a time" in "\n".join(found.failed)
+    assert (found.table.psnr > 90).all() and set(found.table.image) == {"b"} and "a_draw1" in found.failed[0]
 
 
 # --------------------------------------------------------------------------------------------- the command line
@@ -179,19 +202,19 @@ def failing(error):
 
 
 def test_only_what_the_user_can_mend_is_one_line(monkeypatch, capsys):
-    for error in (UserError("no such thing"), runner.NotebookError("03, cell [6]: no such thing")):
-        monkeypatch.setattr(runner, "run_series", failing(error))
+    for error in (UserError("no such thing"), run.NotebookError("03, cell [6]: no such thing")):
+        monkeypatch.setattr(run, "run_series", failing(error))
         assert main(["run"]) == 1 and "no such thing" in one_line(capsys)
     for error in (PermissionError(13, "Permission denied", "runs/x"), OSError(28, "No space left on device")):
-        monkeypatch.setattr(runner, "run_series", failing(error))
+        monkeypatch.setattr(run, "run_series", failing(error))
         assert main(["run"]) == 1
         said = one_line(capsys)
         assert error.strerror in said and "None" not in said
     for error in (MemoryError(), torch.OutOfMemoryError("CUDA out of memory")):
-        monkeypatch.setattr(runner, "run_series", failing(error))
+        monkeypatch.setattr(run, "run_series", failing(error))
         assert main(["run"]) == 1 and "memory ran out" in one_line(capsys)
     for error in (RuntimeError("shapes do not match"), ConnectionError("refused")):
-        monkeypatch.setattr(runner, "run_series", failing(error))
+        monkeypatch.setattr(run, "run_series", failing(error))
         with pytest.raises(type(error)):
             main(["run"])
 
@@ -237,9 +260,7 @@ def run_all(tmp_path):
 
 
 def test_run_all_hands_every_word_on(run_all, tmp_path):
-    commands = next(action.choices for action in command_line.make_parser()._actions if action.metavar == "COMMAND")
-    assert {"run", "upscale", "pictures", "train-encoder"} <= set(commands)
-    for words in (*[(name, "a b", "--list") for name in commands], ("nonsense",), ("upscale", "--help")):
+    for words in (*[(name, "a b", "--list") for name in COMMANDS], ("nonsense",), ("upscale", "--help")):
         assert run_all(*words).stdout == f"{tmp_path}: {REPOSITORY} srlib {' '.join(words)}\n"
     for words in ((), ("--profile", "smoke", "--from", "03"), ("--gpus", "2", "-p", "scale", "2")):
         assert run_all(*words).stdout == " ".join([f"{tmp_path}: {REPOSITORY} srlib run", *words]) + "\n"

@@ -20,6 +20,11 @@ from skimage import data
 
 from srlib import metrics
 from srlib.__main__ import main
+from srlib.commands.card import _command as card_command
+from srlib.commands.card import _commands as commands
+from srlib.commands.onnx import export_onnx
+from srlib.commands.release import release
+from srlib.commands.report import build_report
 from srlib.config import Config, UserError, load_config
 from srlib.data.manifest import build_manifest
 from srlib.data.phantom import PATHOLOGIES, bscan
@@ -28,21 +33,16 @@ from srlib.degrade import downsample, to_image, to_tensor, upsample
 from srlib.evaluation.run import choose as choose_images
 from srlib.evaluation.run import evaluate_run
 from srlib.files import REPOSITORY, WEIGHTS
-from srlib.commands.onnx import export_onnx
-from srlib.inference.upscaling import upscale
 from srlib.metrics.regions import valid_region
 from srlib.models import Generator
 from srlib.models.texture import NOISES, TextureGenerator
 from srlib.models.weights import choose, load_generator
 from srlib.series.opening import open_run
-from srlib.commands.report import build_report
 from srlib.series.run_folder import RETIRED, Run, read_config
 from srlib.series.runs import find_runs
-from srlib.commands.card import _command as card_command
-from srlib.commands.card import _commands as commands
-from srlib.commands.release import release
 from srlib.training.adversarial import train_srgan
 from srlib.training.pretraining import pretrain_generator
+from srlib.upscaling import upscale
 
 TINY = dict(test_share=0.34, pretrain_steps=4, gan_steps=2, validate_every=2, checkpoint_every=2, crop=32)
 
@@ -408,7 +408,7 @@ def test_careless_inputs_are_warned_of(installed, tmp_path, capsys):
 
 
 def test_an_image_too_large_is_refused_alone(packed, scan, tmp_path, monkeypatch):
-    from srlib.inference import files
+    from srlib.commands import upscale as files
 
     (tmp_path / "in").mkdir()
     shutil.copy(scan, tmp_path / "in" / "a.png")
@@ -490,7 +490,7 @@ def test_onnx_of_a_network_that_draws(scale, channels, tmp_path, capfd):
 
 
 def test_a_wrong_onnx_file_is_not_written(tmp_path, monkeypatch):
-    from srlib.inference import export
+    from srlib.commands import onnx as export
 
     monkeypatch.setattr(export, "TOLERANCE", -1.0)
     with pytest.raises(UserError, match="differs from torch"):

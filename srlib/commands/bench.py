@@ -22,7 +22,7 @@ from ..config import Config, load_config
 from ..data.crops import Crops
 from ..data.phantom import bscan
 from ..device import FASTEST, pick_device
-from ..inference.upscaling import upscale
+from ..upscaling import upscale
 from ..models import Discriminator
 from ..models.features import Frozen, normalise
 from ..training.adversarial import Game

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import re
 import sys
-import unicodedata
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,22 +13,10 @@ from tqdm import tqdm
 
 from .. import metrics
 from ..config import UserError, load_config
-from ..data.reading import (
-    NOT_SCANS,
-    few_values,
-    find_images,
-    jpeg_tables,
-    named_patient,
-    page_of,
-    patient,
-    png_name,
-    read_image,
-    read_pair,
-    read_scan,
-    slices,
-)
-from ..evaluation.patches import Patches
+from ..data.reading import few_values, find_images, jpeg_tables, page_of, png_name, png_names, read_image, read_pair, read_scan, slices
+from ..evaluation.patches import Patches, measuring_network
 from ..evaluation.protocol import Protocol
+from ..evaluation.statistics import MEASURES, by_patient, is_power, left_out
 from ..files import write
 from ..metrics.regions import valid_region
 from ..models import features
@@ -56,101 +42,75 @@ def evaluate_folders(
     lpips: bool = False,
     steps: int = 200,
     bits: int = 0,
-    reflectivity: str = "log",
 ) -> Measured:
-    """Measure each image of `sr_dir` against the HR image with the same relative path (whatever the extension) or, where none has it, the same
-    name, if that is the only one; `VOLUME#k` against a volume's slice. One ending that another program added to all SR names, as `_out`, is
-    taken off. `bits`, `reflectivity`: as in `read_scan`. Regions: whole, valid and, of grey images, retina.
+    """Measure each image of `sr_dir` against the HR image with the same relative path, whatever the extension; `VOLUME#k` against a volume's
+    slice. `bits`: as in `read_scan`. Regions: whole, valid and, of grey images, retina.
 
     Files `<stem>_draw1.png`, `<stem>_draw2.png`, ..., as `upscale --draws` writes them, are draws of one image: the first is measured as SR, all
-    of them as draws in the valid region; `<stem>_spread.png` is left out. HR, and SR of its size, is cropped to a multiple of the scale; LR, for the consistency, is
-    made from it. `lpips`: measure it, too; `steps`: of the fresh classifier. Images whose names have a patient number, as Kermany's,
-    are that patient's, others (volumes as a whole) a patient each. Raises UserError where nothing could be measured.
+    of them as draws in the valid region; `<stem>_spread.png` is left out. HR, and SR of its size, is cropped to a multiple of the scale; LR, for
+    the consistency, is made from it. `lpips`: measure it, too; `steps`: of the fresh classifier. Images whose names have a patient number, as
+    Kermany's, are that patient's, others (volumes as a whole) a patient each. Raises UserError where nothing could be measured.
     """
     if steps < 0:
         raise UserError(f"steps cannot be {steps}; it is 0 (no classifier) or more")
-    config, rows, drawn = load_config("quick", scale=scale, channels=channels, bits=bits, reflectivity=reflectivity), [], []
-    matched, said, failed = _match(Path(sr_dir), Path(hr_dir))
-    network = features.lpips() if lpips else None
+    config, rows, drawn = load_config("quick", scale=scale, channels=channels, bits=bits), [], []
+    matched, warned, failed = _match(Path(sr_dir), Path(hr_dir))
+    network, perceptual = features.judge(), {"lpips": features.perceptual("lpips")} if lpips else {}
     method, patches = Path(sr_dir).name, Patches(["sr"])
     for name, (hr_path, paths) in tqdm(matched.items(), desc="evaluate", unit="image", ncols=100):
         try:
-            (lr, hr), whole = read_pair(hr_path, config), read_scan(hr_path, **config.reading)
-            said += [f"{hr_path}: {doubt}"] if (doubt := few_values(whole)) else []
-            images, valid = [read_image(path, **config.reading) for path in paths], valid_region(hr)
+            (lr, hr), whole = read_pair(hr_path, config), read_scan(hr_path, channels, bits=bits)
+            warned += [f"{hr_path}: {doubt}"] if (doubt := few_values(whole)) else []
+            images, valid = [read_image(path, channels, bits=bits) for path in paths], valid_region(hr)
             # HR is cut to a multiple of the scale, and so is SR of its size
             images = [image[: hr.shape[0], : hr.shape[1]] if image.shape == whole.image.shape else image for image in images]
-            measured = Protocol(lr, hr, config.reduction, lpips=network).measure(images[0])
+            measured = Protocol(lr, hr, config.reduction, 4, network, "cpu", perceptual=perceptual).measure(images[0])
             if len(images) > 1:
                 drawn.append({"image": name, "draws": len(images)} | _of_draws(images, hr, valid))
         except (ValueError, OSError, MemoryError) as error:  # UserError among them
             failed.append(f"{paths[0]}: {getattr(error, 'strerror', None) or str(error) or 'memory ran out'}")
             continue
-        file = page_of(hr_path)[0]
-        of = file.relative_to(hr_dir).as_posix()
-        whose = patient(file, "")[0] or named_patient(of, config.patient_pattern) or of
-        patches.add({"sr": images[0], "hr": hr}, valid, whose, len(rows), jpeg_tables(hr_path))
+        file = page_of(hr_path)[0].relative_to(hr_dir).as_posix()
+        patient = re.search(config.patient_pattern, file)
+        patches.add({"sr": images[0], "hr": hr}, valid, patient[1] if patient else file, len(rows), jpeg_tables(hr_path))
         rows += [{"image": name, "method": method} | m for m in measured]
     if not rows:
         raise UserError(f"nothing could be measured; the first reason: {failed[0]}" if failed else f"{sr_dir}: no images")
-    unpaired = patches.measure(steps).replace({"method": {"sr": method}})
-    return Measured(pd.DataFrame(rows).round(6), pd.DataFrame(drawn), unpaired, said, failed)
+    name, network = measuring_network(config)
+    unpaired = patches.measure(network, name, steps).replace({"method": {"sr": method}})
+    return Measured(pd.DataFrame(rows).round(6), pd.DataFrame(drawn), unpaired, warned, failed)
 
 
 def _match(sr_dir: Path, hr_dir: Path) -> tuple[dict[str, tuple[Path, list[Path]]], list[str], list[str]]:
-    """({name: (HR image or slice, its SR image or draws)}, what to say of it, a line for each SR image that has no one HR image). A name is SR's
-    relative path without the extension, the number of the draw and what another program added to all names."""
-    not_hr: list = []
-    not_sr: list = []
-    hr = _Names(hr_dir, not_hr)
-    sr = [part for path in find_images(sr_dir, not_sr) for part in _parts(path)]
-    failed = [f"{path}: {reason}" for path, reason in not_sr if path.name.lower() not in NOT_SCANS]
-    files: dict[str, list[Path]] = {}
-    for path in sorted(sr, key=lambda p: (len(p.name), p.name)):  # draw10 after draw9
+    """({name: (HR image or slice, its SR image or draws)}, what to say of it, a line for each SR image without an HR image). A name is the
+    relative path as `png_names` has it, without .png and the number of the draw."""
+    left_out: list = []
+    hr_parts, sr_parts = ([part for path in find_images(folder, left_out) for part in _parts(path)] for folder in (hr_dir, sr_dir))
+    hr = {png.with_suffix("").as_posix(): hr_dir / part for part, png in png_names(part.relative_to(hr_dir) for part in hr_parts).items()}
+    named: dict[str, list[Path]] = {}
+    for path in sorted(sr_parts, key=lambda path: (len(path.name), path.name)):  # draw10 after draw9
         name = png_name(path.relative_to(sr_dir)).with_suffix("").as_posix()
-        of = re.sub(r"_(draw\d+|spread)$", "", name)
-        if hr.find(name) or not hr.find(of):
-            files.setdefault(name, []).append(path)
-        elif not name.endswith("_spread"):
-            files.setdefault(of, []).append(path)
-    files, said = _without_addition(files, hr)
-    said += [f"{path}: {reason}" for path, reason in not_hr]
-    meant: dict[Path, list[str]] = {}
-    for name in files:
-        for path in hr.find(name):
-            meant.setdefault(path, []).append(name)
-    matched, strays = {}, []
-    for name, paths in sorted(files.items()):
-        found = hr.find(name)
-        if len(found) != 1:
-            wrong = f"{len(found) or 'no'} HR image{'s' * bool(found)} named {name} in {hr_dir}; one is needed{hr.hint(name)}"
-        elif len(meant[found[0]]) > 1 and not hr.at(name):
-            others = " and ".join(meant[found[0]][:3])
-            wrong = f"{others} all have the name of {found[0]}; give the folder of one method at a time, or put SR into the folders of HR"
-        elif len(paths) > 1 and not all(re.search(r"_draw\d+$", png_name(path).stem) for path in paths):
-            wrong = f"{' and '.join(sorted(p.name for p in paths)[:3])} have one HR image; leave the draws or the other"
-        elif len({path.suffix for path in paths}) > 1:
-            wrong = f"{len(paths)} SR images are named {name}; leave one"
-        elif not hr.at(name) and _elsewhere(name, found[0].relative_to(hr_dir)):
-            if any(map(hr.at, files)):
-                wrong = f"{found[0]} has its name but lies in another folder; put SR into the folders of HR"
-            else:
-                matched[name] = found[0], paths
-                strays.append(f"{paths[0]} with {found[0]}")
+        ending = re.fullmatch(r"(.+)_(draw\d+|spread)", name, re.DOTALL)
+        if ending and name not in hr and ending[1] in hr:
+            if ending[2] == "spread":
                 continue
+            name = ending[1]
+        named.setdefault(name, []).append(path)
+    matched, failed = {}, []
+    for name, paths in sorted(named.items()):
+        draws = all(re.search(r"_draw\d+$", png_name(path).stem) for path in paths) and len({path.suffix for path in paths}) == 1
+        if name not in hr:
+            wrong = f"no HR image has this path in {hr_dir} (extensions may differ; HR images that differ only there keep them: x.tif.png)"
+        elif len(paths) > 1 and not draws:
+            wrong = f"{' and '.join(path.name for path in paths[:3])} have one HR image; leave one, or the draws alone"
         else:
-            matched[name] = found[0], paths
+            matched[name] = hr[name], paths
             continue
         failed += [f"{path}: {wrong}" for path in paths]
-    if strays:
-        said.append(f"{len(strays)} SR image(s) were matched by name alone, as their folders differ from HR's; the first: {strays[0]}")
-    return matched, said, failed
-
-
-def _elsewhere(name: str, hr: Path) -> bool:
-    """Whether the folders of two relative paths differ, beyond some above the others."""
-    one, other = Path(name).parts[-2::-1], hr.parts[-2::-1]
-    return one[: len(other)] != other[: len(one)]
+    warned = [f"{path}: {reason}" for path, reason in left_out]
+    if without := [str(path) for name, path in hr.items() if name not in named]:
+        warned.append(f"{len(without)} HR image(s) have no SR image; the first: {without[0]}")
+    return matched, warned, failed
 
 
 def _parts(path: Path) -> list[Path]:
@@ -159,57 +119,6 @@ def _parts(path: Path) -> list[Path]:
         return slices(path)
     except UserError:
         return [path]
-
-
-class _Names:
-    """HR images (slices of volumes each) by relative path and by name, with and without the extension."""
-
-    def __init__(self, folder: Path, left_out: list):
-        self.by_path, self.by_name = {}, {}
-        for part in (part for path in find_images(folder, left_out) for part in _parts(path)):
-            relative = part.relative_to(folder)
-            for name in {
-                png_name(relative).with_suffix(""),
-                relative,
-            }:  # with it, as `upscale` and evaluation/sr have it where two share a name
-                self.by_path.setdefault(_same(name.as_posix()), []).append(part)
-                self.by_name.setdefault(_same(name.name), []).append(part)
-
-    def at(self, name: str) -> list[Path]:
-        return self.by_path.get(_same(name), [])
-
-    def find(self, name: str) -> list[Path]:
-        return self.at(name) or self.by_name.get(_same(Path(name).name), [])
-
-    def hint(self, name: str) -> str:
-        """Where an HR image has the beginning of a name that none has: what the rest may be."""
-        own = Path(name).name
-        start = next((own[:k] for k in range(len(own) - 1, 0, -1) if own[:k] in self.by_name and not own[k].isalnum()), "")
-        return (
-            f"; {start} is there: if {own[len(start) :]} names a method, give the images of one method, in a folder, at a time"
-            if start
-            else ""
-        )
-
-
-def _same(name: str) -> str:
-    """Accents are written in two ways: macOS takes a name apart, others do not."""
-    return unicodedata.normalize("NFC", name)
-
-
-def _without_addition(files: dict[str, list[Path]], hr: _Names) -> tuple[dict[str, list[Path]], list[str]]:
-    """Where no SR image has the name of an HR image, but all would without one ending, as `_out`: without it, and a sentence that says so."""
-    if not files or any(hr.find(name) for name in files):
-        return files, []
-    first = min(files)
-    name = first.rpartition("/")[2]
-    endings = [name[at:] for at in range(len(name) - 1, 0, -1) if not name[at].isalnum()]  # the shortest first
-    for ending in (e for e in endings if re.search("[A-Za-z]", e)):
-        if all(name.endswith(ending) and hr.find(name.removesuffix(ending)) for name in files):
-            return {name.removesuffix(ending): paths for name, paths in files.items()}, [
-                f"{ending} was taken off the names of the SR images"
-            ]
-    return files, []
 
 
 def _of_draws(images: list[np.ndarray], hr: np.ndarray, valid: np.ndarray) -> dict[str, float]:
@@ -224,8 +133,6 @@ def _of_draws(images: list[np.ndarray], hr: np.ndarray, valid: np.ndarray) -> di
 
 def as_text(found: Measured) -> str:
     """What the command prints: a line for each measure with its mean over the images of each region, then draws and patches."""
-    from ..evaluation.statistics import MEASURES, by_patient, is_power, left_out
-
     table, lines = found.table, []
     means = {region: by_patient(table.assign(patient=table.image), region).mean() for region in dict.fromkeys(table.region)}
     lines.append(f"{'mean over images (of powers also the mean absolute value)':72}" + "".join(f"{region:>18}" for region in means))
@@ -269,8 +176,7 @@ def main(argv: list[str]) -> int:
     args = words.parse_args(argv)
     if args.out and not _is_table(Path(args.out)):
         raise UserError(f"{args.out}: is no table that evaluate wrote; give a new name that ends in .csv")
-    options = dict(channels=args.channels, lpips=args.lpips, steps=args.steps, bits=args.bits)
-    found = evaluate_folders(args.sr_dir, args.hr_dir, args.scale, **options)
+    found = evaluate_folders(args.sr_dir, args.hr_dir, args.scale, args.channels, args.lpips, args.steps, args.bits)
     for line in found.warned:
         print(f"warning: {line}", file=sys.stderr)
     print(as_text(found))
@@ -286,11 +192,8 @@ def main(argv: list[str]) -> int:
 
 
 def _is_table(file: Path) -> bool:
-    """Whether evaluate may write there: no file is there, or an empty one, or an earlier table of it."""
-    if not os.path.isfile(file) or not os.path.getsize(file):
+    """Whether nothing is lost where evaluate writes its table: no file is there, an empty one, or an earlier table."""
+    if not file.is_file():
         return True
-    try:
-        with open(file, "rb") as content:
-            return content.read(25) == b"image,method,region,psnr,"
-    except OSError:  # it will be said when it is written
-        return True
+    with open(file, "rb") as content:
+        return content.read(25) in (b"", b"image,method,region,psnr,")

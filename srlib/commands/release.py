@@ -21,7 +21,7 @@ from ..degrade import crop_to_multiple, downsample, to_image, to_tensor
 from ..evaluation import statistics
 from ..figures import panels
 from ..files import WEIGHTS, file_hash, read_table, read_text, write, write_image, writing
-from ..inference.upscaling import upscale
+from ..upscaling import upscale
 from ..models import weights
 from ..models.texture import NOISES
 from ..models.weights import load_generator

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 from ..degrade import to_image, to_tensor, upsample
-from ..inference.upscaling import draws, upscale
 from ..models.networks import LinearFilter
+from ..upscaling import draws, upscale
 from .gaussian import GaussianTexture
 
 

@@ -21,12 +21,12 @@ from ..data.sources import phantom_tables, phantom_truth
 from ..degrade import crop_to_multiple, held_by
 from ..device import pick_device
 from ..files import read_table, write, write_image
-from ..inference.upscaling import upscale
 from ..metrics.regions import valid_region
 from ..models import features
 from ..models.networks import LinearFilter
 from ..models.weights import load_generator
 from ..training.stage import training_pairs
+from ..upscaling import upscale
 from .drawn import Drawn
 from .gaussian import GaussianTexture
 from .methods import METHODS, Arms, Scene

@@ -9,9 +9,9 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import torch
 
-from ..config import UserError
-from ..degrade import KINDS, has_projection, project
-from ..models.texture import ROUNDS, TextureGenerator, normal_noise
+from .config import UserError
+from .degrade import KINDS, has_projection, project
+from .models.texture import ROUNDS, TextureGenerator, normal_noise
 
 TILE, OVERLAP = 320, 48  # LR pixels
 AT_ONCE = 2**26  # pixels of SR that are drawn at once, each with 16 bytes of noise
@@ -29,12 +29,6 @@ def agreement(generator: torch.nn.Module, consistent: tuple[str, float] | None =
     return found
 
 
-def in_words(generator: torch.nn.Module, consistent: tuple[str, float] | None = None) -> str:
-    """What `agreement` finds, as the upscale command says it; '' for none."""
-    kind, amount = agreement(generator, consistent) or ("", 0.0)
-    return f"consistent with LR under {kind}" + (f" {amount:g}" if amount else "") if kind else ""
-
-
 @torch.inference_mode()
 def draws(
     image: np.ndarray,
@@ -49,20 +43,23 @@ def draws(
     (`degrade.project`). `strength` is the factor of the texture: 0 leaves the SR of its trunk, projected. A network without noise has
     one SR for all seeds. `consistent`: (kind, amount) of a reduction under which any network's SR is made to agree with LR, in the place
     of its own. A grey generator takes colour channel by channel, with one noise, so that grain is grey; a colour generator takes grey as
-    three equal channels and gives their mean. Raises UserError for a negative seed or strength, for another strength than 1 of a network
-    without noise, and for a reduction that has no projection.
+    three equal channels and gives their mean. Raises UserError where `check` or `agreement` do.
     """
     seeds = list(seeds)
     check(generator, seeds, strength)
-    held, lr = agreement(generator, consistent), _tensor(image, generator)
-    height, width = (generator.settings["scale"] * n for n in image.shape[:2])
+    reduction, lr, scale = agreement(generator, consistent), _tensor(image, generator), generator.settings["scale"]
+    height, width = (scale * n for n in image.shape[:2])
+
+    def finished(sr: torch.Tensor) -> np.ndarray:
+        return _levels(project(sr.to(lr.device), lr, scale, *reduction, rounds=ROUNDS) if reduction else sr, image)
+
     if not isinstance(generator, TextureGenerator):
-        return [_levels(_held(_sr(lr, generator)[0], lr, generator, held), image)] * len(seeds)
-    found, at_once = [], max(1, AT_ONCE // (height * width))
+        return [finished(_sr(lr, generator)[0])] * len(seeds)
+    images, at_once = [], max(1, AT_ONCE // (height * width))
     for k in range(0, len(seeds), at_once):
         noises = [normal_noise(_noise_seed(image, seed), 1, height, width) for seed in seeds[k : k + at_once]]
-        found += [_levels(_held(sr, lr, generator, held), image) for sr in _sr(lr, generator, noises, strength)]
-    return found
+        images += [finished(sr) for sr in _sr(lr, generator, noises, strength)]
+    return images
 
 
 def upscale(
@@ -81,7 +78,7 @@ def spread(images: list[np.ndarray]) -> np.ndarray:
 
 
 def check(generator: torch.nn.Module, seeds: Iterable[int] = (), strength: float = 1.0) -> None:
-    """Raise UserError for what `draws` cannot do with this network."""
+    """Raise UserError for a negative seed or strength, and for another strength than 1 of a network without noise."""
     if wrong := [seed for seed in seeds if seed < 0]:
         raise UserError(f"seed cannot be {wrong[0]}; it is 0 or more")
     if not 0 <= strength < math.inf:
@@ -108,11 +105,6 @@ def _noise_seed(image: np.ndarray, seed: int) -> int:
     """Below 2^63, a function of seed and image: two scans of one seed do not share their grain."""
     content = hashlib.sha256(f"{seed} {image.shape} ".encode() + image.tobytes()).digest()
     return int.from_bytes(content[:8], "big") >> 1
-
-
-def _held(sr: torch.Tensor, lr: torch.Tensor, generator: torch.nn.Module, held: tuple[str, float] | None) -> torch.Tensor:
-    """SR made to agree with LR under the reduction `held`, clamped and projected in turn; as it is for None."""
-    return project(sr.to(lr.device), lr, generator.settings["scale"], *held, rounds=ROUNDS) if held else sr
 
 
 def _sr(lr: torch.Tensor, generator: torch.nn.Module, noises: Sequence[torch.Tensor] = (), strength: float = 1.0) -> list[torch.Tensor]:
