@@ -194,8 +194,6 @@ def test_evaluate_command(tmp_path, capsys):
     table = pd.read_csv(tmp_path / "m.csv")
     assert len(table) == 6 and set(table.region) == {"whole", "valid", "retina"}
     assert table.psnr.min() == pytest.approx(10 * np.log10(255**2 / 25), abs=0.05)
-    main(["evaluate", str(tmp_path / "sr"), str(tmp_path / "hr"), "--no-retina", "--steps", "0", "--out", str(tmp_path / "m.csv")])
-    assert set(pd.read_csv(tmp_path / "m.csv").region) == {"whole", "valid"}
 
 
 def test_evaluate_measures_draws(tmp_path, capsys):
@@ -244,21 +242,6 @@ def test_sixteen_bit_stays_sixteen_bit(generator, weights_file, tmp_path):
         assert "synthetic detail, research only" in image.info["Description"] and "srgan.pt" in image.info["Made by"]
     assert values.dtype == np.uint16 and values.shape == (192, 256) and len(np.unique(values % 257)) > 50
     assert np.abs(values / 257 - upscaling.upscale((deep // 257).astype(np.uint8), generator)).max() < 2
-
-
-def test_self_ensemble(generator):
-    """Bicubic answers the same whichever way the image is turned; the mean of two views turns with the mirror, that of eight with every turn."""
-    image = bscan(1, 40, 56)
-    mean, spread = upscaling.self_ensemble(image, Generator(4, 1, 8, 1, global_skip=True).eval())
-    assert spread.max() < 0.01 and np.abs(mean.astype(int) - to_image(upsample(to_tensor(image)))).max() <= 1
-    for views, turn in ((2, np.fliplr), (8, np.rot90)):
-        mean, spread = upscaling.self_ensemble(image, generator, views=views)
-        assert mean.shape == spread.shape == (160, 224) and spread.mean() > 0
-        turned, _ = upscaling.self_ensemble(turn(image).copy(), generator, views=views)
-        assert np.abs(turn(mean).astype(int) - turned).max() <= 1
-    two, _ = upscaling.self_ensemble(image, generator)
-    rows = [upscaling.upscale(i, generator).astype(float) for i in (image, np.fliplr(image).copy())]
-    assert np.quantile(np.abs(two - (rows[0] + np.fliplr(rows[1])) / 2), 0.98) <= 1  # but where values are clipped
 
 
 def test_a_folder_of_mixed_files_is_continued(weights_file, tmp_path, capsys):
@@ -367,8 +350,6 @@ def test_consistent_under_other_reductions(drawing, generator):
         for net in (generator, drawing):
             sr = upscaling.upscale(image, net, consistent=(kind, 0.0))
             assert metrics.consistency(sr, image, 4, kind) > 45, kind
-    mean, _ = upscaling.self_ensemble(image, generator, ("axial", 0.0))  # which knows depth from across
-    assert metrics.consistency(mean, image, 4, "axial") > 45
     for kind in ("speckle", "paired"):
         with pytest.raises(UserError, match=f"{kind}', which has no projection; there is one for bicubic, "):
             upscaling.upscale(image, generator, consistent=(kind, 0.0))
@@ -406,8 +387,6 @@ def test_what_a_network_cannot_draw(drawing, generator):
     ):
         with pytest.raises(UserError, match=words):
             upscaling.upscale(image, net, **options)
-    with pytest.raises(UserError, match="averages texture away"):
-        upscaling.self_ensemble(image, drawing)
 
 
 @pytest.fixture
@@ -486,7 +465,6 @@ def test_consistent_command(srgan, generator, tmp_path, capsys):
     (tmp_path / "plain/config.json").write_text('{"degradation": "gaussian", "degradation_amount": 2.0}')
     for options in (["--consistent"], ["--consistent", "gaussian"]):
         assert main([*command, *options]) == 0 and "under gaussian 2\n" in capsys.readouterr().out
-    assert main([*command, "--consistent", "--ensemble"]) == 0
     (tmp_path / "plain/config.json").write_text('{"degradation": "speckle", "degradation_amount": 8.0}')
     for options, words in ((["--consistent"], "'speckle'"), (["--consistent", "paired"], "'paired'"), (["--consistent", "x"], "'x'")):
         assert main([*command, *options]) == 1
@@ -501,7 +479,6 @@ def test_draw_errors_are_one_sentence(srgan, generator, tmp_path, capsys):
         ("srgan.pt", ["--draws", "0"], "draws cannot be 0"),
         ("srgan.pt", ["--strength", "-1"], "strength cannot be -1"),
         ("srgan.pt", ["--spread"], "--draws 2 or more"),
-        ("srgan.pt", ["--ensemble"], "--ensemble averages texture away; use it with --weights srresnet"),
         ("plain.pt", ["--seed", "1"], "plain.pt draws no texture; leave out"),
         ("plain.pt", ["--draws", "2"], "plain.pt draws no texture; leave out"),
         ("plain.pt", ["--strength", "0.5"], "plain.pt draws no texture; leave out"),

@@ -32,7 +32,6 @@ def upscale_files(
     out: str | Path,
     generator: torch.nn.Module,
     name: str = "this network",
-    ensemble: bool = False,
     known: dict | None = None,
     *,
     seed: int = 0,
@@ -46,7 +45,7 @@ def upscale_files(
     """Super-resolve an image or a folder of images into `out`: a folder gets `<folders>/<stem>.png` for each, the tree below `source` kept,
     `<stem>#<k>.png` for slice k of a volume; of images that would share a name each keeps its extension, as in `<stem>.tif.png`; for one
     image, a name that ends in .png is taken as the file. Grey of more than 8 bit becomes 16 bit with the source's range of values.
-    `ensemble`: the mean over the image and its mirror image. `bits`, `reflectivity`: as in `read_scan`.
+    `bits`, `reflectivity`: as in `read_scan`.
 
     `seed`, `strength` and `consistent` as in `upscaling.draws`. With `draws` above 1 there are `<stem>_draw1.png`, `<stem>_draw2.png`, ...
     in the place of `<stem>.png`, draw k with the seed `seed` + k - 1, and with `spread` `<stem>_spread.png`: their standard deviation at
@@ -66,13 +65,13 @@ def upscale_files(
         raise UserError("the spread is that of several draws; give --draws 2 or more with --spread")
     if not noisy and (seed, draws, strength) != (0, 1, 1):
         raise UserError(f"{name} {upscaling.NO_TEXTURE}")
-    upscaling.check(generator, seeds, strength, ensemble)
+    upscaling.check(generator, seeds, strength)
 
     def made_by(chance: str) -> str:
         how = [chance, f"strength {strength:g}"] * noisy + [upscaling.in_words(generator, consistent)]
         return ", ".join(filter(None, [by, *how]))
 
-    by = f"{name} {_fingerprint(generator)}" + " mirrored" * ensemble
+    by = f"{name} {_fingerprint(generator)}"
     # of each file that a source becomes: the end of its name, what it shows, what it was made by
     files = [(f"_draw{k - seed + 1}" if draws > 1 else "", f"x{scale} super-resolution", made_by(f"seed {k}")) for k in seeds]
     if spread:
@@ -113,10 +112,7 @@ def upscale_files(
             if old := _made_by(targets[path][k], texts[k]["Made by"]):
                 print(f"written anew: {targets[path][k]}, which was made by {old}")
         try:
-            if ensemble:
-                images = [upscaling.self_ensemble(image, generator, consistent)[0]]
-            else:
-                images = upscaling.draws(image, generator, seeds, strength, consistent)
+            images = upscaling.draws(image, generator, seeds, strength, consistent)
             if spread:
                 images.append(np.round(upscaling.spread(images)).astype(image.dtype))
             for k in missing:

@@ -9,9 +9,7 @@ import pandas as pd
 from scipy.ndimage import gaussian_gradient_magnitude
 
 from .. import metrics
-from ..config import Config
 from ..files import write
-from ..inference.upscaling import self_ensemble
 from ..metrics.regions import retina, valid_region
 from .methods import Scene
 
@@ -19,12 +17,12 @@ DRAWS = 8
 STEEPEST = 0.9  # pixels whose gradient is above this quantile are edges
 
 
-def regions(image: np.ndarray, valid: np.ndarray, truth=None, bscan: bool = True) -> dict[str, np.ndarray]:
-    """Where HR's rank is counted, bool (H, W): tissue and vitreous of a B-scan, otherwise the whole valid region, and edges. `image` is
+def regions(image: np.ndarray, valid: np.ndarray, truth=None) -> dict[str, np.ndarray]:
+    """Where HR's rank is counted, bool (H, W): of a grey image tissue and vitreous, of colour the whole valid region, and edges. `image` is
     SRResNet's, which knows LR alone: places chosen by HR's own grain would make the ranks of right draws unequal."""
     steep = gaussian_gradient_magnitude(metrics.luma(image), 2)
     found = {"edges": valid & (steep > np.quantile(steep[valid], STEEPEST))} if valid.any() else {"edges": valid}
-    if bscan and (image.ndim == 2 or (image == image[..., :1]).all()):
+    if image.ndim == 2 or (image == image[..., :1]).all():
         tissue, vitreous = retina(image, truth)
         return {"tissue": tissue & valid, "vitreous": vitreous & valid} | found
     return {"valid": valid} | found
@@ -33,26 +31,22 @@ def regions(image: np.ndarray, valid: np.ndarray, truth=None, bscan: bool = True
 class Drawn:
     """Collects DRAWS draws of one image after the other; `write` makes the three tables."""
 
-    def __init__(self, config: Config):
-        self.config, self.rows, self.ranks, self.curves = config, [], [], {"srgan": [], "srresnet": []}
+    def __init__(self):
+        self.rows, self.ranks, self.curves = [], [], []
 
     def add(self, scene: Scene, hr: np.ndarray, truth, facts: dict) -> None:
         """`facts`: image, patient, label."""
-        border, valid = self.config.border, valid_region(hr)
-        images = scene.draws(DRAWS)
+        images, valid = scene.draws(DRAWS), valid_region(hr)
         mean = np.mean([image.astype(np.float64) for image in images], 0)
-        x8, x8_spread = self_ensemble(scene.lr, scene.arms.srresnet, views=8)
         kinds = {"draw": images[0], "mean": mean, "srresnet": scene["srresnet"]}
-        found = {f"psnr_{name}": metrics.psnr(image, hr, border, valid) for name, image in kinds.items()}
-        start = metrics.psnr(scene["bicubic"], hr, border, valid)
+        found = {f"psnr_{name}": metrics.psnr(image, hr, region=valid) for name, image in kinds.items()}
+        start = metrics.psnr(scene["bicubic"], hr, region=valid)
         found |= {f"gain_{name}_db": found[f"psnr_{name}"] - start for name in kinds}
         found["regain_db"] = found["psnr_mean"] - found["psnr_draw"]
-        predicted = {"srgan": metrics.predicted_error(images), "srresnet": x8_spread}
-        for (name, spread), image in zip(predicted.items(), (mean, x8), strict=True):
-            error = metrics.luma(image) - metrics.luma(hr)
-            found |= {f"{name}_spread": _rms(spread[valid]), f"{name}_error": _rms(error[valid])}
-            self.curves[name].append(metrics.calibration(spread, np.abs(error), valid))
-        for name, region in regions(scene["srresnet"], valid, truth, self.config.retina).items():
+        spread, error = metrics.predicted_error(images), metrics.luma(mean) - metrics.luma(hr)
+        found |= {"srgan_spread": _rms(spread[valid]), "srgan_error": _rms(error[valid])}
+        self.curves.append(metrics.calibration(spread, np.abs(error), valid))
+        for name, region in regions(scene["srresnet"], valid, truth).items():
             counts = metrics.ranks(images, hr, region, scene.seed % 2**32)
             found[f"rank_{name}"] = metrics.rank_distance(counts)
             self.ranks += [facts | {"region": name, "rank": k, "pixels": n} for k, n in enumerate(counts.tolist())]
@@ -60,20 +54,18 @@ class Drawn:
 
     def write(self, folder: Path) -> None:
         """draws.csv: a row for each image: psnr and gain_db (over bicubic, valid region) of the first draw, the mean of all, and SRResNet; regain_db;
-        srgan_spread, the error that the draws predict for their mean (root mean square, grey levels), and srgan_error, the real one; srresnet_spread
-        and srresnet_error, those of SRResNet's mean over eight flips and turns; rank_REGION (`metrics.rank_distance`). ranks.csv: region, rank,
-        share. calibration.csv: method, predicted, error. Means over images, of calibration.csv root mean squares."""
+        srgan_spread, the error that the draws predict for their mean (root mean square, grey levels), and srgan_error, the real one; rank_REGION
+        (`metrics.rank_distance`). ranks.csv: region, rank, share. calibration.csv: method, predicted, error. Means over images, of calibration.csv
+        root mean squares."""
         write(folder / "draws.csv", pd.DataFrame(self.rows).round(6).to_csv(index=False))
         ranks = pd.DataFrame(self.ranks)
         ranks["share"] = ranks.pixels / ranks.groupby(["image", "region"]).pixels.transform("sum")
         shares = ranks.groupby(["region", "rank"], sort=False).share.mean().round(6).reset_index()
         write(folder / "ranks.csv", shares.to_csv(index=False))
-        curves = []
-        for method, found in self.curves.items():
-            found = [curve for curve in found if len(curve)]
-            if found:
-                curves.append(pd.DataFrame(_rms(np.array(found), 0), columns=["predicted", "error"]).assign(method=method))
-        write(folder / "calibration.csv", pd.concat(curves)[["method", "predicted", "error"]].round(6).to_csv(index=False))
+        curves = [curve for curve in self.curves if len(curve)]
+        table = pd.DataFrame(_rms(np.array(curves), 0) if curves else [], columns=["predicted", "error"]).round(6)
+        table.insert(0, "method", "srgan")
+        write(folder / "calibration.csv", table.to_csv(index=False))
 
 
 def _rms(values: np.ndarray, axis=None):

@@ -80,36 +80,12 @@ def spread(images: list[np.ndarray]) -> np.ndarray:
     return deviation if deviation.ndim == 2 else deviation.mean(2)
 
 
-@torch.inference_mode()
-def self_ensemble(
-    image: np.ndarray, generator: torch.nn.Module, consistent: tuple[str, float] | None = None, views: int = 2
-) -> tuple[np.ndarray, np.ndarray]:
-    """(SR, spread): the mean of SR over the image and its mirror image, and their standard deviation in levels of the image's type, float32 (of
-    colour: mean over channels). `views` 8 takes all turns and flips (Timofte et al. 2016, "x8"): training mirrors crops and does not turn them, so
-    on B-scans, whose layers have an upside, that loses 0.16 dB of PSNR where two views gain 0.01. The mean agrees with LR where `consistent`
-    names a reduction. Raises UserError for a network that draws texture: the mean has none."""
-    check(generator, ensemble=True)
-    held, lr = agreement(generator, consistent), _tensor(image, generator)
-    mean, squares = 0.0, 0.0  # running, after Welford: eight maps of a large image would not fit
-    for k in range(views):
-        turns, flip = divmod(k, 2)
-        view = torch.rot90(lr.flip(-1) if flip else lr, turns, (-2, -1))
-        sr = torch.rot90(_sr(view, generator)[0], -turns, (-2, -1))
-        gap = (sr.flip(-1) if flip else sr) - mean
-        mean = mean + gap / (k + 1)
-        squares = squares + gap**2 * (k / (k + 1))
-    deviation = (squares / views).sqrt().mean(1)[0].cpu().numpy() * np.iinfo(image.dtype).max
-    return _levels(_held(mean, lr, generator, held), image), deviation
-
-
-def check(generator: torch.nn.Module, seeds: Iterable[int] = (), strength: float = 1.0, ensemble: bool = False) -> None:
-    """Raise UserError for what `draws` and, with `ensemble`, `self_ensemble` cannot do with this network."""
+def check(generator: torch.nn.Module, seeds: Iterable[int] = (), strength: float = 1.0) -> None:
+    """Raise UserError for what `draws` cannot do with this network."""
     if wrong := [seed for seed in seeds if seed < 0]:
         raise UserError(f"seed cannot be {wrong[0]}; it is 0 or more")
     if not 0 <= strength < math.inf:
         raise UserError(f"strength cannot be {strength:g}; it is 0 (no texture), 1 (as it was learnt) or any other above 0")
-    if ensemble and isinstance(generator, TextureGenerator):
-        raise UserError("--ensemble averages texture away; use it with --weights srresnet")
     if strength != 1 and not isinstance(generator, TextureGenerator):
         raise UserError(f"this network {NO_TEXTURE}")
 
