@@ -29,7 +29,7 @@ from ..data.reading import (
     read_scan,
     slices,
 )
-from ..evaluation.patches import Patches, measuring_network
+from ..evaluation.patches import Patches
 from ..evaluation.protocol import Protocol
 from ..files import write
 from ..metrics.regions import valid_region
@@ -52,28 +52,26 @@ def evaluate_folders(
     sr_dir: str | Path,
     hr_dir: str | Path,
     scale: int = 4,
-    border: int = 4,
     channels: int = 1,
-    bscan: bool = True,
-    wanted: tuple[str, ...] = (),
+    lpips: bool = False,
     steps: int = 200,
     bits: int = 0,
     reflectivity: str = "log",
 ) -> Measured:
     """Measure each image of `sr_dir` against the HR image with the same relative path (whatever the extension) or, where none has it, the same
     name, if that is the only one; `VOLUME#k` against a volume's slice. One ending that another program added to all SR names, as `_out`, is
-    taken off. `bits`, `reflectivity`: as in `read_scan`. Regions: whole, valid and, of grey images where `bscan`, retina.
+    taken off. `bits`, `reflectivity`: as in `read_scan`. Regions: whole, valid and, of grey images, retina.
 
     Files `<stem>_draw1.png`, `<stem>_draw2.png`, ..., as `upscale --draws` writes them, are draws of one image: the first is measured as SR, all
     of them as draws in the valid region; `<stem>_spread.png` is left out. HR, and SR of its size, is cropped to a multiple of the scale; LR, for the consistency, is
-    made from it. `wanted`: of `features.PERCEPTUAL`; `steps`: of the fresh classifier. Images whose names have a patient number, as Kermany's,
+    made from it. `lpips`: measure it, too; `steps`: of the fresh classifier. Images whose names have a patient number, as Kermany's,
     are that patient's, others (volumes as a whole) a patient each. Raises UserError where nothing could be measured.
     """
     if steps < 0:
         raise UserError(f"steps cannot be {steps}; it is 0 (no classifier) or more")
     config, rows, drawn = load_config("quick", scale=scale, channels=channels, bits=bits, reflectivity=reflectivity), [], []
     matched, said, failed = _match(Path(sr_dir), Path(hr_dir))
-    network, perceptual = features.judge(), {name: features.perceptual(name) for name in wanted}
+    network = features.lpips() if lpips else None
     method, patches = Path(sr_dir).name, Patches(["sr"])
     for name, (hr_path, paths) in tqdm(matched.items(), desc="evaluate", unit="image", ncols=100):
         try:
@@ -82,9 +80,9 @@ def evaluate_folders(
             images, valid = [read_image(path, **config.reading) for path in paths], valid_region(hr)
             # HR is cut to a multiple of the scale, and so is SR of its size
             images = [image[: hr.shape[0], : hr.shape[1]] if image.shape == whole.image.shape else image for image in images]
-            measured = Protocol(lr, hr, config.reduction, border, network, "cpu", None, bscan, perceptual).measure(images[0])
+            measured = Protocol(lr, hr, config.reduction, lpips=network).measure(images[0])
             if len(images) > 1:
-                drawn.append({"image": name, "draws": len(images)} | _of_draws(images, hr, valid, border))
+                drawn.append({"image": name, "draws": len(images)} | _of_draws(images, hr, valid))
         except (ValueError, OSError, MemoryError) as error:  # UserError among them
             failed.append(f"{paths[0]}: {getattr(error, 'strerror', None) or str(error) or 'memory ran out'}")
             continue
@@ -95,8 +93,7 @@ def evaluate_folders(
         rows += [{"image": name, "method": method} | m for m in measured]
     if not rows:
         raise UserError(f"nothing could be measured; the first reason: {failed[0]}" if failed else f"{sr_dir}: no images")
-    name, network = measuring_network(config)
-    unpaired = patches.measure(network, name, steps).replace({"method": {"sr": method}})
+    unpaired = patches.measure(steps).replace({"method": {"sr": method}})
     return Measured(pd.DataFrame(rows).round(6), pd.DataFrame(drawn), unpaired, said, failed)
 
 
@@ -215,10 +212,10 @@ def _without_addition(files: dict[str, list[Path]], hr: _Names) -> tuple[dict[st
     return files, []
 
 
-def _of_draws(images: list[np.ndarray], hr: np.ndarray, valid: np.ndarray, border: int) -> dict[str, float]:
+def _of_draws(images: list[np.ndarray], hr: np.ndarray, valid: np.ndarray) -> dict[str, float]:
     error = metrics.luma(np.mean(images, 0)) - metrics.luma(hr)
     return {
-        "regain_db": metrics.regain(images, hr, border, valid),
+        "regain_db": metrics.regain(images, hr, region=valid),
         "rank": metrics.rank_distance(metrics.ranks(images, hr, valid)),
         "spread": float(np.sqrt(np.mean(metrics.predicted_error(images)[valid] ** 2))),
         "error": float(np.sqrt(np.mean(error[valid] ** 2))),
@@ -264,7 +261,6 @@ def main(argv: list[str]) -> int:
     words.add_argument("--scale", type=int, default=4, choices=(2, 3, 4, 8))
     words.add_argument("--channels", type=int, default=1, choices=(1, 3), help="3: colour, measured on luma (default: grey)")
     words.add_argument("--bits", type=int, default=0, metavar="N", help="of deep grey images, as 12 in files of 16 (default: the file's)")
-    words.add_argument("--no-retina", action="store_true", help="the grey images are no B-scans: no region between inner surface and RPE")
     words.add_argument("--lpips", action="store_true", help="measure LPIPS too")
     words.add_argument(
         "--steps", type=int, default=200, help="steps of a classifier that learns to tell SR from HR; 0: not asked (default: 200)"
@@ -273,7 +269,7 @@ def main(argv: list[str]) -> int:
     args = words.parse_args(argv)
     if args.out and not _is_table(Path(args.out)):
         raise UserError(f"{args.out}: is no table that evaluate wrote; give a new name that ends in .csv")
-    options = dict(channels=args.channels, bscan=not args.no_retina, wanted=("lpips",) * args.lpips, steps=args.steps, bits=args.bits)
+    options = dict(channels=args.channels, lpips=args.lpips, steps=args.steps, bits=args.bits)
     found = evaluate_folders(args.sr_dir, args.hr_dir, args.scale, **options)
     for line in found.warned:
         print(f"warning: {line}", file=sys.stderr)
