@@ -479,10 +479,7 @@ def test_commands_write_over_no_file_of_others(tmp_path, capsys):
     assert (tmp_path / "a.png").read_bytes() == before and (tmp_path / "notes.csv").read_text() == "mine\n"
     for _ in range(2):
         assert main(["evaluate", str(tmp_path / "sr"), str(tmp_path / "hr"), "--steps", "0", "--out", str(tmp_path / "t.csv")]) == 0
-    assert (
-        "1 image(s) left out of PSNR: SR equals HR; 1 image(s) left out of MS-SSIM: a side of less than 176 pixels"
-        in capsys.readouterr().out
-    )
+    assert "1 image(s) left out of PSNR: SR equals HR\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("command", [["upscale", "", "out"], ["upscale", "a.png", ""], ["evaluate", " ", "hr"], ["phantom", ""]])

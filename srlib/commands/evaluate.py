@@ -14,7 +14,7 @@ from tqdm import tqdm
 from .. import metrics
 from ..config import UserError, load_config
 from ..data.reading import few_values, find_images, jpeg_tables, page_of, png_name, png_names, read_image, read_pair, read_scan, slices
-from ..evaluation.patches import Patches, measuring_network
+from ..evaluation.patches import Patches
 from ..evaluation.protocol import Protocol
 from ..evaluation.statistics import MEASURES, by_patient, is_power, left_out
 from ..files import write
@@ -76,8 +76,7 @@ def evaluate_folders(
         rows += [{"image": name, "method": method} | m for m in measured]
     if not rows:
         raise UserError(f"nothing could be measured; the first reason: {failed[0]}" if failed else f"{sr_dir}: no images")
-    name, network = measuring_network(config)
-    unpaired = patches.measure(network, name, steps).replace({"method": {"sr": method}})
+    unpaired = patches.measure(steps).replace({"method": {"sr": method}})
     return Measured(pd.DataFrame(rows).round(6), pd.DataFrame(drawn), unpaired, warned, failed)
 
 
