@@ -272,6 +272,7 @@ def series(monkeypatch):
         folder = Path(run_dir)
         ran.append(folder.name)
         run = open_run("01", profile, run_dir, data, overrides)
+        run.record("notebooks", "01", seconds=1)
         (folder / "manifest.csv").write_text("path,label,patient,split,sha256\na.png,x,1,test,a\n")
         if folder.name in fails:
             raise fails[folder.name]
