@@ -66,7 +66,7 @@ def _test_images(folder: Path) -> set[tuple[str, str]]:
     return set(zip(table.sha256, table.patient, strict=True))
 
 
-def group_table(means: pd.DataFrame, measures=("gain_db", "ssim", "texture_error_db", "judge")) -> pd.DataFrame:
+def group_table(means: pd.DataFrame, measures=("gain_db", "ssim", "texture_error_db")) -> pd.DataFrame:
     """Mean of each measure for each (group, method), both networks, over patients, then seeds; where a group has several seeds, M_sd is
     the standard deviation between them."""
     runs = means[means.method.isin(["srresnet", "srgan"])].groupby(["group", "method", "seed"], sort=False)[list(measures)].mean()
