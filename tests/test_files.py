@@ -11,15 +11,15 @@ from PIL import Image
 
 from srlib import __main__ as command_line
 from srlib.__main__ import main
+from srlib.commands.evaluate import as_text, evaluate_folders
+from srlib.commands.upscale import upscale_files
 from srlib.config import UserError, load_config
 from srlib.data import reading
 from srlib.data.phantom import bscan
 from srlib.data.reading import read_image
 from srlib.degrade import downsample, to_image, to_tensor, upsample
-from srlib.commands.evaluate import as_text, evaluate_folders
 from srlib.evaluation.run import evaluate_run, evaluated_images
 from srlib.files import REPOSITORY
-from srlib.commands.upscale import upscale_files
 from srlib.models import Generator
 from srlib.models.texture import TextureGenerator
 from srlib.models.weights import save_weights

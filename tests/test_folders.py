@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from srlib.commands.evaluate import evaluate_folders
 from srlib.config import UserError, load_config
 from srlib.data import manifest
 from srlib.data.manifest import build_manifest
 from srlib.data.phantom import bscan
 from srlib.data.reading import find_images, lr_partner, read_pair
 from srlib.degrade import downsample, to_image, to_tensor
-from srlib.commands.evaluate import evaluate_folders
 from srlib.files import write
 from srlib.series.opening import open_run
 from srlib.series.run_folder import Run

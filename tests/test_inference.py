@@ -13,13 +13,13 @@ from PIL import Image
 
 from srlib import metrics
 from srlib.__main__ import main
+from srlib.commands.evaluate import evaluate_folders
+from srlib.commands.upscale import upscale_files
 from srlib.config import UserError
 from srlib.data.phantom import bscan
 from srlib.degrade import downsample, to_image, to_tensor, upsample
-from srlib.commands.evaluate import evaluate_folders
 from srlib.files import REPOSITORY
 from srlib.inference import upscaling
-from srlib.commands.upscale import upscale_files
 from srlib.models import Generator, texture
 from srlib.models.texture import TextureGenerator
 from srlib.models.weights import load_generator, save_weights
