@@ -9,10 +9,10 @@ import re
 import nbformat
 import pytest
 
+from srlib.commands import run as runner
 from srlib.config import Config, OutOfTime, UserError, load_config
 from srlib.files import REPOSITORY, file_hash
 from srlib.models.weights import save_weights
-from srlib.series import report, runner
 from srlib.series.opening import open_run
 from srlib.series.run_folder import Run
 from srlib.training import checkpoint, pretraining
@@ -166,7 +166,7 @@ def test_the_time_that_a_session_began_is_kept(tmp_path, monkeypatch, began):
     if began:
         monkeypatch.setenv("SRLIB_STARTED", began)
     monkeypatch.setattr(runner, "_run_notebook", lambda *_, **__: seen.append(os.environ["SRLIB_STARTED"]))
-    monkeypatch.setattr(report, "build_report", lambda folder: folder)
+    monkeypatch.setattr(runner, "build_report", lambda folder: folder)
     runner.run_series("smoke", str(tmp_path / "run"))
     assert len(seen) == 6 and set(seen) == {began or seen[0]}
     assert os.environ.get("SRLIB_STARTED") == began and "SRLIB_LOCKED" not in os.environ

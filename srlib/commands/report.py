@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from ..config import FIELDS, UserError
+from ..config import FIELDS, Config, UserError
 from ..evaluation import statistics
 from ..evaluation.drawn import DRAWS
 from ..evaluation.methods import named
@@ -67,20 +67,6 @@ def pictures(folder: Path) -> list[tuple[Path, str]]:
     return found
 
 
-def leading_table(summary: pd.DataFrame) -> str:
-    """`statistics.summarise`'s table as HTML: a row for each method, a column for each of the LEADING measures with what is better."""
-    shown = statistics.with_intervals(summary).reindex(LEADING).dropna()
-    heads = [f"{statistics.MEASURES[m][0]}<br><small>{statistics.MEASURES[m][1]}</small>" for m in shown.index]
-    return _html(shown.set_axis(heads).rename(columns=named).T, "method")
-
-
-def all_measures(summary: pd.DataFrame) -> str:
-    """`statistics.summarise`'s table as HTML: a row for each measure with its unit, a column for each method, intervals in brackets."""
-    shown = statistics.with_intervals(summary)
-    better = [statistics.MEASURES[name][1] for name in shown.index]
-    return _html(statistics.titled(shown).assign(better=better), "measure")
-
-
 def _html(table: pd.DataFrame, corner: str) -> str:
     table = table.replace(r" (\[.*)$", r"<br><small>\1</small>", regex=True)
     return f"<div class=wide>{table.to_html(border=0, escape=False).replace('<th></th>', f'<th>{corner}</th>', 1)}</div>"
@@ -94,72 +80,82 @@ def _figure(picture: Path, caption: str) -> str:
 def build_report(folder: Path) -> Path:
     """Write `folder`/index.html from what the run folder holds, and notebooks/*.html; returns its path."""
     folder = Path(folder)
-    config = read_config(folder / "config.json")
-    provenance = read_json(folder / "provenance.json")
-    parts = [f"<h1>SRGAN for OCT: {html.escape(folder.name)}</h1>"]
-    metrics_file = folder / "evaluation" / "metrics.csv"
-    table = read_table(metrics_file) if metrics_file.exists() else None
-    tables = {name: metrics_file.with_name(f"{name}.csv") for name in ("draws", "unpaired")}
-    tables = {name: read_table(file) for name, file in tables.items() if file.exists()}
-    if table is not None:
-        parts.append(f"<p class=lead>{html.escape(statistics.verdict(table, tables.get('unpaired')))}</p>")
-    if config.data == "phantom":
-        parts.append("<p class=phantom>Made from phantoms (synthetic B-scans): not a result on OCT.</p>")
+    config, provenance = read_config(folder / "config.json"), read_json(folder / "provenance.json")
+    files = {name: folder / "evaluation" / f"{name}.csv" for name in ("metrics", "draws", "unpaired")}
+    tables = {name: read_table(file) for name, file in files.items() if file.exists()}
+    measured = "metrics" in tables
+    shown = [_figure(*picture) for picture in pictures(folder)]
+    heads = [*(("Result", "Tests", "Draws", "Patches") if measured else ()), "Pictures", "Notebooks", "Settings"]
     trained = f"{config.pretrain_steps:,} MSE steps, {config.gan_steps:,} adversarial steps, seed {config.seed}, content loss {config.content_features}"
     made = f"networks from {config.networks}, not trained here" if config.networks else trained
-    said = f"Profile {config.profile}, x{config.scale}, {made}. Research only: super-resolved detail is synthetic."
-    parts.append(f"<p class=note>{html.escape(said)}</p>")
-    heads = ("Result", "Tests", "Draws", "Patches") if table is not None else ()
-    parts.append("<nav>" + "".join(f'<a href="#{h.lower()}">{h}</a>' for h in (*heads, "Pictures", "Notebooks", "Settings")) + "</nav>")
-    shown = [_figure(*picture) for picture in pictures(folder)]
-    parts += shown[:1]
-    if table is not None:
-        summary = statistics.summarise(table)
-        note = f"Valid region, mean by patient. {statistics.caution(table)}"
-        parts += ["<h2 id=result>Result</h2>", leading_table(summary), f"<p class=note>{html.escape(note)}</p>"]
-        parts.append(f"<details><summary>all measures</summary>{all_measures(summary)}</details>")
-        parts.append(
-            "<h2 id=tests>Tests</h2><p class=note>Paired Wilcoxon signed-rank tests; p (Holm) is corrected for all rows of its table.</p>"
-        )
-        for measure in ("psnr", "texture_error_db"):
-            text = statistics.readable_tests(table, measure).to_html(border=0, index=False)
-            parts.append(f"<h3>{statistics.MEASURES[measure][0]}, patient by patient</h3><div class=wide>{text}</div>")
-        for head, name, title, readable in (
-            ("draws", "draws", f"{DRAWS} draws of SRGAN: is HR one more of them?", statistics.readable_draws),
-            ("patches", "unpaired", "Patches of SR against patches of HR", statistics.readable_unpaired),
-        ):
-            if name in tables:
-                parts.append(f"<h2 id={head}>{title}</h2>{_html(readable(tables[name]), '')}")
-    parts += ["<h2 id=pictures>Pictures</h2>", *shown[1:]]
-    parts.append("<h2 id=notebooks>Notebooks</h2><ul>")
+    parts = [
+        f"<h1>SRGAN for OCT: {html.escape(folder.name)}</h1>",
+        f"<p class=lead>{html.escape(statistics.verdict(tables['metrics'], tables.get('unpaired')))}</p>" if measured else "",
+        "<p class=phantom>Made from phantoms (synthetic B-scans): not a result on OCT.</p>" if config.data == "phantom" else "",
+        _note(f"Profile {config.profile}, x{config.scale}, {made}. Research only: super-resolved detail is synthetic."),
+        "<nav>" + "".join(f'<a href="#{head.lower()}">{head}</a>' for head in heads) + "</nav>",
+        *shown[:1],
+        *(_measured(tables) if measured else ()),
+        "<h2 id=pictures>Pictures</h2>",
+        *shown[1:],
+        "<h2 id=notebooks>Notebooks</h2><ul>",
+        *_notebooks(folder, provenance),
+        "</ul><h2 id=settings>Settings and provenance</h2>",
+        _settings(folder, config, provenance),
+    ]
+    head = (
+        f'<meta name=viewport content="width=device-width, initial-scale=1"><title>{html.escape(folder.name)}</title><style>{CSS}</style>'
+    )
+    out = folder / "index.html"
+    write(out, f"<!doctype html><html lang=en><meta charset=utf-8>{head}<body>{''.join(parts)}</body></html>\n")
+    return out
+
+
+def _note(text: str) -> str:
+    return f"<p class=note>{html.escape(text)}</p>"
+
+
+def _measured(tables: dict[str, pd.DataFrame]):
+    """What was measured: the leading measures, all of them, the tests, the draws, the patches."""
+    table = tables["metrics"]
+    shown = statistics.with_intervals(statistics.summarise(table))
+    leading = shown.reindex(LEADING).dropna()
+    names = [f"{statistics.MEASURES[m][0]}<br><small>{statistics.MEASURES[m][1]}</small>" for m in leading.index]
+    yield f"<h2 id=result>Result</h2>{_html(leading.set_axis(names).rename(columns=named).T, 'method')}"
+    yield _note(f"Valid region, mean by patient. {statistics.caution(table)}")
+    better = [statistics.MEASURES[name][1] for name in shown.index]
+    yield f"<details><summary>all measures</summary>{_html(statistics.titled(shown).assign(better=better), 'measure')}</details>"
+    yield "<h2 id=tests>Tests</h2>" + _note("Paired Wilcoxon signed-rank tests; p (Holm) is corrected for all rows of its table.")
+    for measure in ("psnr", "texture_error_db"):
+        text = statistics.readable_tests(table, measure).to_html(border=0, index=False)
+        yield f"<h3>{statistics.MEASURES[measure][0]}, patient by patient</h3><div class=wide>{text}</div>"
+    if "draws" in tables:
+        yield f"<h2 id=draws>{DRAWS} draws of SRGAN: is HR one more of them?</h2>{_html(statistics.readable_draws(tables['draws']), '')}"
+    if "unpaired" in tables:
+        yield f"<h2 id=patches>Patches of SR against patches of HR</h2>{_html(statistics.readable_unpaired(tables['unpaired']), '')}"
+
+
+def _notebooks(folder: Path, provenance: dict):
+    """The executed notebooks, made into HTML, as items of a list."""
     for number, (name, _, _) in NOTEBOOKS.items():
         source = folder / "notebooks" / f"{name}.ipynb"
         if source.exists():
             notebook_html(source)
             seconds = provenance.get("notebooks", {}).get(number, {}).get("seconds")
-            took = f" ({seconds:.0f} s)" if seconds else ""
-            parts.append(f'<li><a href="notebooks/{name}.html">{name}</a>{took}</li>')
-    parts.append("</ul><h2 id=settings>Settings and provenance</h2>")
-    made, seconds = provenance.get("made_by", {}), [n.get("seconds", 0) for n in provenance.get("notebooks", {}).values()]
-    manifest = folder / "manifest.csv"
-    lines = {key: made.get(key, "") for key in ("created", "git", "python", "system", "cores")} | made.get("versions", {})
-    lines |= {
-        "seed": config.seed,
-        "images": provenance.get("data", {}).get("images", {}).get("count", ""),
-        "SHA-256 of the manifest, which has that of each image": file_hash(manifest) if manifest.exists() else "",
-        "all notebooks together": f"{sum(seconds):.0f} s",
-    }
-    facts = "; ".join(f"{k} {v}" for k, v in lines.items() if v != "")
+            yield f'<li><a href="notebooks/{name}.html">{name}</a>{f" ({seconds:.0f} s)" if seconds else ""}</li>'
+
+
+def _settings(folder: Path, config: Config, provenance: dict) -> str:
+    """What made the run, in a line, and all settings."""
+    made, manifest = provenance.get("made_by", {}), folder / "manifest.csv"
+    facts = {key: made.get(key, "") for key in ("created", "git", "python", "system", "cores")} | made.get("versions", {})
+    facts |= {"seed": config.seed, "images": provenance.get("data", {}).get("images", {}).get("count", "")}
+    facts |= {"SHA-256 of the manifest, which has that of each image": file_hash(manifest) if manifest.exists() else ""}
     hidden = ("pretrain", "srgan") if config.networks else ()
-    counted = {k: v for k, v in vars(config).items() if FIELDS[k].metadata.get("stage") not in hidden}
-    settings = "".join(f"<tr><td>{k}<td>{html.escape(str(v))}" for k, v in counted.items())
-    parts.append(
-        f"<p class=note>{html.escape(facts)}</p><details><summary>all settings</summary><div class=wide><table>{settings}</table></div></details>"
-    )
-    page = f'<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content="width=device-width, initial-scale=1"><title>{html.escape(folder.name)}</title><style>{CSS}</style><body>{"".join(parts)}</body></html>\n'
-    out = folder / "index.html"
-    write(out, page)
-    return out
+    settings = {name: value for name, value in vars(config).items() if FIELDS[name].metadata.get("stage") not in hidden}
+    rows = "".join(f"<tr><td>{name}<td>{html.escape(str(value))}" for name, value in settings.items())
+    note = _note("; ".join(f"{key} {value}" for key, value in facts.items() if value != ""))
+    return f"{note}<details><summary>all settings</summary><div class=wide><table>{rows}</table></div></details>"
 
 
 def notebook_html(source: Path) -> Path:

@@ -67,9 +67,8 @@ def read_sweep(which: str) -> tuple[str, dict]:
     named = EXPERIMENTS / f"{which}.yaml"
     file = named if named.exists() else Path(which).expanduser()
     if not file.is_file():
-        raise UserError(
-            f"there is no sweep {which!r}; give a YAML file, or one of {', '.join(sorted(p.stem for p in EXPERIMENTS.glob('*.yaml')))}"
-        )
+        shipped = ", ".join(sorted(path.stem for path in EXPERIMENTS.glob("*.yaml")))
+        raise UserError(f"there is no sweep {which!r}; give a YAML file, or one of {shipped}")
     try:
         content = yaml.safe_load(read_text(file))
     except yaml.YAMLError as error:
@@ -78,18 +77,11 @@ def read_sweep(which: str) -> tuple[str, dict]:
         raise UserError(f"{file} needs points: a list of settings, and may have {', '.join(sorted(KEYS - {'points'}))}; nothing else")
     if not isinstance(content["points"], list) or not all(isinstance(point, dict) for point in content["points"]):
         raise UserError(f"{file}: points must be a list of settings, such as '- {{scale: 2}}'")
-    for key in ("settings", *PROFILES):
-        if not isinstance(content.get(key, {}), dict):
-            raise UserError(f"{file}: {key} must be settings, such as '{key}: {{blocks: 8}}'")
-    for settings in (*content["points"], *(content.get(key, {}) for key in ("settings", *PROFILES))):
-        if wrong := [name for name in settings if name in ("seed", "profile") or not isinstance(name, str)]:
-            todo = {"seed": "give them as 'seeds: [0, 1]'", "profile": "give it as 'profile: quick'"}
-            raise UserError(f"{file}: {wrong[0]} is no setting of a point or of all; {todo.get(wrong[0], 'leave it out')}")
-    for point in content["points"]:
-        if not isinstance(point.get("name", "x"), str) or not point.get("name", "x").strip():
-            raise UserError(f"{file}: the name of a point must be text, such as '- {{name: twice, scale: 2}}'")
-    if not isinstance(content.get("profile", ""), str):
-        raise UserError(f"{file}: profile must be a name, one of {', '.join(PROFILES)}")
+    shared = {key: content.get(key, {}) for key in ("settings", *PROFILES)}
+    if wrong := [key for key, settings in shared.items() if not isinstance(settings, dict)]:
+        raise UserError(f"{file}: {wrong[0]} must be settings, such as '{wrong[0]}: {{blocks: 8}}'")
+    if any("seed" in settings for settings in (*content["points"], *shared.values())):
+        raise UserError(f"{file}: seed is no setting of a point or of all; give them as 'seeds: [0, 1]'")
     seeds = content.get("seeds", [0])
     if not isinstance(seeds, list) or not seeds or not all(type(seed) is int and seed >= 0 for seed in seeds):
         raise UserError(f"{file}: seeds must be a list of whole numbers, such as 'seeds: [0, 1]'")
@@ -104,15 +96,9 @@ def make_points(content: dict, home: Path, profile: str = "", seeds=None, data: 
         settings = {k: v for k, v in point.items() if k != "name"}
         name = point.get("name") or "_".join(f"{k}-{v}" for k, v in settings.items()) or "base"
         for seed in content.get("seeds", [0]) if seeds is None else seeds:
-            wanted = {
-                **content.get("settings", {}),
-                **content.get(profile, {}),
-                **({"data": data} if data else {}),
-                **(overrides or {}),
-                **settings,
-                "seed": seed,
-            }
-            made = Point(home / f"{re.sub(r'[^A-Za-z0-9._-]', '-', name)}-seed{seed}", wanted, load_config(profile, **wanted))
+            shared = content.get("settings", {}) | content.get(profile, {}) | ({"data": data} if data else {}) | (overrides or {})
+            wanted = shared | settings | {"seed": seed}
+            made = Point(home / f"{re.sub(r'[^A-Za-z0-9._-]', '-', str(name))}-seed{seed}", wanted, load_config(profile, **wanted))
             same = next((p for p in found if p.config == made.config), None)
             if same:
                 print(f"{made.folder.name} is {same.folder.name} under this profile, which has these settings already: left out")
