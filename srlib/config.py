@@ -27,9 +27,6 @@ LAYERS = {  # that content_features can name of an extractor; the networks thems
     "vgg16": _vgg_layers(2, 2, 3, 3, 3),
     "resnet50": ("conv1", "relu", "layer1", "layer2", "layer3", "layer4"),
     "random-vgg19": _vgg_layers(2, 2, 4, 4, 4),
-    "oct-vgg": _vgg_layers(2, 2, 4, 4, 4),
-    "oct-encoder": _vgg_layers(2, 2, 2, 2),
-    "local-power": (),
     "local-grain": (),
     "none": (),
 }
@@ -101,8 +98,8 @@ class Config:
     generator: str = _setting(
         "srresnet",
         "pretrain",
-        "the network (srlib/models/networks.py); rrdb: ESRGAN's blocks",
-        ("srresnet", "rrdb"),
+        "the network (srlib/models/networks.py)",
+        ("srresnet",),
         registry="models.networks.GENERATORS",
     )
     start: str = _setting(
@@ -114,7 +111,6 @@ class Config:
     blocks: int = _setting(16, "pretrain", "residual blocks of the generator", low=1)
     batch_norm: bool = _setting(True, "pretrain", "batch normalisation in the generator")
     global_skip: bool = _setting(False, "pretrain", "the generator corrects the bicubic image instead of making it anew")
-    sync_batch_norm: bool = _setting(False, "pretrain", "BN over the joint batch of all GPUs, not each one's part")
     smooth: bool = _setting(False, "pretrain", "average 2 x 2 after each PixelShuffle (against checkerboard)")
     crop: int = _setting(96, "pretrain", "side of the HR crops, pixels", low=16)
     crop_min_grey: int = _setting(
@@ -143,15 +139,15 @@ class Config:
     content_features: str = _setting(
         "vgg19:relu5_4",
         "srgan",
-        "network:layer of the content loss (srlib/models/features.py); oct-vgg: VGG-19 tuned to tell the run's classes; none: pixels "
-        "(SRGAN-MSE), with texture no content loss",
+        "network:layer of the content loss (srlib/models/features.py); none: pixels (SRGAN-MSE), with texture no content loss",
         tuple(LAYERS),
         registry="models.features.EXTRACTORS",
     )
     feature_weights: str = _setting(
-        "", "srgan", "state dict for a VGG or ResNet (a file, or a folder to search); '': torchvision's IMAGENET1K_V1"
+        "",
+        "srgan",
+        "state dict for a VGG or ResNet (a file, or a folder to search); '': VGG-19 of data/weights, others torchvision's IMAGENET1K_V1",
     )
-    tuning_steps: int = _setting(200, "srgan", "steps that tune the VGG of oct-vgg, where that is the content loss", low=1)
     content_weight: float = _setting(
         (1 / 12.75) ** 2, "srgan", "factor of the content loss; 0: calibrated from adversarial_share on the first batches", low=0
     )
@@ -202,13 +198,10 @@ class Config:
         0.0, "srgan", "decay of the averaged generator, smaller in the first steps; 0: the last weights", low=0, high=0.99999
     )
     # evaluation
-    border: int = _setting(4, "evaluation", "pixels cut from each border before measuring", low=0, high=32)
-    retina: bool = _setting(True, "evaluation", "measure the retina as a region too; False for grey images that are no B-scans")
     networks: str = _setting(
         "", "evaluation", "measure these, a run's or a release's folder or 'released', and train nothing; notebooks 03, 04, 06 are left out"
     )
-    lpips: bool = _setting(False, "evaluation", "measure LPIPS too; its AlexNet weights are downloaded once")
-    dists: bool = _setting(False, "evaluation", "measure DISTS too; its VGG-16 weights are downloaded once")
+    lpips: bool = _setting(False, "evaluation", "measure LPIPS too")
     draw_images: int = _setting(0, "evaluation", "test images of which eight draws are compared with HR (0: all), patients first", low=0)
     classifier_steps: int = _setting(
         200, "evaluation", "steps of each fresh classifier that learns to tell patches of SR from HR's; 0: none is asked", low=0
@@ -217,9 +210,6 @@ class Config:
     # machine
     device: str = _setting("auto", "machine", "auto takes cuda, mps or cpu", ("auto", "cuda", "mps", "cpu"))
     gpus: int = _setting(0, "machine", "GPUs to train on, a process each, the batch divided among them; 0: all", low=0)
-    torchrun: str = _setting(
-        "--standalone", "machine", "torchrun's arguments where there are several processes; for several hosts its rendezvous"
-    )
     workers: int = _setting(0, "machine", "processes that read crops (0: the training process itself); a GPU cuts its own", low=0)
     decoded_cache: bool = _setting(
         False, "machine", "keep training scans decoded in data/cache, a mapped file each, for sets larger than memory"
@@ -245,7 +235,7 @@ class Config:
 
 
 FIELDS = {f.name: f for f in dataclasses.fields(Config)}
-GONE = {  # settings of earlier versions, and what to write instead
+GONE = {  # settings and choices of earlier versions, and what to write instead
     "degradation_amount": "write it behind the degradation, such as degradation='gaussian:1.6'",
     "reflectivity": "raw reflectivity is always shown on a log scale",
     "phantom_rotation": "leave it out; `bscan(seed, rotation=7)` rotates a single phantom",
@@ -259,6 +249,10 @@ GONE = {  # settings of earlier versions, and what to write instead
     "dists": "DISTS is no longer measured; set lpips",
     "sync_batch_norm": "leave it out; each GPU's batch normalisation sees its own crops",
     "torchrun": "start torchrun yourself, with -m srlib.training RUN STAGE (srlib/README.md)",
+    "oct-encoder": "write vgg19:relu5_4, whose weights are in data/weights",
+    "oct-vgg": "write vgg19:relu5_4; no extractor is tuned to the run's classes",
+    "local-power": "write local-grain, which sees the power too",
+    "rrdb": "write srresnet, or add a network of your own (notebook 06)",
     "decoded_cache": "leave it out; what does not fit into memory is decoded again",
 }
 
@@ -288,8 +282,6 @@ def load_config(profile: str = "quick", /, **overrides) -> Config:
     if layer and layer not in layers:
         known = nearest(layer, layers) if layers else f"set content_features to {network!r}"
         raise UserError(f"content_features={config.content_features!r}: {network} has no layer {layer!r}; {known}")
-    if config.generator == "rrdb" and config.batch_norm:
-        raise UserError("generator='rrdb' has no batch normalisation; set batch_norm to False")
     try:
         groups = re.compile(config.patient_pattern).groups
     except re.error:
@@ -317,6 +309,8 @@ def _check(setting, value):
         module, name = meta["registry"].rsplit(".", 1)
         choices = [*choices, *getattr(importlib.import_module(f".{module}", __package__), name)]
     if choices and chosen not in choices:
+        if chosen in GONE:
+            raise UserError(f"{setting.name}={value!r} is gone: {GONE[chosen]}")
         if kind is str:
             raise UserError(f"{setting.name} cannot be {value!r}; {nearest(chosen, dict.fromkeys(choices))}")
         near = min(meta["choices"], key=lambda c: abs(c - value))

@@ -59,10 +59,10 @@ def test_short_profiles_draw_texture(profile):
         ({"pretrain_lr": float("nan")}, "pretrain_lr cannot be nan"),
         ({"content_features": "vgg19:nonsense"}, "vgg19 has no layer 'nonsense'; valid ones: conv1_1, relu1_1"),
         ({"content_features": "vgg16:relu5_4"}, "vgg16 has no layer 'relu5_4'; did you mean 'relu5_"),
-        ({"content_features": "oct-encoder:pool1"}, "oct-encoder has no layer 'pool1'"),
-        ({"content_features": "local-power:relu1_1"}, "local-power has no layer 'relu1_1'; set content_features to 'local-power'"),
-        ({"generator": "rrdb", "batch_norm": True}, "'rrdb' has no batch normalisation; set batch_norm to False"),
-        ({"border": 400}, "nearest valid value is 32"),
+        ({"content_features": "local-grain:relu1_1"}, "local-grain has no layer 'relu1_1'; set content_features to 'local-grain'"),
+        ({"content_features": "oct-encoder:relu3_2"}, "content_features='oct-encoder:relu3_2' is gone: write vgg19:relu5_4"),
+        ({"generator": "rrdb"}, "generator='rrdb' is gone: write srresnet"),
+        ({"border": 8}, "the setting border is gone: leave it out"),
     ],
 )
 def test_wrong_settings(overrides, words):
@@ -74,7 +74,7 @@ def test_names_are_checked_without_torch():
     """So the runner starts at once, also for a run's stored settings, all of which are checked."""
     code = (
         "import dataclasses, sys; from srlib.config import Config, load_config\n"
-        "settings = dataclasses.asdict(Config()) | {'content_features': 'resnet50:layer3', 'generator': 'rrdb', 'batch_norm': False}\n"
+        "settings = dataclasses.asdict(Config()) | {'content_features': 'resnet50:layer3', 'batch_norm': False}\n"
         "load_config(settings.pop('profile'), **settings)\n"
         "assert 'torch' not in sys.modules"
     )

@@ -203,7 +203,7 @@ def test_grey_levels_survive_the_writing(tmp_path):
     assert (tmp_path / "new/a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
 
 
-def test_weights_that_a_later_notebook_needs_are_asked_for_before_the_pretraining(tmp_path, monkeypatch):
+def test_weights_of_the_content_loss_are_asked_for_before_the_pretraining(tmp_path, monkeypatch):
     """Not after hours of it. Where it has ended, or where the weights are there, nothing is said."""
     run = Run(tmp_path, load_config("smoke", content_features="vgg19:relu5_4", feature_weights=str(tmp_path / "nowhere")))
     run.write_config()
@@ -212,14 +212,11 @@ def test_weights_that_a_later_notebook_needs_are_asked_for_before_the_pretrainin
         open_run("03", "smoke", str(tmp_path))
     asked = []
     monkeypatch.setattr(features, "feature_extractor", lambda *words: asked.append(words))
-    monkeypatch.setattr(features, "perceptual", asked.append)
     open_run("03", "smoke", str(tmp_path))
-    Run(tmp_path, load_config("smoke", lpips=True)).write_config()
-    open_run("03", "smoke", str(tmp_path))
-    assert asked == [("vgg19:relu5_4", str(tmp_path / "nowhere")), ("local-grain", ""), "lpips"]
+    assert asked == [("vgg19:relu5_4", str(tmp_path / "nowhere"))]
     run.record("stages", "pretrain", finished="yes")
     open_run("03", "smoke", str(tmp_path))
-    assert len(asked) == 3
+    assert len(asked) == 1
 
 
 def test_a_damaged_notebook_and_wrong_counts_are_sentences(tmp_path):

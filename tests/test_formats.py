@@ -28,6 +28,8 @@ from pydicom.uid import (
 )
 
 from srlib.__main__ import main
+from srlib.commands.evaluate import evaluate_folders
+from srlib.commands.upscale import upscale_files
 from srlib.config import UserError, load_config
 from srlib.data import inspection
 from srlib.data.crops import Crops
@@ -36,12 +38,10 @@ from srlib.data.manifest import build_manifest
 from srlib.data.phantom import bscan
 from srlib.data.reading import few_values, find_images, lr_partner, read_image, read_scan, slices
 from srlib.data.split import fewer_patients
-from srlib.commands.evaluate import evaluate_folders
 from srlib.files import REPOSITORY
 from srlib.formats import kinds
 from srlib.formats.heidelberg import grey
 from srlib.formats.instruments import who
-from srlib.commands.upscale import upscale_files
 from srlib.models import Generator
 from srlib.series.run_folder import SALT, Run
 from srlib.series.runs import data_hash
@@ -479,10 +479,7 @@ def test_commands_write_over_no_file_of_others(tmp_path, capsys):
     assert (tmp_path / "a.png").read_bytes() == before and (tmp_path / "notes.csv").read_text() == "mine\n"
     for _ in range(2):
         assert main(["evaluate", str(tmp_path / "sr"), str(tmp_path / "hr"), "--steps", "0", "--out", str(tmp_path / "t.csv")]) == 0
-    assert (
-        "1 image(s) left out of PSNR: SR equals HR; 1 image(s) left out of MS-SSIM: a side of less than 176 pixels"
-        in capsys.readouterr().out
-    )
+    assert "1 image(s) left out of PSNR: SR equals HR\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("command", [["upscale", "", "out"], ["upscale", "a.png", ""], ["evaluate", " ", "hr"], ["phantom", ""]])

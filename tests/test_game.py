@@ -60,7 +60,7 @@ def test_the_paper_profile_plays_ledigs_game(batch, monkeypatch):
     learnt; nothing is calibrated, penalised, averaged or frozen."""
     lr, hr = (image.expand(-1, 3, -1, -1) for image in batch)
     small = dict(width=8, blocks=1, crop=32, gan_crop=32, batch=4, d_width=4, precision="fp32")
-    game = new_game(batch, "paper", "oct-encoder", **small)
+    game = new_game(batch, "paper", "vgg19:relu1_2", **small)
     assert type(game.discriminator) is Discriminator and not isinstance(game.generator, TextureGenerator)
     monkeypatch.setattr(game, "first_batches", None)  # a calibration would call it
     seen, logits, drawn = [], [], []
@@ -97,7 +97,7 @@ def test_ledigs_rate_falls_to_a_tenth_at_its_step(batch):
 
 def test_ledigs_games_content_weight_can_be_calibrated(batch):
     game = new_game(
-        batch, extractor="oct-encoder", **LEDIG | {"content_weight": 0.0, "content_features": "oct-encoder"}, adversarial_share=0.2
+        batch, extractor="vgg19:relu1_2", **LEDIG | {"content_weight": 0.0, "content_features": "vgg19:relu1_2"}, adversarial_share=0.2
     )
     found = game.step(0, *batch)
     assert number(found["adversarial_share"]) == pytest.approx(0.2, abs=0.05) and game.weights.content > 0
@@ -149,13 +149,13 @@ def test_terms_start_at_their_stated_sizes(batch):
     assert number(found["pixel"]) == pytest.approx(2.5, rel=1e-3) and "content" not in found
     assert number(found["adversarial_share"] + found["pixel_share"]) == pytest.approx(1)
     for share, weight in ((0.6, 1.0), (0.2, 0.3)):
-        game = new_game(batch, content_features="oct-encoder", adversarial_share=share, adversarial_weight=weight)
+        game = new_game(batch, content_features="vgg19:relu1_2", adversarial_share=share, adversarial_weight=weight)
         found = game.step(0, *batch)
         both = found["adversarial"] + found["content"]
         assert number(found["adversarial"] / both) == pytest.approx(share, abs=0.03)
         assert number(found["pixel"]) == pytest.approx(1, rel=1e-3) and number(found["loss"]) == pytest.approx(number(both) + 1, rel=1e-3)
         assert number(found["adversarial"]) == pytest.approx(weight * math.log(2), rel=0.15)
-    given = new_game(batch, content_features="oct-encoder", content_weight=3.0)
+    given = new_game(batch, content_features="vgg19:relu1_2", content_weight=3.0)
     given.step(0, *batch)
     assert given.weights.content == 3.0 and given.weights.pixel > 0
 

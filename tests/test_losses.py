@@ -2,14 +2,14 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
 from srlib.config import LAYERS, UserError, load_config
 from srlib.files import WEIGHTS
-from srlib.models import encoders
-from srlib.models.features import feature_extractor, judge
-from srlib.training import classifier
+from srlib.models import features
+from srlib.models.features import feature_extractor
 from srlib.training.losses import ADVERSARIAL, ContentLoss, adversarial_loss, discriminator_loss, gradient_penalty, pairing_loss, psnr_loss
 
 
@@ -25,7 +25,7 @@ def random_vgg(tmp_path_factory):
 
 
 def test_content_loss_has_a_gradient_and_the_extractor_none(random_vgg):
-    for name, weights in (("vgg19:relu2_2", random_vgg), ("oct-encoder", "")):
+    for name, weights in (("vgg19:relu2_2", random_vgg), ("vgg19:relu1_2", "")):
         loss = ContentLoss(feature_extractor(name, weights))
         sr = torch.rand(1, 1, 48, 48, requires_grad=True)
         loss(sr, torch.rand(1, 1, 48, 48)).backward()
@@ -34,14 +34,14 @@ def test_content_loss_has_a_gradient_and_the_extractor_none(random_vgg):
 
 
 def test_extractor_stays_in_eval_mode():
-    loss = ContentLoss(feature_extractor("oct-encoder")).train()
+    loss = ContentLoss(feature_extractor("vgg19:relu2_2")).train()
     assert not any(m.training for m in loss.extractor.modules())
     image = torch.rand(2, 1, 48, 48)
     torch.testing.assert_close(loss.extractor(image), loss.extractor(image))
 
 
 def test_grey_and_its_copy_to_three_channels_agree():
-    net, grey = feature_extractor("oct-encoder"), torch.rand(1, 1, 32, 32)
+    net, grey = feature_extractor("vgg19:relu2_2"), torch.rand(1, 1, 32, 32)
     torch.testing.assert_close(net(grey), net(grey.expand(-1, 3, -1, -1)))
 
 
@@ -76,7 +76,7 @@ def test_vgg_weights_in_every_form(random_vgg, tmp_path):
 
 
 def test_names_and_files_that_are_wrong(tmp_path):
-    for name in ("resnet", "judge", "vgg19:relu9_9", "oct-encoder:pool1"):
+    for name in ("resnet", "vgg19:relu9_9", "vgg19:pool1"):
         with pytest.raises(UserError):
             feature_extractor(name)
     (tmp_path / "vgg19.pth").write_bytes(b"no weights")
@@ -88,81 +88,25 @@ def test_names_and_files_that_are_wrong(tmp_path):
 
 @pytest.mark.parametrize("network", [name for name, layers in LAYERS.items() if layers])
 def test_layers_that_settings_can_name_are_the_networks(network):
-    with torch.device("cpu" if network == "oct-encoder" else "meta"), pytest.raises(UserError) as error:  # (meta: at once)
+    with torch.device("meta"), pytest.raises(UserError) as error:  # (meta: at once)
         feature_extractor(f"{network}:nonsense")
     assert str(error.value).partition("; it has ")[2].split(", ") == list(LAYERS[network])
 
 
-@pytest.fixture
-def tuned(tmp_path, monkeypatch):
-    """A function of settings that asks for oct-vgg, with a small network in VGG-19's place; it says how often that was tuned by then."""
-
-    class Small(torch.nn.Module):
-        def __init__(self, classes):
-            super().__init__()
-            self.features = torch.nn.Sequential(torch.nn.Conv2d(3, 1, 1))
-
-    count, scans = [], {label: tmp_path / label / "a.png" for label in ("CNV", "NORMAL", "DME")}
-    monkeypatch.setattr(classifier, "VggClassifier", Small)
-    monkeypatch.setattr(classifier, "load_imagenet", lambda *_: None)
-    monkeypatch.setattr(classifier, "read_image", lambda *_, **reading: torch.zeros(64, 64, dtype=torch.uint8).numpy())
-    monkeypatch.setattr(classifier, "train_classifier", lambda *_: count.append(1))
-    (tmp_path / "vgg19.pth").write_bytes(b"weights")
-
-    def ask(labels=("CNV", "NORMAL"), **settings):
-        config = load_config("smoke", **{"content_features": "oct-vgg", "feature_weights": str(tmp_path / "vgg19.pth")} | settings)
-        file = classifier.tuned_vgg(config, [scans[label] for label in labels], [], tmp_path, torch.device("cpu"))
-        assert file == tmp_path / "srgan/oct-vgg.pt"
-        return len(count)
-
-    return ask
+def test_the_repositorys_vgg_is_the_original_one():
+    """Without feature_weights, and nothing is downloaded: the reference values of relu5_4 are those of the file as it came."""
+    net, packed = feature_extractor("vgg19:conv5_1"), np.load(WEIGHTS / "vgg19.npz")
+    assert torch.equal(net.body[0].weight, torch.from_numpy(packed["features.0.weight"]).float())
+    scale, least = packed["features.28.weight.affine"]
+    torch.testing.assert_close(net.body[28].weight, torch.from_numpy(packed["features.28.weight"] * scale + least).float())
+    assert net.body[28].bias.dtype == torch.float32 and not any(p.requires_grad for p in net.parameters())
 
 
-def test_oct_vgg_is_tuned_again_with_other_settings(tuned, tmp_path, capsys):
-    """Other steps, seed, classes, weights in the file: each tunes once."""
-    assert tuned() == tuned() == 1 and not capsys.readouterr().out
-    assert tuned(tuning_steps=3) == tuned(tuning_steps=3) == 2
-    assert "oct-vgg.pt was tuned with another tuning_steps" in capsys.readouterr().out
-    assert tuned(seed=1) == tuned(seed=1) == 3
-    assert tuned(("CNV", "DME")) == tuned(("CNV", "DME")) == 4
-    (tmp_path / "vgg19.pth").write_bytes(b"others")
-    assert tuned(("CNV", "DME")) == tuned(("CNV", "DME")) == 5
-    assert "another feature_weights" in capsys.readouterr().out
-    (tmp_path / "vgg19.pth").unlink()
-    assert tuned(("CNV", "DME")) == 5  # a run that was taken elsewhere
-
-
-def test_oct_vgg_of_older_runs_is_tuned_once(tuned, tmp_path, capsys):
-    (tmp_path / "srgan").mkdir()
-    for content in (lambda file: torch.save({"0.weight": torch.zeros(1)}, file), lambda file: file.write_bytes(b"torn")):
-        content(tmp_path / "srgan/oct-vgg.pt")
-        before = tuned()
-        assert "does not say with what it was tuned" in capsys.readouterr().out and tuned() == before
-    assert before == 2
-
-
-def test_a_training_does_not_go_on_with_another_oct_vgg(tuned, tmp_path):
-    tuned()
-    (tmp_path / "srgan/checkpoint.pt").write_bytes(b"a training")
-    (tmp_path / "vgg19.pth").write_bytes(b"others")
-    with pytest.raises(UserError, match=r"oct-vgg\.pt was tuned with another feature_weights .* put that back, or choose another folder"):
-        tuned()
-    (tmp_path / "vgg19.pth").write_bytes(b"weights")
-    assert tuned() == 1
-
-
-def test_a_changed_encoder_file_is_refused(tmp_path, monkeypatch):
-    (tmp_path / "oct-encoder.pt").write_bytes((WEIGHTS / "oct-encoder.pt").read_bytes() + b"x")
-    monkeypatch.setattr(encoders, "WEIGHTS", tmp_path)
+def test_a_changed_weights_file_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "vgg19.npz").write_bytes((WEIGHTS / "vgg19.npz").read_bytes() + b"x")
+    monkeypatch.setattr(features, "WEIGHTS", tmp_path)
     with pytest.raises(UserError, match="SHA-256"):
-        feature_extractor("oct-encoder")
-
-
-def test_the_judge_is_another_network():
-    assert type(judge().body) is not type(feature_extractor("oct-encoder").body)
-    assert len(judge()(torch.rand(1, 1, 64, 64))) == 3
-    size = sum((WEIGHTS / f"{n}.pt").stat().st_size for n in encoders.SHA256)
-    assert size < 1e6
+        feature_extractor("vgg19")
 
 
 def test_adversarial_losses_by_hand():
@@ -214,7 +158,7 @@ def test_real_vgg(vgg_file):
 
 def test_content_loss_of_two_equal_draws_is_the_papers():
     """MSE of features, with its gradient."""
-    loss = ContentLoss(feature_extractor("oct-encoder"))
+    loss = ContentLoss(feature_extractor("vgg19:relu1_2"))
     hr, sr = torch.rand(2, 2, 1, 48, 48, generator=torch.Generator().manual_seed(0))
     sr.requires_grad_()
     expected = torch.nn.functional.mse_loss(loss.extractor(sr), loss.extractor(hr))
@@ -236,24 +180,35 @@ def test_two_draws_do_not_punish_the_grain():
     torch.testing.assert_close(slope, (other - hr) / hr.numel())
 
 
-def test_local_power_says_how_rough_and_in_which_direction():
+class Power(torch.nn.Module):
+    """The first maps of local-grain: how strong each wave is."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = feature_extractor("local-grain")
+
+    def forward(self, image):
+        return self.net(image)[:, :33]
+
+
+def test_local_grain_says_how_rough_and_in_which_direction():
     """The logarithm of the mean square of waves that white noise fills alike, of grey levels whatever the copy to three channels: twice the
     contrast is log 4 more, a wave along one axis stands in another map than along the other; another draw of the same texture is near, a
     blurred one far. It has a gradient and no weights."""
-    net, chance = feature_extractor("local-power"), torch.Generator().manual_seed(0)
+    power, chance = Power(), torch.Generator().manual_seed(0)
     noise = 0.45 + 0.1 * torch.randn(1, 1, 96, 96, generator=chance)
-    maps = net(noise)
-    assert maps.shape[1] > 10 and min(maps.shape[2:]) > 8 and not list(net.parameters())
+    maps = power(noise)
+    assert maps.shape[1] > 10 and min(maps.shape[2:]) > 8 and not list(power.parameters())
     torch.testing.assert_close(maps.exp().mean(), torch.tensor(0.01 + (0.5 / 255) ** 2), rtol=0.05, atol=0)
-    torch.testing.assert_close(net(noise.expand(-1, 3, -1, -1)), maps)
-    gap = net(0.45 + 2 * (noise - 0.45)) - maps
+    torch.testing.assert_close(power(noise.expand(-1, 3, -1, -1)), maps)
+    gap = power(0.45 + 2 * (noise - 0.45)) - maps
     assert gap.mean().item() == pytest.approx(math.log(4), abs=0.01)
     across = 0.45 + 0.1 * torch.cos(2 * torch.pi * 3 / 8 * torch.arange(96)).expand(1, 1, 96, 96)
-    one, other = net(across)[0].mean((1, 2)), net(across.transpose(2, 3))[0].mean((1, 2))
+    one, other = power(across)[0].mean((1, 2)), power(across.transpose(2, 3))[0].mean((1, 2))
     assert one.argmax() != other.argmax() and one.max() > one.median() + math.log(100)
     torch.testing.assert_close(one.sort().values, other.sort().values, atol=1e-2, rtol=0)
     other_draw, blurred = 0.45 + 0.1 * torch.randn(1, 1, 96, 96, generator=chance), torch.nn.functional.avg_pool2d(noise, 3, 1, 1)
-    loss = ContentLoss(net)
+    loss = ContentLoss(power)
     assert loss(other_draw, noise) < loss(blurred, noise) / 5
     given = noise.clone().requires_grad_()
     assert torch.autograd.grad(loss(given, other_draw), given)[0].abs().sum() > 0
@@ -306,43 +261,42 @@ def test_psnr_loss_is_minus_the_mean_psnr():
     assert (torch.autograd.grad(value, same)[0] == 0).all()
 
 
-def test_local_power_is_the_log_power_of_white_noise_in_every_wave():
+def test_local_grain_has_the_log_power_of_white_noise_in_every_wave():
     """Noise of standard deviation s has power s squared in each; another draw of it the same maps but for chance."""
-    net, chance = feature_extractor("local-power"), torch.Generator().manual_seed(0)
-    maps = [net(0.5 + 0.1 * torch.randn(8, 1, 96, 96, generator=chance)).mean((0, 2, 3)) for _ in range(2)]
+    power, chance = Power(), torch.Generator().manual_seed(0)
+    maps = [power(0.5 + 0.1 * torch.randn(8, 1, 96, 96, generator=chance)).mean((0, 2, 3)) for _ in range(2)]
     assert (maps[0].exp() / 0.01).numpy() == pytest.approx(1, abs=0.35)  # (the mean of a logarithm lies below)
     assert (maps[0] - maps[1]).abs().max() < 0.15
 
 
 @pytest.mark.parametrize("turn", [1, -1])
-def test_local_power_tells_the_two_diagonals_apart(turn):
+def test_local_grain_tells_the_two_diagonals_apart(turn):
     y, x = torch.arange(64.0)[:, None], torch.arange(64.0)
     stripes = [0.5 + 0.1 * torch.cos(2 * torch.pi * (x + sign * y) / 4)[None, None] for sign in (turn, -turn)]
-    one, other = (feature_extractor("local-power")(image).mean((0, 2, 3)) for image in stripes)
+    one, other = (Power()(image).mean((0, 2, 3)) for image in stripes)
     assert one.argmax() != other.argmax() and one[one.argmax()] > other[one.argmax()] + 3
 
 
-def test_local_power_hides_what_rounding_adds_and_has_a_gradient():
-    net = feature_extractor("local-power")
+def test_local_grain_hides_what_rounding_adds_and_has_a_gradient():
+    power = Power()
     flat = torch.full((1, 1, 32, 32), 0.5, requires_grad=True)
     rounded = flat.detach() + (torch.rand(1, 1, 32, 32, generator=torch.Generator().manual_seed(0)) - 0.5) / 255
-    assert (net(rounded) - net(flat)).abs().max() < 1.5 < (net(flat.detach() + 5 * (rounded - flat.detach())) - net(flat)).max()
+    assert (power(rounded) - power(flat)).abs().max() < 1.5 < (power(flat.detach() + 5 * (rounded - flat.detach())) - power(flat)).max()
     textured = 0.3 + 0.05 * torch.randn(1, 1, 64, 64, generator=torch.Generator().manual_seed(1))
-    torch.testing.assert_close(net(textured), net(textured + 0.4), atol=1e-3, rtol=0)  # blind to brightness
-    net(flat + 0.05 * torch.rand(1, 1, 32, 32)).sum().backward()
+    torch.testing.assert_close(power(textured), power(textured + 0.4), atol=1e-3, rtol=0)  # blind to brightness
+    power(flat + 0.05 * torch.rand(1, 1, 32, 32)).sum().backward()
     assert flat.grad.abs().sum() > 0
 
 
 def test_local_grain_knows_skewness_and_tails():
-    """Its first maps are local-power's; the others tell a draw from its mirror image in brightness, and many small grains from few strong ones of
+    """Its last maps tell a draw from its mirror image in brightness, and many small grains from few strong ones of
     the same power. It has a gradient, and no value of a flat image is nan."""
-    net, power = feature_extractor("local-grain"), feature_extractor("local-power")
+    net = feature_extractor("local-grain")
     chance = torch.Generator().manual_seed(0)
     normal = torch.randn(1, 1, 96, 96, generator=chance)
     skewed = (torch.rand(1, 1, 96, 96, generator=chance).log() + 1) * -1  # exponential: skewness 2
     rare = normal * (torch.rand(1, 1, 96, 96, generator=chance) < 0.1) * 10**0.5
     bright, dark, few, many = (net(0.5 + 0.05 * grain).mean((0, 2, 3)) for grain in (skewed, -skewed, rare, normal))
-    torch.testing.assert_close(net(0.5 + 0.05 * normal)[:, :33], power(0.5 + 0.05 * normal))
     assert len(bright) == 37 and bright[33] > 1 > -1 > dark[33] and abs(many[33]) < 0.3
     torch.testing.assert_close(bright[:33], dark[:33])
     assert few[34] > many[34] + 2

@@ -1,11 +1,9 @@
 """Two processes under torchrun, on the CPU through gloo: the same training as one, stopped, killed and continued."""
 
-import contextlib
 import dataclasses
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,7 +14,6 @@ import torch
 from test_training import LEDIG, TINY, begin, same, weights
 
 from srlib.config import OutOfTime, UserError, load_config
-from srlib.files import REPOSITORY
 from srlib.training import adversarial, checkpoint, parallel, pretraining
 
 SETTINGS = TINY | {"device": "cpu", "precision": "fp32"}
@@ -127,114 +124,6 @@ def test_a_process_that_dies_ends_the_run(images, tmp_path):
     assert step(tmp_path) > 5
 
 
-FIRST = (  # as a notebook calls it
-    "import json, sys; from srlib.training import adversarial, pretraining; from srlib.config import load_config\n"
-    "stage, folder, images, settings = *sys.argv[1:3], *map(json.loads, sys.argv[3:])\n"
-    "train = {'pretrain': pretraining.pretrain_generator, 'srgan': adversarial.train_srgan}[stage]\n"
-    "train(load_config('smoke', **settings), *images, folder)"
-)
-
-
-@pytest.fixture
-def hosts(images, tmp_path):
-    """Two hosts, as two torchrun on loopback with one process each, by the documented commands: a function that starts one, 'first' or 'further'."""
-    started = []
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    rendezvous = f"--nnodes=2 --rdzv-backend=c10d --rdzv-endpoint=127.0.0.1:{port} --local-addr=127.0.0.1"
-
-    def start(which, settings, stage="pretrain"):
-        first = [sys.executable, "-c", FIRST, stage, str(tmp_path), json.dumps(images), json.dumps(settings | {"torchrun": rendezvous})]
-        further = [sys.executable, "-m", "srlib", "join", str(tmp_path / stage / "job.json")]
-        options = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=REPOSITORY)
-        started.append(subprocess.Popen(first if which == "first" else further, **options))
-        return started[-1]
-
-    yield start
-    for process in started:
-        for pid in (*(grand for child in children(process.pid) for grand in children(child)), *children(process.pid), process.pid):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-
-
-def test_two_hosts_train_as_one(images, tmp_path, hosts):
-    """Either stage, the further host first or last: the same weights as one host with two processes. An ended stage is joined no more."""
-    settings = SETTINGS | {"pretrain_steps": 8, "penalty": 8.0}
-    for stage, order, weight in (("pretrain", ("further", "first"), "srresnet.pt"), ("srgan", ("first", "further"), "srgan.pt")):
-        both = [hosts(which, settings, stage) for which in order]
-        said = [process.communicate(timeout=120)[0] for process in both]
-        assert [process.returncode for process in both] == [0, 0], said
-        assert "8/8" in "".join(said) or stage == "srgan"
-        assert not (tmp_path / stage / "job.json").exists()
-        again = hosts("further", settings, stage)
-        assert "the stage has ended" in again.communicate(timeout=60)[0] and again.returncode == 0
-        (tmp_path / "one").mkdir(exist_ok=True)
-        parallel.launch(stage, 2, load_config("smoke", **settings), *images, tmp_path / "one", "")
-        assert same(weights(tmp_path / weight), weights(tmp_path / "one" / weight))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("killed", ["further", "first"])
-def test_a_host_that_dies_ends_the_other_in_words(tmp_path, hosts, killed):
-    """Killed with all it started: the other ends with a sentence, and the same commands, the first host's first, go on from the checkpoint."""
-    settings = SETTINGS | {"pretrain_steps": 100_000, "checkpoint_every": 5}
-    both = {which: hosts(which, settings) for which in ("further", "first")}
-    deadline = time.monotonic() + 120
-    while step(tmp_path) < 4 and time.monotonic() < deadline:
-        time.sleep(0.2)
-    dead = both.pop(killed)
-    (other,) = both.values()
-    (torchrun,) = children(dead.pid)
-    for pid in (dead.pid, torchrun, *children(torchrun)):
-        os.kill(pid, signal.SIGKILL)
-    said = other.communicate(timeout=120)[0]
-    assert other.returncode and "a training process, here or on another host, died" in said and "to continue" in said, said
-    before, stale = step(tmp_path), time.time()
-    first, job = hosts("first", settings), tmp_path / "pretrain/job.json"
-    while not (job.exists() and job.stat().st_mtime > stale) and time.monotonic() < deadline + 60:
-        time.sleep(0.2)
-    hosts("further", settings)
-    while step(tmp_path) <= before and time.monotonic() < deadline + 200:
-        time.sleep(0.2)
-    first.send_signal(signal.SIGINT)
-    assert step(tmp_path) > before and "KeyboardInterrupt" in first.communicate(timeout=120)[0]
-
-
-def test_a_further_host_says_what_another_one_raised(images, tmp_path, hosts, capfd):
-    """A limit of time, or a mistake, ends both with its sentence; a host that is asked to stop leaves nothing running."""
-    settings = SETTINGS | {"pretrain_steps": 100_000, "max_hours": 1e-9}
-    both = [hosts(which, settings) for which in ("further", "first")]
-    said = [process.communicate(timeout=120)[0] for process in both]
-    assert all(process.returncode for process in both) and all("max_hours=1e-09 are over" in words for words in said), said
-    job = tmp_path / "pretrain/job.json"
-    config = dataclasses.asdict(load_config("smoke", **settings, torchrun="--nnodes=2 --rdzv-backend=c10d --rdzv-endpoint=127.0.0.1:9"))
-    job.write_text(json.dumps({"config": config}))
-    waiting = hosts("further", settings)
-    while not children(waiting.pid) and waiting.poll() is None:
-        time.sleep(0.2)
-    (torchrun,) = children(waiting.pid)
-    waiting.terminate()
-    waiting.communicate(timeout=60)
-    with pytest.raises(ProcessLookupError):
-        os.kill(torchrun, 0)
-
-
-def test_what_is_no_job(tmp_path):
-    job = tmp_path / "run/pretrain/job.json"
-    for wrong in (job.with_name("config.json"), tmp_path / "job.json", tmp_path / "none/run/pretrain/job.json"):
-        with pytest.raises(UserError, match="is no job; it is RUN/pretrain/"):
-            parallel.join(wrong)
-    job.parent.mkdir(parents=True)
-    for text in ("{", "{}", '{"config": {"colour": 1}}'):
-        job.write_text(text)
-        with pytest.raises(UserError, match="another version of srlib"):
-            parallel.join(job)
-    job.write_text(json.dumps({"config": dataclasses.asdict(load_config("smoke"))}))
-    with pytest.raises(UserError, match="is for one host; start the first one with -p torchrun '--nnodes=2"):
-        parallel.join(job)
-
-
 def children(pid):
     return [int(p) for p in subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True, check=False).stdout.split()]
 
@@ -263,16 +152,9 @@ def test_what_cannot_be_divided_or_had(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     gpu = torch.device("cuda")
     assert parallel.processes(load_config("smoke"), gpu) == 2 and parallel.processes(load_config("smoke", gpus=1), gpu) == 0
-    assert parallel.processes(load_config("smoke", gpus=1, torchrun="--nnodes=2"), gpu) == 1
     assert parallel.processes(load_config("smoke"), torch.device("cpu")) == 0
-    assert parallel.processes(load_config("smoke", torchrun="--nnodes=2"), torch.device("cpu")) == 1
     with pytest.raises(UserError, match="gpus=4, but this machine has 2"):
         parallel.processes(load_config("smoke", gpus=4), gpu)
-
-
-def test_sync_batch_norm_is_for_gpus(images, tmp_path):
-    with pytest.raises(UserError, match="sync_batch_norm=True needs GPUs"):
-        pretraining.pretrain_generator(load_config("smoke", **SETTINGS, sync_batch_norm=True), *images, tmp_path)
 
 
 def test_more_gpus_than_there_are_is_a_sentence():

@@ -306,7 +306,7 @@ def test_training_goes_on_from_given_weights(run, packed, tmp_path):
 
 def old_config(**settings) -> dict:
     """config.json as runs wrote it before SRGAN drew its texture."""
-    config = dataclasses.asdict(load_config("quick", content_features="oct-encoder", adversarial_loss="standard"))
+    config = dataclasses.asdict(load_config("quick", content_features="random-vgg19", adversarial_loss="standard"))
     config |= dict(d_noise=0.07, d_pause=1.0, loss_shift=16, grid_weight=1000.0, lr_weight=0.0, pixel_share=0.3) | settings
     return {name: value for name, value in config.items() if name not in ("texture", "penalty", "pixel_weight", "gan_crop")}
 
@@ -317,7 +317,7 @@ def test_the_settings_of_an_older_run(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(old_config()))
     config = read_config(tmp_path / "config.json")
     assert (config.profile, config.texture, config.penalty, config.pixel_weight) == ("quick", 0, 0.0, 0.0)
-    assert config.phantoms == 120 and config.content_features == "oct-encoder"
+    assert config.phantoms == 120 and config.content_features == "random-vgg19"
     settings = Run(tmp_path, config).settings("srgan")
     assert Run(tmp_path, config).fingerprint("pretrain") == Run(tmp_path, dataclasses.replace(config, texture=8)).fingerprint("pretrain")
     assert settings["texture"] == 0

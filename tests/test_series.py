@@ -106,7 +106,7 @@ def test_smoke_run_makes_everything(smoke_run):
     table = pd.read_csv(folder / "evaluation/metrics.csv")
     assert list(table.method.unique()) == ["nearest", "bicubic", "linear", "srresnet", "srgan", "noise"]
     assert list(table.columns[:7]) == ["image", "patient", "label", "method", "region", "psnr", "ssim"]
-    assert table.psnr.between(10, 60).all() and table.judge.ge(0).all() and set(table.region) == {"whole", "valid", "retina"}
+    assert table.psnr.between(10, 60).all() and set(table.region) == {"whole", "valid", "retina"}
     assert table[["texture_error_db", "depth1_db", "speckle", "epi", "boundary_px"]].notna().all().all()
     for name, _, _ in NOTEBOOKS.values():
         executed = nbformat.read(folder / "notebooks" / f"{name}.ipynb", as_version=4)
@@ -207,7 +207,7 @@ def test_colour_photographs_at_another_scale(tmp_path):
     done = srlib("run", "--profile", "smoke", "--data", tmp_path / "photos", "--run-dir", tmp_path / "run", *extra)
     assert done.returncode == 0, done.stdout + done.stderr
     table = pd.read_csv(tmp_path / "run/evaluation/metrics.csv")
-    assert table.psnr.between(10, 60).all() and table.judge.notna().all()
+    assert table.psnr.between(10, 60).all()
     gap = table[(table.method == "noise") & (table.region == "whole")].band1_db.abs().mean()
     assert gap < 4  # the Gaussian texture has HR's power in colour, too
 

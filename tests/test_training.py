@@ -15,14 +15,14 @@ from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
 from srlib import degrade
+from srlib.commands import bench
 from srlib.config import UserError, load_config
 from srlib.degrade import upsample
 from srlib.device import autocast_dtype
 from srlib.models import features
 from srlib.models.weights import load_generator, save_weights
 from srlib.series.run_folder import Run
-from srlib.commands import bench
-from srlib.training import adversarial, checkpoint, classifier, diagnostics, pretraining
+from srlib.training import adversarial, checkpoint, diagnostics, pretraining
 from srlib.training.stage import make_generator, training_pairs, update
 from srlib.training.validation import Validation, draw
 
@@ -44,7 +44,7 @@ LEDIG = {  # the paper's game, which draws nothing
     "pixel_weight": 0.0,
     "adversarial_loss": "standard",
     "adversarial_weight": 1e-3,
-    "content_features": "oct-encoder",
+    "content_features": "local-grain",
     "content_weight": 1.0,
     "ema": 0.0,
 }
@@ -155,7 +155,7 @@ def test_a_game_repeats_to_the_byte(images, tmp_path, rules):
 def test_the_history_begins_before_the_first_step(images, tmp_path):
     """Row 0 has what is validated, of the projected trunk; all later numbers are finite; SR stays with LR from the start on; the first terms
     have their stated sizes."""
-    config = load_config("smoke", **TINY | {"validate_every": 1, "content_features": "oct-encoder", "adversarial_share": 0.4})
+    config = load_config("smoke", **TINY | {"validate_every": 1, "content_features": "local-grain", "adversarial_share": 0.4})
     begin(config, tmp_path)
     history = adversarial.train_srgan(config, *images, tmp_path)
     validated = {"gain_db", "consistency_db", "stripe_db", *(f"band{k}_db" for k in range(1, 5))}
@@ -231,7 +231,7 @@ def test_other_settings_are_refused(images, tmp_path):
 
 def test_srgan_depends_on_the_extractor(images, tmp_path, monkeypatch):
     """Features of zeros give another SRGAN: the content loss really reaches the generator (a dead gradient would not)."""
-    config = load_config("smoke", **TINY | {"content_weight": 50.0, "content_features": "oct-encoder"})
+    config = load_config("smoke", **TINY | {"content_weight": 0.01, "content_features": "vgg19:relu1_2"})
     original = features.feature_extractor
 
     def zeroed(*args):
@@ -243,7 +243,7 @@ def test_srgan_depends_on_the_extractor(images, tmp_path, monkeypatch):
     results = []
     for name, extractor in (("as released", original), ("zeroed", zeroed)):
         begin(config, tmp_path / name)
-        monkeypatch.setattr(classifier, "feature_extractor", extractor)
+        monkeypatch.setattr(adversarial, "feature_extractor", extractor)
         history = adversarial.train_srgan(config, *images, tmp_path / name)
         results.append((weights(tmp_path / name / "srgan.pt"), history.content.iloc[-1]))
     assert not same(results[0][0], results[1][0])

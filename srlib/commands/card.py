@@ -28,7 +28,7 @@ from .onnx import CHECKED, OPSET
 from .report import markdown, readable_draws, readable_tests, readable_unpaired
 
 CURVE = 9  # points of a training's curve
-BY_PART = ("gain_db", "ssim", "ms_ssim", "texture_error_db", *(f"band{k}_db" for k in range(1, 7)), "stripe_db", "consistency")
+BY_PART = ("gain_db", "ssim", "texture_error_db", *(f"band{k}_db" for k in range(1, 7)), "stripe_db", "consistency")
 KERMANY = (
     "D. Kermany, K. Zhang, M. Goldbaum: Labeled Optical Coherence Tomography (OCT) and Chest X-Ray Images for Classification, Mendeley Data, 2018, "
     "[doi:10.17632/rscbjbr9sj.2](https://data.mendeley.com/datasets/rscbjbr9sj/2), CC BY 4.0"

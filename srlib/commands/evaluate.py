@@ -14,7 +14,7 @@ from tqdm import tqdm
 from .. import metrics
 from ..config import UserError, load_config
 from ..data.reading import few_values, find_images, jpeg_tables, page_of, png_name, png_names, read_image, read_pair, read_scan, slices
-from ..evaluation.patches import Patches, measuring_network
+from ..evaluation.patches import Patches
 from ..evaluation.protocol import Protocol
 from ..evaluation.statistics import MEASURES, by_patient, is_power, left_out
 from ..files import write
@@ -55,7 +55,7 @@ def evaluate_folders(
         raise UserError(f"steps cannot be {steps}; it is 0 (no classifier) or more")
     config, rows, drawn = load_config("quick", scale=scale, channels=channels, bits=bits), [], []
     matched, warned, failed = _match(Path(sr_dir), Path(hr_dir))
-    network, perceptual = features.judge(), {"lpips": features.perceptual("lpips")} if lpips else {}
+    network = features.lpips() if lpips else None
     method, patches = Path(sr_dir).name, Patches(["sr"])
     for name, (hr_path, paths) in tqdm(matched.items(), desc="evaluate", unit="image", ncols=100):
         try:
@@ -64,7 +64,7 @@ def evaluate_folders(
             images, valid = [read_image(path, channels, bits=bits) for path in paths], valid_region(hr)
             # HR is cut to a multiple of the scale, and so is SR of its size
             images = [image[: hr.shape[0], : hr.shape[1]] if image.shape == whole.image.shape else image for image in images]
-            measured = Protocol(lr, hr, config.reduction, 4, network, "cpu", perceptual=perceptual).measure(images[0])
+            measured = Protocol(lr, hr, config.reduction, lpips=network).measure(images[0])
             if len(images) > 1:
                 drawn.append({"image": name, "draws": len(images)} | _of_draws(images, hr, valid))
         except (ValueError, OSError, MemoryError) as error:  # UserError among them
@@ -76,8 +76,7 @@ def evaluate_folders(
         rows += [{"image": name, "method": method} | m for m in measured]
     if not rows:
         raise UserError(f"nothing could be measured; the first reason: {failed[0]}" if failed else f"{sr_dir}: no images")
-    name, network = measuring_network(config)
-    unpaired = patches.measure(network, name, steps).replace({"method": {"sr": method}})
+    unpaired = patches.measure(steps).replace({"method": {"sr": method}})
     return Measured(pd.DataFrame(rows).round(6), pd.DataFrame(drawn), unpaired, warned, failed)
 
 

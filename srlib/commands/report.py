@@ -31,7 +31,7 @@ th:first-child, td:first-child { text-align: left; position: sticky; left: 0; ba
 figure { margin: 1.5rem 0; } figure img { max-width: 100%; height: auto; background: var(--plate); border-radius: 4px; }
 figcaption { color: var(--soft); font-size: 0.9rem; } a { color: var(--accent); } summary { cursor: pointer; color: var(--accent); }
 """
-LEADING = ("gain_db", "ssim", "texture_error_db", "stripe_db", "consistency", "judge")
+LEADING = ("gain_db", "ssim", "texture_error_db", "stripe_db", "consistency")
 
 CAPTIONS = {  # figure file stem (without a trailing number): caption, in the order of the report
     "comparison": "{label}: the framed square of a test scan at four times its size. SRGAN should have HR's grain, at other places than HR.",

@@ -9,7 +9,6 @@ import pandas as pd
 from scipy.ndimage import gaussian_gradient_magnitude
 
 from .. import metrics
-from ..config import Config
 from ..files import write
 from ..metrics.regions import retina, valid_region
 from .methods import Scene
@@ -18,12 +17,12 @@ DRAWS = 8
 STEEPEST = 0.9  # pixels whose gradient is above this quantile are edges
 
 
-def regions(image: np.ndarray, valid: np.ndarray, truth=None, bscan: bool = True) -> dict[str, np.ndarray]:
-    """Where HR's rank is counted, bool (H, W): tissue and vitreous of a B-scan, otherwise the whole valid region, and edges. `image` is
+def regions(image: np.ndarray, valid: np.ndarray, truth=None) -> dict[str, np.ndarray]:
+    """Where HR's rank is counted, bool (H, W): of a grey image tissue and vitreous, of colour the whole valid region, and edges. `image` is
     SRResNet's, which knows LR alone: places chosen by HR's own grain would make the ranks of right draws unequal."""
     steep = gaussian_gradient_magnitude(metrics.luma(image), 2)
     found = {"edges": valid & (steep > np.quantile(steep[valid], STEEPEST))} if valid.any() else {"edges": valid}
-    if bscan and (image.ndim == 2 or (image == image[..., :1]).all()):
+    if image.ndim == 2 or (image == image[..., :1]).all():
         tissue, vitreous = retina(image, truth)
         return {"tissue": tissue & valid, "vitreous": vitreous & valid} | found
     return {"valid": valid} | found
@@ -32,23 +31,22 @@ def regions(image: np.ndarray, valid: np.ndarray, truth=None, bscan: bool = True
 class Drawn:
     """Collects DRAWS draws of one image after the other; `write` makes the three tables."""
 
-    def __init__(self, config: Config):
-        self.config, self.rows, self.ranks, self.curves = config, [], [], []
+    def __init__(self):
+        self.rows, self.ranks, self.curves = [], [], []
 
     def add(self, scene: Scene, hr: np.ndarray, truth, facts: dict) -> None:
         """`facts`: image, patient, label."""
-        border, valid = self.config.border, valid_region(hr)
-        images = scene.draws(DRAWS)
+        images, valid = scene.draws(DRAWS), valid_region(hr)
         mean = np.mean([image.astype(np.float64) for image in images], 0)
         kinds = {"draw": images[0], "mean": mean, "srresnet": scene["srresnet"]}
-        found = {f"psnr_{name}": metrics.psnr(image, hr, border, valid) for name, image in kinds.items()}
-        start = metrics.psnr(scene["bicubic"], hr, border, valid)
+        found = {f"psnr_{name}": metrics.psnr(image, hr, region=valid) for name, image in kinds.items()}
+        start = metrics.psnr(scene["bicubic"], hr, region=valid)
         found |= {f"gain_{name}_db": found[f"psnr_{name}"] - start for name in kinds}
         found["regain_db"] = found["psnr_mean"] - found["psnr_draw"]
         spread, error = metrics.predicted_error(images), metrics.luma(mean) - metrics.luma(hr)
         found |= {"srgan_spread": _rms(spread[valid]), "srgan_error": _rms(error[valid])}
         self.curves.append(metrics.calibration(spread, np.abs(error), valid))
-        for name, region in regions(scene["srresnet"], valid, truth, self.config.retina).items():
+        for name, region in regions(scene["srresnet"], valid, truth).items():
             counts = metrics.ranks(images, hr, region, scene.seed % 2**32)
             found[f"rank_{name}"] = metrics.rank_distance(counts)
             self.ranks += [facts | {"region": name, "rank": k, "pixels": n} for k, n in enumerate(counts.tolist())]

@@ -8,25 +8,14 @@ import numpy as np
 import pandas as pd
 import torch
 
-from ..config import Config, UserError
+from ..config import Config
+from ..device import FASTEST
 from ..files import write
 from ..metrics import unpaired
-from ..models.features import WeightsMissing, feature_extractor, judge
+from ..models.features import feature_extractor
 from .statistics import interval
 
-
-def measuring_network(config: Config) -> tuple[str, torch.nn.Module]:
-    """(name, network from (N, 1, H, W) in [0, 1] to feature maps) of the KID: VGG-19's relu3_4 where `feature_weights` has it and no loss of the
-    run uses a VGG, else the judge, which no loss uses."""
-    if config.feature_weights and "vgg" not in config.content_features:
-        try:
-            return "vgg19:relu3_4", feature_extractor("vgg19:relu3_4", config.feature_weights)
-        except WeightsMissing:
-            raise
-        except UserError:  # weights of another network
-            pass
-    network = judge()
-    return "judge, first stage", lambda image: network(image)[0]
+FEATURES = "vgg19:relu4_4"  # of the KID: their mean over the positions of a patch, 512 numbers
 
 
 class Patches:
@@ -45,7 +34,7 @@ class Patches:
             image = unpaired.through_jpeg(images[name], tables) if tables and name != "hr" else images[name]
             patches.append(unpaired.cut(image, corners))
 
-    def measure(self, network, network_name: str, steps: int, seed: int = 0, device="cpu") -> pd.DataFrame:
+    def measure(self, steps: int, seed: int = 0, device="cpu") -> pd.DataFrame:
         """A row for each method and measure: value, low, high (95 %, bootstrap over patients), patients, network. Measures: told_apart (accuracy of
         a fresh classifier after `steps`; left out for 0), kid, and for the method 'hr' the kid of one half of the patients against the other."""
         patients = np.concatenate(self.patients)
@@ -53,13 +42,14 @@ class Patches:
         names, rows = np.unique(patients), []
         if len(names) < 2:
             return pd.DataFrame(columns=["method", "measure", "value", "low", "high", "patients", "network"])
-        looks = {name: _looks(patches, network, device) for name, patches in found.items()}
+        network = feature_extractor(FEATURES).to(device, memory_format=FASTEST)
+        features = {name: _features(patches, network, device) for name, patches in found.items()}
         first = np.isin(patients, np.random.default_rng(seed).permutation(names)[: len(names) // 2])
-        pairs = {"hr": (looks["hr"][first], looks["hr"][~first], patients[first], patients[~first])}
-        pairs |= {name: (looks[name], looks["hr"], patients, patients) for name in found if name != "hr"}
+        pairs = {"hr": (features["hr"][first], features["hr"][~first], patients[first], patients[~first])}
+        pairs |= {name: (features[name], features["hr"], patients, patients) for name in found if name != "hr"}
         for name, pair in pairs.items():
             value, low, high = unpaired.kid(*pair)
-            rows.append({"method": name, "measure": "kid", "value": value, "low": low, "high": high, "network": network_name})
+            rows.append({"method": name, "measure": "kid", "value": value, "low": low, "high": high, "network": FEATURES})
         for name in pairs if steps else ():
             if name != "hr":
                 told = list(unpaired.told_apart(found[name], found["hr"], patients, steps, seed, device).values())
@@ -69,12 +59,12 @@ class Patches:
 
     def write(self, folder: Path, config: Config, device) -> None:
         """`measure` to `folder`/unpaired.csv."""
-        name, network = measuring_network(config)
-        table = self.measure(network, name, config.classifier_steps, config.seed, device)
+        table = self.measure(config.classifier_steps, config.seed, device)
         write(folder / "unpaired.csv", table.to_csv(index=False))
 
 
 @torch.inference_mode()
-def _looks(patches: np.ndarray, network, device) -> np.ndarray:
+def _features(patches: np.ndarray, network: torch.nn.Module, device) -> np.ndarray:
     parts = np.array_split(patches, -(-len(patches) // 64)) if len(patches) else []
-    return np.concatenate([unpaired.look(network((torch.from_numpy(part)[:, None].float() / 255).to(device))) for part in parts])
+    maps = (network((torch.from_numpy(part)[:, None].float() / 255).to(device)) for part in parts)
+    return np.concatenate([part.mean((2, 3)).double().cpu().numpy() for part in maps])

@@ -31,7 +31,7 @@ from .drawn import Drawn
 from .gaussian import GaussianTexture
 from .methods import METHODS, Arms, Scene
 from .patches import Patches
-from .protocol import Protocol
+from .protocol import BORDER, Protocol
 from .statistics import summarise
 
 MEASURED = 2  # methods that are measured at once: most measures use one core
@@ -79,18 +79,16 @@ def evaluate_run(config: Config, root: Path, manifest: pd.DataFrame, folder: Pat
     for each image, method and region, which it returns; draws.csv, ranks.csv, calibration.csv (`Drawn`), unpaired.csv (`Patches`),
     summary.json and sr/<method>/<path>.png (`png_names`)."""
     arms, out, device = fit_arms(config, root, manifest, folder), folder / "evaluation", pick_device(config.device)
-    perceptual = {name: features.perceptual(name).to(device) for name in features.PERCEPTUAL if getattr(config, name)}
-    network = features.judge().to(device)
-    drawn, patches = Drawn(config), Patches(name for name, method in METHODS.items() if method.texture)
+    lpips = features.lpips().to(device) if config.lpips else None
+    drawn, patches = Drawn(), Patches(name for name, method in METHODS.items() if method.texture)
     rows, chosen = [], choose(manifest[manifest.split == "test"], config.max_test_images)
     of_draws, names = set(choose(chosen, config.draw_images).path), png_names(chosen.path)
     for item in tqdm(chosen.itertuples(), total=len(chosen), desc="evaluate", unit="image", mininterval=1.0, ncols=100, file=sys.stdout):
         lr, hr = read_pair(root / item.path, config)
-        if metrics.too_small(hr.shape, config.border):
-            size = f"{hr.shape[1]} x {hr.shape[0]}"
-            raise UserError(f"{item.path}: {size} pixels are too small for border={config.border}; set a smaller border, or leave it out")
+        if metrics.too_small(hr.shape, BORDER):
+            raise UserError(f"{item.path}: {hr.shape[1]} x {hr.shape[0]} pixels are too small to be measured; leave it out")
         truth = phantom_truth(item.path, config) if config.data == "phantom" else None
-        protocol = Protocol(lr, hr, config.reduction, config.border, network, device, truth, config.retina, perceptual)
+        protocol = Protocol(lr, hr, config.reduction, truth, lpips, device)
         scene, facts = Scene(lr, item.path, arms), {"image": item.path, "patient": item.patient, "label": item.label}
         if item.path in of_draws:
             drawn.add(scene, hr, truth, facts)

@@ -26,7 +26,6 @@ MEASURES = {  # column of metrics.csv: (what it is, what is better)
     "psnr": ("PSNR (dB)", "higher"),
     "gain_db": ("PSNR gain over bicubic (dB)", "higher"),
     "ssim": ("SSIM", "higher"),
-    "ms_ssim": ("MS-SSIM", "higher"),
     "texture_error_db": ("texture error (dB)", "near 0"),  # mean over the bands of the absolute power
     **{
         f"{start}{k}_db": (f"power in band {k}{direction}, SR over HR (dB)", "near 0")
@@ -36,9 +35,7 @@ MEASURES = {  # column of metrics.csv: (what it is, what is better)
     "stripe_db": ("stripe index (dB)", "1 to 2"),
     "checkerboard": ("checkerboard (HR: 1)", "near 1"),
     "consistency": ("LR consistency (dB)", "above 38"),
-    "judge": ("judge distance", "lower"),
     "lpips": ("LPIPS, AlexNet, whole image", "lower"),
-    "dists": ("DISTS, VGG-16, whole image", "lower"),
     "speckle": ("speckle contrast minus HR's", "near 0"),
     "epi": ("edge preservation (HR: 1)", "near 1"),
     "cnr_db": ("CNR minus HR's (dB)", "near 0"),
@@ -143,7 +140,7 @@ def titled(numbers: pd.DataFrame, scale: int = 0) -> pd.DataFrame:
     return numbers.set_axis(titles).rename(columns=named)
 
 
-def parts(table: pd.DataFrame, by: str, shown=("gain_db", "ssim", "ms_ssim")) -> pd.DataFrame:
+def parts(table: pd.DataFrame, by: str, shown=("gain_db", "ssim")) -> pd.DataFrame:
     """`with_intervals` of some measures, `titled`, for each value of `by`: 'region', 'label' (class) or 'size' (acquisition), the last two in the
     valid region; rows are (value, images of patients, measure)."""
     table = table.assign(size=table.width.astype(str) + " x " + table.height.astype(str))
@@ -189,9 +186,7 @@ def left_out(table: pd.DataFrame, region: str = "valid") -> str:
     rows = table[table.region == region]
     equal, empty = (set(rows.image[found]) for found in (rows.psnr == np.inf, rows.psnr.isna()))
     flat = set(rows.image[rows.texture_error_db.isna()]) - empty if "texture_error_db" in rows else set()
-    small = set(rows.image[rows.ms_ssim.isna()]) - empty if "ms_ssim" in rows else set()
     reasons = {"": (empty, "nothing to measure"), " of PSNR": (equal - empty, "SR equals HR"), " of power": (flat, "blank")}
-    reasons[" of MS-SSIM"] = small, "a side of less than 176 pixels"
     return "; ".join(f"{len(images)} image(s) left out{what}: {why}" for what, (images, why) in reasons.items() if images)
 
 

@@ -9,13 +9,11 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from scipy.ndimage import gaussian_filter
 from skimage.metrics import structural_similarity
 
 from ..degrade import downsample, to_tensor
 
 SSIM_PAD = 5  # the Gaussian window of 11 pixels (sigma 1.5) reaches this far
-MS_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # Wang et al. 2003, from fine to coarse
 
 
 def luma(image: np.ndarray) -> np.ndarray:
@@ -73,54 +71,6 @@ def ssim(sr: np.ndarray, hr: np.ndarray, border: int = 4, region: np.ndarray | l
         return float(full[inner][where].mean()) if where.any() else float("nan")
 
     return each(mean, region)
-
-
-def ms_ssim(sr: np.ndarray, hr: np.ndarray, border: int = 4, region: np.ndarray | list | None = None) -> float | list[float]:
-    """Multi-scale structural similarity (Wang, Simoncelli & Bovik 2003): SSIM's contrast and structure at five scales, each half the
-    size of the one before (mean of 2 x 2), its luminance at the last; the product of the means, raised to MS_WEIGHTS.
-
-    nan where a side is below 176 pixels within the border (the window of 11 would not fit the last scale), or the region is empty there.
-    `region` may be a list.
-    """
-    a, b, _ = _pair(sr, hr, border, None)
-    terms = []
-    if min(a.shape) >= (2 * SSIM_PAD + 1) * 2 ** (len(MS_WEIGHTS) - 1):
-        for _ in MS_WEIGHTS:
-            terms.append(_ssim_terms(a, b))
-            a, b = _halved(a), _halved(b)
-
-    def mean(region):
-        if not terms:
-            return float("nan")
-        result, where = 1.0, _within(region, hr, border).astype(float)
-        for k, ((luminance, structure), weight) in enumerate(zip(terms, MS_WEIGHTS, strict=True)):
-            inside = where == 1
-            inside[:SSIM_PAD], inside[-SSIM_PAD:], inside[:, :SSIM_PAD], inside[:, -SSIM_PAD:] = False, False, False, False
-            if not inside.any():
-                return float("nan")
-            last = k == len(MS_WEIGHTS) - 1
-            result *= max((luminance * structure if last else structure)[inside].mean(), 0) ** weight
-            where = _halved(where)
-        return float(result)
-
-    return each(mean, region)
-
-
-def _halved(x):
-    x = x[: x.shape[0] // 2 * 2, : x.shape[1] // 2 * 2]
-    return (x[::2, ::2] + x[1::2, ::2] + x[::2, 1::2] + x[1::2, 1::2]) / 4
-
-
-def _ssim_terms(a, b) -> tuple[np.ndarray, np.ndarray]:
-    """SSIM's luminance, and its contrast times structure, at each pixel."""
-
-    def smooth(x):
-        return gaussian_filter(x, 1.5, truncate=3.5)
-
-    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
-    mean_a, mean_b = smooth(a), smooth(b)
-    var_a, var_b, both = smooth(a * a) - mean_a**2, smooth(b * b) - mean_b**2, smooth(a * b) - mean_a * mean_b
-    return (2 * mean_a * mean_b + c1) / (mean_a**2 + mean_b**2 + c1), (2 * both + c2) / (var_a + var_b + c2)
 
 
 def consistency(sr: np.ndarray, lr: np.ndarray, scale: int = 4, kind: str = "bicubic", amount: float = 0.0) -> float:

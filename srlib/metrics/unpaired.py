@@ -112,11 +112,6 @@ def _right(net: Classifier, both: list[torch.Tensor], asked: np.ndarray) -> np.n
     )
 
 
-def look(maps: torch.Tensor) -> np.ndarray:
-    """Feature maps (N, C, h, w) to (N, 2 C): the mean and the standard deviation over each map."""
-    return torch.cat([maps.mean((2, 3)), maps.std((2, 3))], 1).double().cpu().numpy()
-
-
 def _bounded(values: np.ndarray) -> np.ndarray:
     return values / np.maximum(np.sqrt((values**2).mean(1, keepdims=True)), 1)
 

@@ -1,4 +1,4 @@
-"""Frozen feature extractors of losses and measures: VGG and ResNet through torchvision, and the project's own encoders (`encoders`).
+"""Frozen feature extractors of losses and measures: VGG and ResNet through torchvision, and local statistics of the grain.
 
 An extractor takes (N, 1 or 3, H, W) in [0, 1] and returns feature maps. The copy of grey to three channels and ImageNet's
 normalisation happen here and nowhere else.
@@ -11,20 +11,24 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 import torchvision
 from torch import nn
 
 from ..config import LAYERS, UserError
-from ..files import HOME, mounts
-from .encoders import Judge, OctEncoder, load_encoder
+from ..files import HOME, WEIGHTS, mounts, released
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 WEIGHTS_HELP = (
     "set feature_weights to a file or folder with torchvision's {network}-*.pth (vgg19-dcbb9e9d.pth, vgg16-397923af.pth, "
-    "resnet50-0676ba61.pth; of a VGG the convolutions suffice), or set content_features to 'oct-encoder'"
+    "resnet50-0676ba61.pth; of a VGG the convolutions suffice), or take vgg19 without feature_weights: data/weights holds it"
 )
+SHA256 = {  # of the convolutions in data/weights (its README says whose they are)
+    "vgg19": "2a8974871658c5ddaa45a5e450a6ae9b0aeae5049f06b28f3cf61fe56f680b6d",
+    "alexnet": "48d0cc2bee458fd0679bfb6d2ecd24706cbc82b77e5ba6e6f52dcd53b92c19e1",
+}
 
 
 class WeightsMissing(UserError):
@@ -55,10 +59,10 @@ class Frozen(nn.Module):
 def feature_extractor(name: str = "vgg19:relu5_4", weights: str | Path | None = None) -> nn.Module:
     """A frozen extractor of one feature map: 'NETWORK:LAYER', NETWORK one of EXTRACTORS; without a layer its usual one.
 
-    A layer of a VGG or of 'oct-encoder' is reluB_C (after the activation, as in the paper: VGG54 is relu5_4, VGG22 relu2_2) or
+    A layer of a VGG is reluB_C (after the activation, as in the paper: VGG54 is relu5_4, VGG22 relu2_2) or
     convB_C (before it); of resnet50 layer1 to layer4. `weights`, for ImageNet's networks: a state dict file or a folder that holds one,
-    full or convolutions only; without it torchvision's IMAGENET1K_V1, which needs the network once. Raises UserError for an unknown
-    name, WeightsMissing for weights that cannot be had.
+    full or convolutions only; without it VGG-19 is the original one in data/weights, the others torchvision's IMAGENET1K_V1, which is downloaded
+    once. Raises UserError for an unknown name, WeightsMissing for weights that cannot be had.
     """
     network, _, layer = name.partition(":")
     if network not in EXTRACTORS:
@@ -80,40 +84,58 @@ def _named(network: str, layers: nn.Sequential) -> dict[str, nn.Module]:
     return {f"pool, layer {k}" if isinstance(layer, nn.MaxPool2d) else next(names): layer for k, layer in enumerate(layers)}
 
 
-def _imagenet(network: str, layer: str, weights) -> nn.Module:
-    model = getattr(torchvision.models, network)(weights=None)
+def convolutions(network: str) -> dict[str, torch.Tensor]:
+    """The state dict, float32, of the convolutions in data/weights/`network`.npz; of 8 bit they are level * scale + least."""
+    packed, state = np.load(released(WEIGHTS / f"{network}.npz", SHA256[network])), {}
+    for name in packed.files:
+        values = packed[name]
+        if name.endswith(".affine"):
+            continue
+        if values.dtype == np.uint8:
+            scale, least = packed[f"{name}.affine"]
+            values = values * scale + least
+        state[name] = torch.from_numpy(values.astype(np.float32))
+    return state
+
+
+def _imagenet(network: str, layer: str, weights: str | Path | None) -> nn.Module:
+    with torch.device("meta"):  # random weights would take seconds
+        model = getattr(torchvision.models, network)(weights=None)
+    model.to_empty(device="cpu")
     if network == "resnet50":
-        layers, layer = dict(list(model.named_children())[:8]), layer or "layer3"  # without the classifier
+        target, layer = model, layer or "layer3"
+        layers = dict(list(model.named_children())[:8])  # without the classifier
     else:
-        layers, layer = _named(network, model.features), layer or {"vgg19": "relu5_4", "vgg16": "relu5_3"}[network]
+        target, layer = model.features, layer or {"vgg19": "relu5_4", "vgg16": "relu5_3"}[network]
+        layers = _named(network, model.features)
     body = _upto(network, layers, layer)
-    load_imagenet(network, model, weights)
-    return body
-
-
-def load_imagenet(network: str, model: nn.Module, weights: str | Path | None) -> None:
-    """ImageNet's weights into the model's convolutions (VGG) or all of it but the classifier (ResNet)."""
-    help = WEIGHTS_HELP.format(network=network)
-    if not weights:
-        try:
-            state = getattr(torchvision.models, network)(weights="IMAGENET1K_V1", progress=False).state_dict()
-        except Exception as error:
-            raise WeightsMissing(f"{network}'s ImageNet weights could not be downloaded ({type(error).__name__}); {help}") from None
-    else:
-        path = find_weights(weights, network)
-        try:
-            state = dict(torch.load(path, map_location="cpu", weights_only=True))
-        except Exception as error:
-            raise UserError(f"{path}: holds no state dict of {network} ({type(error).__name__}); {help}") from None
     kept = r"(features\.)?(\d+\.(weight|bias))$" if network.startswith("vgg") else r"()((?!fc\.).*)$"
-    state = {match[2]: value for key, value in state.items() if (match := re.match(kept, key))}
+    state = {match[2]: value for key, value in _state(network, weights).items() if (match := re.match(kept, key))}
     try:
-        target = model.features if network.startswith("vgg") else model
         missing, unknown = target.load_state_dict(state, strict=False)
     except RuntimeError:
         unknown = True
     if unknown or any(not key.startswith("fc.") for key in missing):
+        help = WEIGHTS_HELP.format(network=network)
         raise UserError(f"feature_weights={str(weights)!r} holds weights of another network than {network}; {help}")
+    return body
+
+
+def _state(network: str, weights: str | Path | None) -> dict[str, torch.Tensor]:
+    """ImageNet's weights of a network, of `weights` or where there is none those at hand."""
+    help = WEIGHTS_HELP.format(network=network)
+    if weights:
+        path = find_weights(weights, network)
+        try:
+            return dict(torch.load(path, map_location="cpu", weights_only=True))
+        except Exception as error:
+            raise UserError(f"{path}: holds no state dict of {network} ({type(error).__name__}); {help}") from None
+    if network == "vgg19":
+        return convolutions(network)
+    try:
+        return getattr(torchvision.models, network)(weights="IMAGENET1K_V1", progress=False).state_dict()
+    except Exception as error:
+        raise WeightsMissing(f"{network}'s ImageNet weights could not be downloaded ({type(error).__name__}); {help}") from None
 
 
 def _random_vgg(layer: str, weights) -> nn.Module:
@@ -124,17 +146,17 @@ def _random_vgg(layer: str, weights) -> nn.Module:
     return _upto("random-vgg19", _named("random-vgg19", layers), layer or "relu5_4")
 
 
-def _oct_encoder(layer: str, weights) -> nn.Module:
-    return _upto("oct-encoder", dict(load_encoder("oct-encoder", OctEncoder()).features.named_children()), layer or "relu3_2")
+class LocalGrain(nn.Module):
+    """Local statistics of the grain: its logarithmic power spectrum, skewness and kurtosis, and nothing of where each grain lies.
 
-
-class LocalPower(nn.Module):
-    """How strong each wave of an 8 x 8 Fourier transform (33 frequencies and directions, all but the mean) is around each place: the logarithm
-    of its mean power in windows of 16 pixels, 8 apart; (N, 3, H, W) to (N, 33, about H / 8, W / 8), of the mean of the channels. It says how rough
-    an image is, by fineness and direction, and nothing of where each grain lies. No weights, so nothing to download. A floor of half a
-    grey level hides the rounding to 8 bit."""
+    (N, 3, H, W) to (N, 37, about H / 8, W / 8), of the mean of the channels, in windows of 16 pixels, 8 apart. The first 33 maps are the logarithm
+    of the mean power of each wave of an 8 x 8 Fourier transform (33 frequencies and directions, all but the mean). The last four are skewness and
+    the logarithm of the fourth moment over the squared second, of the image less its mean over 5 x 5 pixels, of the image and of one of half
+    its size; times WEIGHT, so that four maps count beside 33. A floor of half a grey level hides the rounding to 8 bit.
+    """
 
     FLOOR = (0.5 / 255) ** 2
+    WEIGHT = 3.0
 
     def __init__(self):
         super().__init__()
@@ -144,30 +166,17 @@ class LocalPower(nn.Module):
         phase = torch.stack([2 * torch.pi * (u * x + v * y) / 8 for u, v in half])
         waves = torch.cat([phase.cos(), phase.sin()])
         waves = window * (waves - (window * waves).sum((1, 2), keepdim=True) / window.sum()) / window.norm()  # blind to brightness
-        self.register_buffer(
-            "to_grey", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1) / 3
-        )  # back to [0, 1], but for a constant; mean of channels
+        # back to [0, 1], but for a constant; mean of channels
+        self.register_buffer("to_grey", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1) / 3)
         self.register_buffer("waves", waves[:, None] * self.to_grey)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         with torch.autocast(image.device.type, enabled=False):
             power = F.conv2d(image.float(), self.waves, stride=2).square().unflatten(1, (2, 33)).sum(1)
-            return (F.avg_pool2d(power, min(8, *power.shape[-2:]), 4) + self.FLOOR).log()
-
-
-class LocalGrain(LocalPower):
-    """`LocalPower`, and how the grain is distributed: skewness and the logarithm of the fourth moment over the squared second, of the image less its
-    mean over 5 x 5 pixels, in windows of 16 pixels, 8 apart, of the image and of one of half its size; times WEIGHT, so that four maps count
-    beside 33. (N, 3, H, W) to (N, 37, about H / 8, W / 8)."""
-
-    WEIGHT = 3.0
-
-    def forward(self, image: torch.Tensor) -> torch.Tensor:
-        found = super().forward(image)
-        with torch.autocast(image.device.type, enabled=False):
+            power = (F.avg_pool2d(power, min(8, *power.shape[-2:]), 4) + self.FLOOR).log()
             grey = (image.float() * self.to_grey).sum(1, keepdim=True)
             moments = [m for x, side in ((grey, 16), (F.avg_pool2d(grey, 2), 8)) for m in self._moments(x, side)]
-            return torch.cat([found, *(self.WEIGHT * F.interpolate(m, size=found.shape[-2:]) for m in moments)], 1)
+            return torch.cat([power, *(self.WEIGHT * F.interpolate(m, size=power.shape[-2:]) for m in moments)], 1)
 
     def _moments(self, grey: torch.Tensor, side: int) -> tuple[torch.Tensor, torch.Tensor]:
         detail, side = grey - F.avg_pool2d(grey, 5, 1, 2, count_include_pad=False), min(side, *grey.shape[-2:])
@@ -183,9 +192,6 @@ EXTRACTORS: dict[str, Callable[[str, str | Path | None], nn.Module]] = {
     "vgg16": partial(_imagenet, "vgg16"),
     "resnet50": partial(_imagenet, "resnet50"),
     "random-vgg19": _random_vgg,
-    "oct-vgg": partial(_imagenet, "vgg19"),  # of the weights that `training.classifier.tuned_vgg` writes
-    "oct-encoder": _oct_encoder,
-    "local-power": lambda layer, weights: LocalPower(),
     "local-grain": lambda layer, weights: LocalGrain(),
     "none": lambda layer, weights: nn.Identity(),  # a mean squared error of pixels (the paper's SRGAN-MSE)
 }
@@ -204,28 +210,13 @@ def find_weights(weights: str | Path, network: str) -> Path:
     return found[0]
 
 
-PERCEPTUAL = {"lpips": ("AlexNet", "alexnet-owt-7be5be79.pth"), "dists": ("VGG-16", "vgg16-397923af.pth")}  # torchvision's weights of each
+def lpips() -> nn.Module:
+    """LPIPS (Zhang et al. 2018) as torchmetrics has it, on AlexNet's convolutions in data/weights: (sr, hr), each (N, 3, H, W) in [-1, 1], to
+    (N, 1, 1, 1), lower is nearer."""
+    from torchmetrics.functional.image.lpips import _LPIPS  # (its public classes download AlexNet)
 
-
-def perceptual(name: str) -> nn.Module:
-    """'lpips' (AlexNet; Zhang et al. 2018) or 'dists' (VGG-16; Ding et al. 2020), as torchmetrics has them: (sr, hr), each (1, 3, H, W) in [0, 1],
-    to a number, lower is nearer. UserError where the ImageNet weights, torchvision's, cannot be had."""
-    from torchmetrics.functional.image.dists import DISTSNetwork  # (its metric class makes the network anew for every image)
-    from torchmetrics.image import LearnedPerceptualImagePatchSimilarity
-
-    try:
-        return (DISTSNetwork() if name == "dists" else LearnedPerceptualImagePatchSimilarity("alex", normalize=True)).eval()
-    except OSError as error:  # urllib's errors among them
-        network, file = PERCEPTUAL[name]
-        home = Path(torch.hub.get_dir()) / "checkpoints"
-        raise UserError(
-            f"{name}=True needs torchvision's {network} weights, which could not be downloaded ({type(error).__name__}); "
-            f"put {file} into {home}, or set {name} to False"
-        ) from None
-
-
-def judge() -> nn.Module:
-    """The judge, frozen: (N, 1 or 3, H, W) in [0, 1] to three feature maps, for `metrics.feature_distance` only."""
-    model = load_encoder("judge", Judge())
-    model.forward = model.maps
-    return Frozen(model).to(memory_format=torch.channels_last)  # with the distance 2.5 times faster on a CPU
+    with torch.random.fork_rng([]):
+        network = _LPIPS(net="alex", pnet_rand=True)
+    layers = {name: layer for part in network.net.children() for name, layer in part.named_children()}
+    nn.ModuleDict({"features": nn.ModuleDict(layers)}).load_state_dict(convolutions("alexnet"))
+    return network

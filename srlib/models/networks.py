@@ -65,7 +65,7 @@ class Generator(nn.Module):
             "smooth": smooth,
         }
         self.head = nn.Sequential(nn.Conv2d(channels, width, 9, padding=4), nn.PReLU())
-        self.blocks = nn.Sequential(*(self.block(width, batch_norm) for _ in range(blocks)))
+        self.blocks = nn.Sequential(*(ResidualBlock(width, batch_norm) for _ in range(blocks)))
         self.join = nn.Sequential(nn.Conv2d(width, width, 3, padding=1), nn.BatchNorm2d(width) if batch_norm else nn.Identity())
         stages = {2: [2], 3: [3], 4: [2, 2], 8: [2, 2, 2]}[scale]
         self.upscale = nn.Sequential(*(upscale_stage(width, r, smooth) for r in stages))
@@ -73,10 +73,6 @@ class Generator(nn.Module):
         if global_skip:
             nn.init.zeros_(self.tail.weight)
             nn.init.zeros_(self.tail.bias)
-
-    def block(self, width: int, batch_norm: bool) -> nn.Module:
-        """One of the blocks at LR size, `width` maps in and out."""
-        return ResidualBlock(width, batch_norm)
 
     def forward(self, lr: torch.Tensor) -> torch.Tensor:
         return self.with_maps(lr)[0]
@@ -92,36 +88,7 @@ class Generator(nn.Module):
             return (y + 1) / 2, x
 
 
-class DenseBlock(nn.Module):
-    """ESRGAN's residual-in-residual dense block (Wang et al. 2018, section 3.1): three dense blocks of five k3 convolutions, each of which
-    sees all maps before it (half of `width` new ones each), LeakyReLU 0.2; every sum adds 0.2 of the branch. No BN."""
-
-    def __init__(self, width: int):
-        super().__init__()
-        grow = max(width // 2, 1)
-        sizes = [(width + k * grow, grow if k < 4 else width) for k in range(5)]
-        self.parts = nn.ModuleList(nn.ModuleList(nn.Conv2d(i, o, 3, padding=1) for i, o in sizes) for _ in range(3))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y = x
-        for part in self.parts:
-            maps = [y]
-            for convolution in part[:-1]:
-                maps.append(F.leaky_relu(convolution(torch.cat(maps, 1)), 0.2))
-            y = y + 0.2 * part[-1](torch.cat(maps, 1))
-        return x + 0.2 * y
-
-
-class RRDB(Generator):
-    """SRResNet's frame with ESRGAN's blocks. Raises ValueError for `batch_norm=True`: they have none."""
-
-    def block(self, width: int, batch_norm: bool) -> nn.Module:
-        if batch_norm:
-            raise ValueError("generator='rrdb' has no batch normalisation; set batch_norm to False")
-        return DenseBlock(width)
-
-
-GENERATORS: dict[str, Callable[..., nn.Module]] = {"srresnet": Generator, "rrdb": RRDB}
+GENERATORS: dict[str, Callable[..., nn.Module]] = {"srresnet": Generator}
 
 
 def build(settings: dict) -> nn.Module:

@@ -73,19 +73,15 @@ def open_run(notebook: str, profile: str = "quick", run_dir: str = "", data: str
 
 
 def _ask_for_weights(run: Run) -> None:
-    """Raise UserError where networks that later notebooks measure by, in losses or in measures, cannot be had: before the hours of the pretraining,
-    not after them."""
+    """Raise UserError where the network of the content loss cannot be had: before the hours of the pretraining, not after them."""
     if run.provenance["stages"].get("pretrain", {}).get("finished"):
         return
     from ..models import features
 
     try:
         features.feature_extractor(run.config.content_features, run.config.feature_weights)
-        for name in features.PERCEPTUAL:
-            if getattr(run.config, name):
-                features.perceptual(name)
     except UserError as error:
-        raise UserError(f"{error} (later notebooks need this; change it in 01_explore_data or on the command line)") from None
+        raise UserError(f"{error} (notebook 04 needs this; change it in 01_explore_data or on the command line)") from None
 
 
 def _take_networks(run: Run) -> None:

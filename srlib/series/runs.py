@@ -41,7 +41,7 @@ def read_runs(folders, reference: Path) -> tuple[pd.DataFrame, pd.DataFrame, dic
         except UserError as error:
             out[name] = str(error)
             continue
-        if any(getattr(config, k) != getattr(own, k) for k in ("channels", "border", "max_test_images")) or _test_images(folder) != images:
+        if any(getattr(config, k) != getattr(own, k) for k in ("channels", "max_test_images")) or _test_images(folder) != images:
             out[name] = "other test images, other names for their patients or another protocol"
             continue
         settings = {k: v for k, v in vars(config).items() if k != "data" and k != "profile" and stage_of(k) != "machine"}
@@ -66,7 +66,7 @@ def _test_images(folder: Path) -> set[tuple[str, str]]:
     return set(zip(table.sha256, table.patient, strict=True))
 
 
-def group_table(means: pd.DataFrame, measures=("gain_db", "ssim", "texture_error_db", "judge")) -> pd.DataFrame:
+def group_table(means: pd.DataFrame, measures=("gain_db", "ssim", "texture_error_db")) -> pd.DataFrame:
     """Mean of each measure for each (group, method), both networks, over patients, then seeds; where a group has several seeds, M_sd is
     the standard deviation between them."""
     runs = means[means.method.isin(["srresnet", "srgan"])].groupby(["group", "method", "seed"], sort=False)[list(measures)].mean()

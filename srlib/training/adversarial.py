@@ -17,10 +17,10 @@ from ..config import Config, UserError
 from ..degrade import held_by
 from ..device import FASTEST, autocast_dtype, pick_device
 from ..models import Discriminator
+from ..models.features import feature_extractor
 from ..models.texture import TextureDiscriminator, TextureGenerator, normal_noise
 from ..models.weights import load_weights, save_weights
 from . import diagnostics, parallel
-from .classifier import content_extractor
 from .loop import Stage, run_steps
 from .losses import ADVERSARIAL, ContentLoss, gradient_penalty
 from .stage import adam, make_generator, placed, training_pairs, update
@@ -77,7 +77,7 @@ class Game:
             discriminator = TextureDiscriminator(config.channels, config.d_width)
         else:
             discriminator = Discriminator(config.channels, config.gan_crop, config.d_width)
-        self.generator, self.discriminator = (placed(model, config, device) for model in (generator, discriminator))
+        self.generator, self.discriminator = (placed(model, device) for model in (generator, discriminator))
         silent = config.content_features == "none" and config.texture  # its pixel term is the content loss of no network
         self.content_loss = None if silent else ContentLoss(extractor).to(device, memory_format=FASTEST)
         self.averaged = AveragedModel(self.generator, multi_avg_fn=self._average, use_buffers=False)
@@ -221,7 +221,7 @@ def train_srgan(config: Config, train, val, folder, fingerprint: str = "", show=
     generator.load_state_dict(pretrained["weights"])
     all_places = dataclasses.replace(config, crop=config.gan_crop, crop_min_grey=0)
     stream = training_pairs(train, all_places, device, config.gan_steps, config.seed + 1)
-    extractor = content_extractor(config, train, val, folder, device)
+    extractor = feature_extractor(config.content_features, config.feature_weights)
     game, validation = Game(config, device, generator, extractor, lambda: stream(0)), Validation(val, config, device)
 
     def finish():

@@ -12,11 +12,9 @@ import dataclasses
 import functools
 import json
 import os
-import platform
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -29,7 +27,6 @@ from ..config import Config, OutOfTime, UserError
 from ..device import pick_device
 from ..files import REPOSITORY, read_table, write
 
-WEIGHTS = {"pretrain": "srresnet.pt", "srgan": "srgan.pt"}  # what a stage ends with, in the run folder
 GRACE_SECONDS = 90  # that the processes get to save when they are asked to stop
 
 
@@ -90,8 +87,7 @@ def from_first(value):
 
 
 def processes(config: Config, device: torch.device) -> int:
-    """How many to start here for a training: one for each GPU that `gpus` asks for, or one on the CPU; 0: none, as one process on one host needs
-    no other, and is the training itself."""
+    """How many to start for a training: one for each GPU that `gpus` asks for; 0 where one is enough, which is the training itself."""
     if "LOCAL_RANK" in os.environ:
         return 0
     count = 1
@@ -102,7 +98,7 @@ def processes(config: Config, device: torch.device) -> int:
         count = config.gpus or have
     elif config.gpus > 1:
         raise UserError(f"gpus={config.gpus}, but this machine has no CUDA device; leave gpus out")
-    return count if count > 1 or config.torchrun != "--standalone" else 0
+    return count if count > 1 else 0
 
 
 def on_every_gpu(stage: str) -> Callable:
@@ -124,15 +120,15 @@ def launch(stage: str, count: int, config: Config, train, val, folder, fingerpri
     """Run a stage, 'pretrain' or 'srgan', in `count` processes under torchrun (`srlib.training.__main__`), and return its history; `show` is called
     when a checkpoint adds to it.
 
-    The processes read what to do from `job.json` in the stage's folder, which is there as long as they work; other hosts `join` by that file and
-    torchrun's own rendezvous (the setting `torchrun`). Raises what a single process would: UserError with its message, KeyboardInterrupt after an
-    interrupt. A process that dies ends all of them, and a RuntimeError says so; the same call continues from the last checkpoint."""
+    The processes read what to do from `job.json` in the stage's folder, which is there as long as they work. Raises what a single process would:
+    UserError with its message, KeyboardInterrupt after an interrupt. A process that dies ends all of them, and a RuntimeError says so; the same call
+    continues from the last checkpoint."""
     home = Path(folder) / stage
     job, failed, log, history = (home / name for name in ("job.json", "job.error", "job.log", "history.csv"))
     facts = {"stage": stage, "config": dataclasses.asdict(config), "folder": str(folder), "fingerprint": fingerprint}
     write(job, json.dumps(facts | {"train": [str(p) for p in train], "val": [str(p) for p in val]}))
     failed.unlink(missing_ok=True)
-    process = _torchrun(job, count, config.torchrun, log)
+    process = _torchrun(job, count, log)
     seen, decoder = 0, codecs.getincrementaldecoder("utf-8")("replace")  # a chunk may end within a character
     try:
         with _ending(process):
@@ -147,10 +143,7 @@ def launch(stage: str, count: int, config: Config, train, val, folder, fingerpri
         job.unlink(missing_ok=True)
     _raise_what_a_process_said(failed)
     if status:
-        where = (
-            f"one of {count} training processes" if config.torchrun == "--standalone" else "a training process, here or on another host,"
-        )
-        raise RuntimeError(f"{home.name}: {where} died ({log} says more); run the same again to continue")
+        raise RuntimeError(f"{home.name}: one of {count} training processes died ({log} says more); run the same again to continue")
     return read_table(history)
 
 
@@ -167,45 +160,7 @@ def _ending(process: subprocess.Popen) -> Iterator[None]:
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
-        if process.stdout:
-            process.stdout.close()
-
-
-def join(job: Path) -> int:
-    """Take part on a further host (`python -m srlib join JOB`): wait until the first one has written the job, start a process for each GPU (one on a CPU),
-    and say how it ended; returns the exit status. A stage that has ended is joined no more. Raises UserError for a file that is no job of several
-    hosts, and what a process of any host raised."""
-    stage, run = job.parent.name, job.parent.parent
-    if job.name != "job.json" or stage not in WEIGHTS or not run.parent.is_dir():
-        raise UserError(f"{job} is no job; it is RUN/pretrain/job.json or RUN/srgan/job.json, RUN the run folder of the first host")
-    if not job.exists() and (run / WEIGHTS[stage]).exists():
-        print(f"{run / WEIGHTS[stage]} is there: the stage has ended (to train it again, start the first host first)")
-        return 0
-    waited = False
-    while not job.exists():
-        if not waited:
-            print(f"waiting for {job}, which the first host writes", flush=True)
-        waited = True
-        time.sleep(1)
-    try:
-        config = Config(**json.loads(job.read_text(encoding="utf-8"))["config"])
-    except (ValueError, KeyError, TypeError):
-        raise UserError(f"{job} was written by another version of srlib; use the same on all hosts") from None
-    if "nnodes" not in config.torchrun:
-        raise UserError(
-            f"{job} is for one host; start the first one with -p torchrun '--nnodes=2 --rdzv-backend=c10d --rdzv-endpoint=HOST:29500'"
-        )
-    log = job.with_name(f"job.{platform.node()}-{os.getpid()}.log")
-    process = _torchrun(job, max(1, processes(config, pick_device(config.device))), config.torchrun, log, None)
-    with _ending(process):
-        process.wait()
-    if not process.returncode:
-        log.unlink()
-        return 0
-    _raise_what_a_process_said(job.with_name("job.error"))
-    why = f"a training process, here or on another host, died, or the first host was not reached ({log} says more)"
-    print(f"{why}; run the same on each host, on the first one first, to continue", file=sys.stderr)
-    return 1
+        process.stdout.close()
 
 
 def _raise_what_a_process_said(file: Path) -> None:
@@ -215,13 +170,13 @@ def _raise_what_a_process_said(file: Path) -> None:
         raise (OutOfTime if late else UserError)(text)
 
 
-def _torchrun(job: Path, count: int, arguments: str, log: Path, stdout: int | None = subprocess.PIPE) -> subprocess.Popen:
-    """torchrun, in a session of its own, with `count` processes that do a job; what it says of its own goes to `log`, what they say to `stdout`."""
-    command = [sys.executable, "-m", "torch.distributed.run", *arguments.split(), f"--nproc-per-node={count}"]
+def _torchrun(job: Path, count: int, log: Path) -> subprocess.Popen:
+    """torchrun, in a session of its own, with `count` processes that do a job; what it says of its own goes to `log`, what they say to its stdout."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
     # not by PYTHONPATH, which cannot hold a path with a colon
     start = f"import sys; sys.path.insert(0, {str(REPOSITORY)!r}); from srlib.training.__main__ import main; sys.exit(main(sys.argv[1]))"
     command += ["--no-python", sys.executable, "-u", "-c", start, str(job)]
     threads, grace = max(1, (os.cpu_count() or 1) // count), GRACE_SECONDS - 30
     around = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or str(threads), "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(grace)}
     with open(log, "wb") as errors:
-        return subprocess.Popen(command, env=os.environ | around, stdout=stdout, stderr=errors, start_new_session=True)
+        return subprocess.Popen(command, env=os.environ | around, stdout=subprocess.PIPE, stderr=errors, start_new_session=True)

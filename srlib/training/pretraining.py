@@ -26,7 +26,7 @@ class Pretraining:
 
     def __init__(self, config: Config, device: torch.device, generator: torch.nn.Module | None = None):
         self.config, self.device = config, device
-        self.generator = placed(generator or make_generator(config), config, device)
+        self.generator = placed(generator or make_generator(config), device)
         self.optimizer = adam(self.generator, config.pretrain_lr, device)
         self.scheduler = _schedule(self.optimizer, config.pretrain_schedule, config.pretrain_steps)
         self.dtype = autocast_dtype(config.precision, device)

@@ -61,12 +61,8 @@ def training_pairs(paths, config: Config, device: torch.device, steps: int, seed
     return stream
 
 
-def placed(model: torch.nn.Module, config: Config, device: torch.device) -> torch.nn.Module:
-    """`model` on the device, in the fastest memory format, ready to train; BN over all processes where `sync_batch_norm` asks for it."""
-    if config.sync_batch_norm:
-        if device.type != "cuda":
-            raise UserError("sync_batch_norm=True needs GPUs; set it to False")
-        model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
+def placed(model: torch.nn.Module, device: torch.device) -> torch.nn.Module:
+    """`model` on the device, in the fastest memory format, ready to train."""
     return model.to(device, memory_format=FASTEST).train()
 
 
