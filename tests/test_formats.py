@@ -28,8 +28,6 @@ from pydicom.uid import (
 )
 
 from srlib.__main__ import main
-from srlib.commands.evaluate import evaluate_folders
-from srlib.commands.upscale import upscale_files
 from srlib.config import UserError, load_config
 from srlib.data import inspection
 from srlib.data.crops import Crops
@@ -38,10 +36,12 @@ from srlib.data.manifest import build_manifest
 from srlib.data.phantom import bscan
 from srlib.data.reading import few_values, find_images, lr_partner, read_image, read_scan, slices
 from srlib.data.split import fewer_patients
+from srlib.commands.evaluate import evaluate_folders
 from srlib.files import REPOSITORY
 from srlib.formats import kinds
 from srlib.formats.heidelberg import grey
 from srlib.formats.instruments import who
+from srlib.commands.upscale import upscale_files
 from srlib.models import Generator
 from srlib.series.run_folder import SALT, Run
 from srlib.series.runs import data_hash

@@ -8,11 +8,11 @@ import sys
 
 import nbformat
 import pytest
-from srlib.kaggle import dataset, handover, kernels
 
 from srlib import __main__ as command
 from srlib.config import UserError
 from srlib.files import write
+from srlib.kaggle import dataset, handover, kernels
 from srlib.models import features
 from srlib.series.opening import open_run
 from srlib.series.run_folder import NOTEBOOKS

@@ -11,10 +11,10 @@ import nbformat
 import pandas as pd
 import pytest
 from PIL import Image
-from srlib.kaggle import dataset, kernels
 
 from srlib.data.phantom import PATHOLOGIES, bscan
 from srlib.files import REPOSITORY
+from srlib.kaggle import dataset, kernels
 
 SMOKE = {"data": "kermany", "pretrain_steps": 10, "gan_steps": 5}
 OLD, NEW = "kermany2018/oct2017/OCT2017 ", "datasets/paultimothymooney/kermany2018/oct2017/OCT2017 "

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 from PIL import Image
 from scipy.ndimage import binary_dilation
-from srlib.evaluation.calibration import REAL_NORMAL, autocorrelation, background, compare, measure, one_of_each, slopes
 
 from srlib.config import UserError, load_config
 from srlib.data import sources
 from srlib.data.phantom import AXIAL_UM, PATHOLOGIES, SURFACES, bscan, draw
 from srlib.data.reading import find_images, read_image
+from srlib.evaluation.calibration import REAL_NORMAL, autocorrelation, background, compare, measure, one_of_each, slopes
 from srlib.metrics.regions import valid_region
 
 
