@@ -21,7 +21,7 @@ from srlib.device import autocast_dtype
 from srlib.models import features
 from srlib.models.weights import load_generator, save_weights
 from srlib.series.run_folder import Run
-from srlib.training import adversarial, checkpoint, classifier, diagnostics, pretraining
+from srlib.training import adversarial, checkpoint, diagnostics, pretraining
 from srlib.training.stage import make_generator, training_pairs, update
 from srlib.training.validation import Validation, draw
 
