@@ -7,7 +7,7 @@ import os
 import sys
 
 from . import commands
-from .config import FIELDS, PROFILES, UserError
+from .config import PROFILES, UserError
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -171,12 +171,6 @@ def make_parser() -> argparse.ArgumentParser:
 
 def _add_reading(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--bits", type=int, default=0, metavar="N", help="of deep grey images, as 12 in files of 16 (default: the file's)")
-    parser.add_argument(
-        "--reflectivity",
-        default=FIELDS["reflectivity"].default,
-        choices=FIELDS["reflectivity"].metadata["choices"],
-        help="how raw reflectivity (.vol, .e2e) becomes grey (default: log)",
-    )
 
 
 def _add_kaggle(parser: argparse.ArgumentParser) -> None:

@@ -78,7 +78,7 @@ def upscale(args) -> int:
     generator, name, known, learnt = choose(args.weights, args.scale, pick_device())
     consistent = None if args.consistent is None else learnt if args.consistent in ("", learnt[0]) else (args.consistent, 0.0)
     options = dict(seed=args.seed, draws=args.draws, strength=args.strength, spread=args.spread, consistent=consistent)
-    options |= dict(bits=args.bits, reflectivity=args.reflectivity)
+    options |= dict(bits=args.bits)
     written, there, failed, warned = upscale_files(args.source, args.out, generator, name, args.ensemble, known, **options)
     for line in warned:
         print(f"warning: {line}", file=sys.stderr)
@@ -135,7 +135,6 @@ def evaluate(args) -> int:
 
     wanted = tuple(name for name in ("lpips", "dists") if getattr(args, name))
     options = dict(channels=args.channels, bscan=not args.no_retina, wanted=wanted, steps=args.steps, bits=args.bits)
-    options |= dict(reflectivity=args.reflectivity)
     if args.out and not _is_table(Path(args.out)):
         raise UserError(f"{args.out}: is no table that evaluate wrote; give a new name that ends in .csv")
     found = evaluate_folders(args.sr_dir, args.hr_dir, args.scale, **options)

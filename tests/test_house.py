@@ -13,7 +13,7 @@ from srlib.files import REPOSITORY
 
 SRLIB = REPOSITORY / "srlib"
 # each room imports what stands before it, and itself
-ORDER = ("home", "profiles", "config", "files", "device", "degrade", "formats", "data", "models", "metrics", "training", "inference", "evaluation", "figures", "series",
+ORDER = ("home", "profiles", "config", "files", "device", "degrade", "data", "models", "metrics", "training", "inference", "evaluation", "figures", "series",
          "notebook", "kaggle", "tools", "commands", "__main__")  # fmt: skip
 FILES = sorted(SRLIB.rglob("*.py"))
 

@@ -14,13 +14,12 @@ from tqdm import tqdm
 from .. import metrics
 from ..config import UserError, load_config
 from ..data.reading import (
-    NOT_SCANS,
     few_values,
     find_images,
     jpeg_tables,
+    named_inside,
     named_patient,
     page_of,
-    patient,
     png_name,
     read_image,
     read_pair,
@@ -54,11 +53,10 @@ def evaluate_folders(
     wanted: tuple[str, ...] = (),
     steps: int = 200,
     bits: int = 0,
-    reflectivity: str = "log",
 ) -> Measured:
     """Measure each image of `sr_dir` against the HR image with the same relative path (whatever the extension) or, where none has it, the same
     name, if that is the only one; `VOLUME#k` against a volume's slice. One ending that another program added to all SR names, as `_out`, is
-    taken off. `bits`, `reflectivity`: as in `read_scan`. Regions: whole, valid and, of grey images where `bscan`, retina.
+    taken off. `bits`: as in `read_scan`. Regions: whole, valid and, of grey images where `bscan`, retina.
 
     Files `<stem>_draw1.png`, `<stem>_draw2.png`, ..., as `upscale --draws` writes them, are draws of one image: the first is measured as SR, all
     of them as draws in the valid region; `<stem>_spread.png` is left out. HR, and SR of its size, is cropped to a multiple of the scale; LR, for the consistency, is
@@ -67,15 +65,15 @@ def evaluate_folders(
     """
     if steps < 0:
         raise UserError(f"steps cannot be {steps}; it is 0 (no classifier) or more")
-    config, rows, drawn = load_config("quick", scale=scale, channels=channels, bits=bits, reflectivity=reflectivity), [], []
+    config, rows, drawn = load_config("quick", scale=scale, channels=channels, bits=bits), [], []
     matched, said, failed = _match(Path(sr_dir), Path(hr_dir))
     network, perceptual = features.judge(), {name: features.perceptual(name) for name in wanted}
     method, patches = Path(sr_dir).name, Patches(["sr"])
     for name, (hr_path, paths) in tqdm(matched.items(), desc="evaluate", unit="image", ncols=100):
         try:
-            (lr, hr), whole = read_pair(hr_path, config), read_scan(hr_path, **config.reading)
+            (lr, hr), whole = read_pair(hr_path, config), read_scan(hr_path, config.channels, config.bits)
             said += [f"{hr_path}: {doubt}"] if (doubt := few_values(whole)) else []
-            images, valid = [read_image(path, **config.reading) for path in paths], valid_region(hr)
+            images, valid = [read_image(path, config.channels, config.bits) for path in paths], valid_region(hr)
             # HR is cut to a multiple of the scale, and so is SR of its size
             images = [image[: hr.shape[0], : hr.shape[1]] if image.shape == whole.image.shape else image for image in images]
             measured = Protocol(lr, hr, config.reduction, border, network, "cpu", None, bscan, perceptual).measure(images[0])
@@ -86,7 +84,7 @@ def evaluate_folders(
             continue
         file = page_of(hr_path)[0]
         of = file.relative_to(hr_dir).as_posix()
-        whose = patient(file, "")[0] or named_patient(of, config.patient_pattern) or of
+        whose = named_inside(file) or named_patient(of, config.patient_pattern) or of
         patches.add({"sr": images[0], "hr": hr}, valid, whose, len(rows), jpeg_tables(hr_path))
         rows += [{"image": name, "method": method} | m for m in measured]
     if not rows:
@@ -103,7 +101,7 @@ def _match(sr_dir: Path, hr_dir: Path) -> tuple[dict[str, tuple[Path, list[Path]
     not_sr: list = []
     hr = _Names(hr_dir, not_hr)
     sr = [part for path in find_images(sr_dir, not_sr) for part in _parts(path)]
-    failed = [f"{path}: {reason}" for path, reason in not_sr if path.name.lower() not in NOT_SCANS]
+    failed = [f"{path}: {reason}" for path, reason in not_sr]
     files: dict[str, list[Path]] = {}
     for path in sorted(sr, key=lambda p: (len(p.name), p.name)):  # draw10 after draw9
         name = png_name(path.relative_to(sr_dir)).with_suffix("").as_posix()

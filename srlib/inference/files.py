@@ -14,10 +14,10 @@ from PIL.PngImagePlugin import PngInfo
 from tqdm import tqdm
 
 from ..config import UserError
+from ..data.formats import MAX_PIXELS
 from ..data.reading import EXTENSIONS, Scan, few_values, find_images, is_upscaled, page_of, png_names, read_image, read_scan, slices
 from ..device import memory_ran_out
 from ..files import file_hash, write_image
-from ..formats.stacks import MAX_PIXELS, Facts
 from ..models.texture import TextureGenerator
 from . import domain, upscaling
 
@@ -38,19 +38,17 @@ def upscale_files(
     spread: bool = False,
     consistent: tuple[str, float] | None = None,
     bits: int = 0,
-    reflectivity: str = "log",
 ) -> tuple[list[Path], list[Path], list[str], list[str]]:
     """Super-resolve an image or a folder of images into `out`: a folder gets `<folders>/<stem>.png` for each, the tree below `source` kept,
     `<stem>#<k>.png` for slice k of a volume; of images that would share a name each keeps its extension, as in `<stem>.tif.png`; for one
     image, a name that ends in .png is taken as the file. Grey of more than 8 bit becomes 16 bit with the source's range of values.
-    `ensemble`: the mean over the image and its mirror image. `bits`, `reflectivity`: as in `read_scan`.
+    `ensemble`: the mean over the image and its mirror image. `bits`: as in `read_scan`.
 
     `seed`, `strength` and `consistent` as in `upscaling.draws`. With `draws` above 1 there are `<stem>_draw1.png`, `<stem>_draw2.png`, ...
     in the place of `<stem>.png`, draw k with the seed `seed` + k - 1, and with `spread` `<stem>_spread.png`: their standard deviation at
     each pixel, in grey levels of the image's type, rounded (of colour: mean over channels).
 
-    Each file says in its metadata that its detail is synthetic, what it was made from and by (`name`), and what the source says of its pixels' size
-    (divided by the scale here), the eye and the scan's position. With `known`, the domain of the training set, it says in what the source is unlike that, too. Returns
+    Each file says in its metadata that its detail is synthetic, what it was made from and by (`name`). With `known`, the domain of the training set, it says in what the source is unlike that, too. Returns
     (written, there already, failed, warned): a file whose metadata show that it was made from the same source in the same way is left;
     `failed` has a line for each source that could not be read, would be too large, whose name is taken or whose result could not be written,
     `warned` one for each that is unlike the training set. Raises UserError where a source would be overwritten, for an `out` that looks like a file of another kind, and
@@ -79,12 +77,12 @@ def upscale_files(
     written, there, warned = [], [], []
     for path in tqdm(targets, desc="upscale", unit="image", disable=len(targets) == 1):
         try:
-            scan = read_scan(path, generator.settings["channels"], bits, reflectivity, deep=True)
+            scan = read_scan(path, generator.settings["channels"], bits, deep=True)
             image = scan.image
             height, width = (n * scale for n in image.shape[:2])
             if height * width > MAX_PIXELS:
                 raise UserError(f"{path}: would become {width} x {height} pixels, more than the limit of {MAX_PIXELS:,}; cut it into parts")
-            unlike = domain.warning(read_image(path, 3, bits=bits, reflectivity=reflectivity), known) if known else ""
+            unlike = domain.warning(read_image(path, 3, bits), known) if known else ""
         except (UserError, OSError, MemoryError) as error:
             failed.append(_sentence(path, error))
             continue
@@ -117,7 +115,7 @@ def upscale_files(
             if spread:
                 images.append(np.round(upscaling.spread(images)).astype(image.dtype))
             for k in missing:
-                _save(targets[path][k], _as_source(images[k], scan), texts[k], scan.facts, scale)
+                _save(targets[path][k], _as_source(images[k], scan), texts[k])
                 written.append(targets[path][k])
         except (UserError, MemoryError, RuntimeError) as error:  # the disk refuses this one, or it is too large: the others go on
             if not (isinstance(error, UserError) or memory_ran_out(error)):
@@ -237,13 +235,9 @@ def _digest(file: Path, *_) -> str:
     return file_hash(file)[:16]
 
 
-def _save(target: Path, sr: np.ndarray, texts: dict[str, str], facts: Facts, scale: int) -> None:
+def _save(target: Path, sr: np.ndarray, texts: dict[str, str]) -> None:
     """Write a PNG whole or not at all."""
-    text, options = PngInfo(), {}
-    said = {"Laterality": facts.laterality, "Scan position": facts.position}
-    for key, value in {"Software": "srlib", **texts, **{key: value for key, value in said.items() if value}}.items():
+    text = PngInfo()
+    for key, value in {"Software": "srlib", **texts}.items():
         text.add_text(key, value)
-    if size := facts.pixel_um:
-        text.add_text("Pixel size (um)", " x ".join(f"{s / scale:.4g}" for s in size))
-        options["dpi"] = tuple(25_400 / s * scale for s in size)
-    write_image(target, Image.fromarray(sr), pnginfo=text, **options)
+    write_image(target, Image.fromarray(sr), pnginfo=text)

@@ -105,7 +105,7 @@ from srlib.models.texture import normal_noise
 from srlib.training.adversarial import Game
 
 features = feature_extractor("local-grain").to(device)
-lesson = dataclasses.replace(config, gan_crop=config.crop, ema=0.0, precision="fp32", crop_min_grey=0)
+lesson = dataclasses.replace(config, gan_crop=config.crop, ema=0.0, precision="fp32")
 batches = list(training_pairs(paths, lesson, device, 4, config.seed)(0))
 lr, target = batches[0]"""
 

@@ -53,7 +53,7 @@ def evaluate_cross(trained: dict[Path, Config], tests: list[Config]) -> pd.DataF
 
 
 def _kind(config: Config) -> str:
-    return config.degradation + (f" {config.degradation_amount:g}" if config.degradation_amount else "")
+    return config.degradation
 
 
 def cross_table(table: pd.DataFrame, measure: str = "gain_db") -> pd.DataFrame:

@@ -13,7 +13,7 @@ import pandas as pd
 
 from ..config import FIELDS, Config, UserError, stage_of
 from ..data import sources
-from ..data.reading import files_behind, find_images
+from ..data.reading import find_images
 from ..evaluation.statistics import by_patient
 from ..files import REPOSITORY, read_json, read_table
 from .run_folder import read_config
@@ -37,7 +37,7 @@ def data_hash(data: str) -> str:
     if data == "phantom":
         return ""
     root, total = sources.locate(data), hashlib.sha256()
-    for path in (file for image in find_images(root) for file in files_behind(image)):
+    for path in find_images(root):
         total.update(path.relative_to(root).as_posix().encode() + _digest(path, *_version(path)))
     return total.hexdigest()
 
@@ -120,7 +120,7 @@ def read_runs(folders, reference: Path) -> tuple[pd.DataFrame, pd.DataFrame, dic
 
 
 def _test_images(folder: Path) -> set[tuple[str, str]]:
-    """(hash, patient) of each; two runs that hash patients with two salts have no patient in common."""
+    """(hash, patient) of each."""
     table = read_table(folder / "manifest.csv")
     table = table[table.split == "test"]
     return set(zip(table.sha256, table.patient, strict=True))

@@ -165,9 +165,8 @@ def _left(config: Config) -> str:
 
 
 def _reduction(config: Config) -> str:
-    amount = f" ({config.degradation_amount:g})" if config.degradation_amount else ""
     kind = "antialiased bicubic" if config.degradation == "bicubic" else config.degradation
-    return f"`{kind}`{amount} reduction by {config.scale}, rounded to 8 bit"
+    return f"`{kind}` reduction by {config.scale}, rounded to 8 bit"
 
 
 def _training(run: Run) -> list[str]:

@@ -44,7 +44,8 @@ def release(run_dir: str, out: str = "", data: str = "", source: str = "", allow
     test = [read_pair(root / p, config)[0] for p in table.image.unique()]
     train = splits["train"][:: -(-len(splits["train"]) // SAMPLE)]
     known = domain.describe(read_pair(path, config)[0] for path in train)
-    entry = {"scale": config.scale, "reduction": config.degradation, "amount": config.degradation_amount, "phantom": run.is_phantom}
+    _, kind, amount = config.reduction
+    entry = {"scale": config.scale, "reduction": kind, "amount": amount, "phantom": run.is_phantom}
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
     with writing(out), tempfile.TemporaryDirectory(dir=out, prefix=".release-") as part:

@@ -154,7 +154,7 @@ def tuned_vgg(config: Config, train, val, folder: str | Path, device: torch.devi
     model = model.to(device, memory_format=torch.channels_last)
     kept = [p for name in names for p in [p for p in train if Path(p).parent.name == name][:MOST_SCANS]]
     judged = [p for p in list(val)[:MOST_SCANS] if Path(p).parent.name in names]
-    images, held = ([read_image(p, **config.reading) for p in paths] for paths in (kept, judged))
+    images, held = ([read_image(p, config.channels, config.bits) for p in paths] for paths in (kept, judged))
     labels, truth = ([names.index(Path(p).parent.name) for p in paths] for paths in (kept, judged))
     rows, held_rows = ([retina_row(i) for i in part] for part in (images, held))
     side = min(TUNING_SIDE, *(n // 16 * 16 for image in (*images, *held) for n in image.shape[:2]))
