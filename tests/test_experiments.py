@@ -15,8 +15,6 @@ from torch import nn
 from srlib import degrade
 from srlib.__main__ import main
 from srlib.config import PROFILES, UserError, load_config
-from srlib.data.manifest import build_manifest
-from srlib.data.split import fewer_patients
 from srlib.evaluation import statistics
 from srlib.files import REPOSITORY
 from srlib.models import encoders, features, networks
@@ -282,26 +280,6 @@ def test_squares_stay_inside_and_ignore_fill():
     assert (round(left.item()), round(right.item())) == (50, 150)
 
 
-def test_fewer_training_patients_the_same_test(scan_folder):
-    table = build_manifest(scan_folder)
-    few, more = fewer_patients(table, 2), fewer_patients(table, 3)
-    for part, count in ((few, 2), (more, 3)):
-        assert part[part.split == "train"].patient.nunique() == count
-        pd.testing.assert_frame_equal(
-            part[part.split != "train"].reset_index(drop=True), table[table.split != "train"].reset_index(drop=True)
-        )
-    assert set(few.path) < set(more.path) and few.attrs["skipped"] == []
-    assert few[few.split == "train"].label.nunique() == 2  # the classes in turn
-    with pytest.raises(UserError, match="train_patients=99"):
-        fewer_patients(table, 99)
-
-
-def test_train_patients_reaches_the_run(scan_folder, tmp_path):
-    run = open_run("01", "smoke", str(tmp_path / "run"), str(scan_folder), {"train_patients": 1})
-    run.make_manifest()
-    assert run.manifest[run.manifest.split == "train"].patient.nunique() == 1
-
-
 # --------------------------------------------------------------------------------------------- beyond the noise
 def made_means(effects: dict[str, float], seeds: int, between_seeds: float, patients: int = 20):
     rng, rows = np.random.default_rng(0), []
@@ -544,12 +522,11 @@ def test_wrong_sweeps_are_one_sentence(tmp_path):
 
 def test_shipped_sweeps(tmp_path):
     table = sweep.sweeps()
-    assert set(table.index) == {"scale", "features", "losses", "texture", "degradation", "data"}
+    assert set(table.index) == {"scale", "features", "losses", "texture", "degradation"}
     points = {name: sweep.make_points(sweep.read_sweep(name)[1], tmp_path) for name in table.index}
     for name, found in points.items():
         assert len(found) == table.points[name] * table.seeds[name] and all(p.config.profile == "quick" for p in found)
     assert {p.config.scale for p in points["scale"]} == {2, 3, 4, 8}
-    assert {p.config.train_patients for p in points["data"]} == {8, 32, 128, 512}
     assert {p.config.content_features.partition(":")[0] for p in points["features"]} == set(EXTRACTORS)
     assert all(p.config.content_weight == 0 for p in points["features"])  # calibrated: an equal share
     assert {p.config.degradation for p in points["degradation"]} == set(degrade.KINDS) - {"bicubic-matlab"}
@@ -685,17 +662,14 @@ def test_downstream_intervals_are_over_patients():
 
 def test_cross_tells_amounts_apart(monkeypatch, tmp_path):
     """Two networks that differ in the amount of a degradation are two kinds, trained and tested."""
-    points = [
-        sweep.Point(tmp_path / f"p{k}", {}, load_config("smoke", degradation="gaussian", degradation_amount=a))
-        for k, a in enumerate((1.0, 3.0))
-    ]
+    points = [sweep.Point(tmp_path / f"p{k}", {}, load_config("smoke", degradation=f"gaussian:{a}")) for k, a in enumerate((1.0, 3.0))]
     asked = {}
     monkeypatch.setattr(runs, "read_runs", lambda *a: (None, None, None))
     monkeypatch.setattr(runs, "group_table", lambda means: pd.DataFrame())
     monkeypatch.setattr("srlib.series.cross.evaluate_cross", lambda trained, tests: asked.update(tests=tests) or pd.DataFrame())
     monkeypatch.setattr("srlib.series.cross.cross_table", lambda table: pd.DataFrame())
     sweep._tables(tmp_path, points, True)
-    assert [c.degradation_amount for c in asked["tests"]] == [1.0, 3.0]
+    assert [c.reduction[2] for c in asked["tests"]] == [1.0, 3.0]
 
 
 def test_a_sweep_without_seeds_is_listed(tmp_path, monkeypatch):

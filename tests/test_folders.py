@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import unicodedata
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -10,7 +9,6 @@ import pytest
 from PIL import Image
 
 from srlib.config import UserError, load_config
-from srlib.data import manifest
 from srlib.data.manifest import build_manifest
 from srlib.data.phantom import bscan
 from srlib.data.reading import find_images, lr_partner, read_pair
@@ -80,17 +78,6 @@ def test_equal_writes_at_once(tmp_path):
     assert (tmp_path / "file.txt").read_text() in texts and [p.name for p in tmp_path.iterdir()] == ["file.txt"]
 
 
-def test_folders_of_the_system_hold_no_scans(tmp_path):
-    scans(tmp_path / "DME", 4)
-    for k, name in enumerate(
-        ("DME/@eaDir/NORMAL-0-1.png", "#recycle", "$RECYCLE.BIN/S-1", "lost+found", "System Volume Information", "__MACOSX")
-    ):
-        scans(tmp_path / name, 1, 10 + k)
-    table = build_manifest(tmp_path)
-    assert len(table) == 4 and set(table.label) == {"DME"}
-    assert sum("thumbnails or what was deleted" in reason for _, reason in table.attrs["skipped"]) == 6
-
-
 def test_sr_images_are_neither_scans_nor_enlarged_again(tmp_path):
     from srlib.inference.files import upscale_files
     from srlib.models import Generator
@@ -107,17 +94,6 @@ def test_sr_images_are_neither_scans_nor_enlarged_again(tmp_path):
     assert len(table) == 5 and sum("upscale wrote" in reason for _, reason in table.attrs["skipped"]) == 5
 
 
-@pytest.mark.parametrize("hr, lr", [("HR", "LR"), ("DIV2K_train_HR", "DIV2K_train_LR_bicubic/X4"), ("x.hr", "x.lr")])
-def test_lr_beside_hr_in_a_nested_tree_is_no_scan(tmp_path, hr, lr):
-    for part, first in (("train", 0), ("test", 4)):
-        scans(tmp_path / part / hr, 4, first)
-        scans(tmp_path / part / lr, 4, 20 + first)
-    scans(tmp_path / "other/lr_only", 1, 40)
-    table = build_manifest(tmp_path)
-    assert len(table) == 9 and not table.path.str.contains(lr, regex=False).any()
-    assert sum("is LR beside HR" in reason for _, reason in table.attrs["skipped"]) == 8
-
-
 @pytest.mark.parametrize("where", [".", "CNV"])
 def test_a_run_does_not_write_among_the_scans(tmp_path, where):
     scans(tmp_path / "CNV", 4)
@@ -127,15 +103,6 @@ def test_a_run_does_not_write_among_the_scans(tmp_path, where):
         open_run("01", "smoke", str(tmp_path / where), str(tmp_path))
     assert sorted(tmp_path.rglob("*")) == before
     assert open_run("01", "smoke", str(tmp_path / "runs/a"), str(tmp_path)).folder.name == "a"
-
-
-def test_lr_that_is_the_partner_of_another_is_not_taken(tmp_path):
-    for name in ("hr/a.png", "hr/A.png", "lr/a.tif", "lr/A.png", "hr/b.png", "hr/B.png", "lr/B.png"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        Image.fromarray(bscan(len(name), 64, 80)).save(tmp_path / name)
-    assert lr_partner(tmp_path / "hr/a.png").name == "a.tif" and lr_partner(tmp_path / "hr/A.png").name == "A.png"
-    with pytest.raises(UserError, match="there is no LR image of this name"):
-        lr_partner(tmp_path / "hr/b.png")
 
 
 def test_a_file_that_cannot_be_opened_does_not_end_upscale(tmp_path):
@@ -154,44 +121,8 @@ def test_a_draw_of_another_scan_is_an_error(tmp_path):
     for folder, name, size in (("hr", "a", (67, 82)), ("sr", "a_draw1", (67, 82)), ("sr", "a_draw2", (90, 120))):
         (tmp_path / folder).mkdir(exist_ok=True)
         Image.fromarray(bscan(1, *size)).save(tmp_path / folder / f"{name}.png")
-    scans(tmp_path / "sr/@eaDir", 1)
     with pytest.raises(UserError, match="a_draw1"):
         evaluate_folders(tmp_path / "sr", tmp_path / "hr", steps=0)
-
-
-def test_lr_beside_hr_is_found_in_many_folders(tmp_path):
-    """A look at each folder's own neighbours, not at all folders: 20,000 images of 5,000 patients in a second or so."""
-    paths = [tmp_path / f"{k}/{kind}/{n}.png" for k in range(5000) for kind in ("lr", "hr") for n in range(2)]
-    assert len(manifest._lr_beside_hr(paths, tmp_path)) == 10_000
-    assert not manifest._lr_beside_hr([tmp_path / "lr/a.png", tmp_path / "x/b.png"], tmp_path)
-
-
-def test_the_nearest_lr_folder_is_taken_whatever_the_case_and_accents(tmp_path):
-
-    for folder in ("HR/a/hr", "HR/a/lr", "LR/a/hr"):
-        (tmp_path / folder).mkdir(parents=True)
-    decomposed = unicodedata.normalize("NFD", "Müller")
-    for name, start in (
-        ("HR/a/hr/s.png", 0),
-        ("HR/a/lr/s.PNG", 1),
-        ("LR/a/hr/s.png", 2),
-        ("HR/a/hr/Müller.tif", 3),
-        (f"HR/a/lr/{decomposed}.BMP", 4),
-    ):
-        Image.fromarray(bscan(start, 64, 80)).save(tmp_path / name)
-    assert lr_partner(tmp_path / "HR/a/hr/s.png") == tmp_path / "HR/a/lr/s.PNG"
-    assert lr_partner(tmp_path / "HR/a/hr/Müller.tif") == tmp_path / f"HR/a/lr/{decomposed}.BMP"
-
-
-def test_one_patient_is_one_whatever_the_accents_and_the_format(tmp_path):
-
-    for k, name in enumerate(("Müller", "Šimek", "José", "Zoë")):
-        for form, label in (("NFC", "CNV"), ("NFD", "DME")):
-            folder = tmp_path / label / unicodedata.normalize(form, name)
-            folder.mkdir(parents=True)
-            Image.fromarray(bscan(2 * k + (form == "NFD"), 64, 80)).save(folder / "scan.png")
-    table = build_manifest(tmp_path, patient_pattern="^[^/]+/([^/]+)/")
-    assert table.patient.nunique() == 4 and (table.groupby("patient").split.nunique() == 1).all()
 
 
 def test_equal_pixels_in_other_files_stand_in_one_split(tmp_path):

@@ -19,7 +19,9 @@ class Crops(torch.utils.data.Dataset):
     scale, an item is (lr, hr): the crop and what stands there in the LR image (`lr_partner`).
     """
 
-    def __init__(self, paths, crop: int, count: int, channels: int = 1, seed: int = 0, paired: int = 0, bits: int = 0, cache_bytes: int = 4 << 30):
+    def __init__(
+        self, paths, crop: int, count: int, channels: int = 1, seed: int = 0, paired: int = 0, bits: int = 0, cache_bytes: int = 4 << 30
+    ):
         self.paths, self.crop, self.count, self.seed, self.paired = [Path(p) for p in paths], crop, count, seed, paired
         self.channels, self.bits, self.room = channels, bits, cache_bytes
         self.cache: dict[int, list[np.ndarray]] = {}

@@ -72,7 +72,9 @@ def build_manifest(
     groups = group(table)
     if groups.nunique() < 3:
         inside = " (those of .vol, .xml and DICOM are the patients that the files name inside)" if (table.inside != "").any() else ""
-        raise UserError(f"{root}: {groups.nunique()} patient(s){inside} cannot be split into train, val and test; at least 3 are needed{first}")
+        raise UserError(
+            f"{root}: {groups.nunique()} patient(s){inside} cannot be split into train, val and test; at least 3 are needed{first}"
+        )
     table["split"] = groups.map(deal(table.label.groupby(groups).first(), val_share, test_share))
     doubtful = [(path, doubt) for path, doubt in zip(table.path, table.doubt) if doubt]
     table = table[["path", "sha256", "height", "width", "label", "patient", "split"]]
