@@ -61,38 +61,24 @@ class Config:
     degradation: str = _setting(
         "bicubic",
         "data",
-        "how LR is made (srlib/degrade.py); paired: it is read from lr/ beside hr/",
+        "how LR is made (srlib/degrade.py), its one number behind it, as gaussian:1.6 (gaussian: sigma in HR pixels; axial: spectrum's width in LR "
+        "Nyquist; speckle: looks); paired: it is read from lr/ beside hr/",
         ("bicubic", "bicubic-matlab", "gaussian", "axial", "speckle", "area", "nearest", "paired"),
         registry="degrade.KINDS",
     )
-    degradation_amount: float = _setting(
-        0.0,
-        "data",
-        "its one number: gaussian: sigma in HR pixels; axial: spectrum's width in LR Nyquist; speckle: looks; 0: usual",
-        low=0,
-    )
     bits: int = _setting(0, "data", "bits of a value in deep grey images, as 12 in files of 16; 0: what the file says", low=0, high=32)
-    reflectivity: str = _setting(
-        "log", "data", "how raw reflectivity (.vol, .e2e) becomes grey (srlib/formats/heidelberg.py)", ("log", "fourth-root")
-    )
     patient_pattern: str = _setting(
         r"(?:^|/)[A-Za-z]+-(\d+)-[^/]*$", "data", "regular expression on the relative path; its group is the patient"
     )
     phantoms: int = _setting(0, "data", "number of synthetic eyes (two B-scans each), spread over four classes", low=0)
     phantom_height: int = _setting(496, "data", "rows of a phantom", low=64)
     phantom_width: int = _setting(512, "data", "columns of a phantom", low=64)
-    phantom_rotation: float = _setting(0.0, "data", "largest rotation of a phantom, degrees; its corners become white fill", low=0, high=45)
-    phantom_jpeg: int = _setting(75, "data", "JPEG quality that phantoms have passed through; 0: none", low=0, high=100)
     val_share: float = _setting(0.1, "data", "share of the patients used for validation", low=0.01, high=0.45)
     test_share: float = _setting(0.2, "data", "share of the patients used for the test", low=0.01, high=0.45)
     max_images: int = _setting(0, "data", "take at most this many images (0: all), whole patients at random", low=0)
-    train_patients: int = _setting(
-        0, "data", "train on so many of the training patients (0: all); validation and test stay the same", low=0
-    )
     train_on_val: bool = _setting(
         False, "data", "train on the validation patients, too, at a length chosen before: validation then says nothing of unseen ones"
     )
-    data_seed: int = _setting(0, "data", "seed of the phantoms and of the split", low=0)
     # pretrain
     seed: int = _setting(0, "pretrain", "seed of weights and crops in both training stages", low=0)
     generator: str = _setting(
@@ -113,13 +99,6 @@ class Config:
     global_skip: bool = _setting(False, "pretrain", "the generator corrects the bicubic image instead of making it anew")
     smooth: bool = _setting(False, "pretrain", "average 2 x 2 after each PixelShuffle (against checkerboard)")
     crop: int = _setting(96, "pretrain", "side of the HR crops, pixels", low=16)
-    crop_min_grey: int = _setting(
-        0,
-        "pretrain",
-        "pretraining crops with a lower mean grey are drawn again; on scans 40 leaves out vitreous and the depth, where PSNR gains little",
-        low=0,
-        high=128,
-    )
     batch: int = _setting(16, "pretrain", "crops in a step", low=2)
     pretrain_steps: int = _setting(1_000_000, "pretrain", "updates of the generator alone", low=1)
     pretrain_lr: float = _setting(1e-4, "pretrain", "Adam's learning rate", low=0)
@@ -211,9 +190,6 @@ class Config:
     device: str = _setting("auto", "machine", "auto takes cuda, mps or cpu", ("auto", "cuda", "mps", "cpu"))
     gpus: int = _setting(0, "machine", "GPUs to train on, a process each, the batch divided among them; 0: all", low=0)
     workers: int = _setting(0, "machine", "processes that read crops (0: the training process itself); a GPU cuts its own", low=0)
-    decoded_cache: bool = _setting(
-        False, "machine", "keep training scans decoded in data/cache, a mapped file each, for sets larger than memory"
-    )
     max_hours: float = _setting(0.0, "machine", "stop a training, saved, when the session is so many hours old; 0: no limit", low=0)
     checkpoint_every: int = _setting(1000, "machine", "steps between checkpoints", low=1)
     validate_every: int = _setting(1000, "pretrain", "steps between validations", low=1)
@@ -221,17 +197,13 @@ class Config:
     @property
     def holds_lr(self) -> bool:
         """Whether HR brought down again is LR. With speckle drawn anew and with given pairs it is not, so SR need not be either."""
-        return self.degradation not in ("speckle", "paired")
-
-    @property
-    def reading(self) -> dict:
-        """What `read_image` takes after the path."""
-        return {"channels": self.channels, "bits": self.bits, "reflectivity": self.reflectivity}
+        return self.reduction[1] != "speckle" and self.degradation != "paired"
 
     @property
     def reduction(self) -> tuple[int, str, float]:
         """What `degrade.downsample` takes after the image: scale, kind, amount; bicubic where LR is given and its making unknown."""
-        return self.scale, "bicubic" if self.degradation == "paired" else self.degradation, self.degradation_amount
+        kind, _, amount = self.degradation.partition(":")
+        return self.scale, "bicubic" if kind == "paired" else kind, float(amount or 0)
 
 
 FIELDS = {f.name: f for f in dataclasses.fields(Config)}
@@ -277,6 +249,11 @@ def load_config(profile: str = "quick", /, **overrides) -> Config:
             raise UserError(
                 f"{name}={side} must be a multiple of {f'{grid} and of ' * (grid > 1)}scale={config.scale}; 96 fits every scale"
             )
+    kind, colon, amount = config.degradation.partition(":")
+    if colon and kind in ("bicubic", "bicubic-matlab", "area", "nearest", "paired"):
+        raise UserError(f"degradation={config.degradation!r}: {kind} takes no number; write {kind!r}")
+    if colon and not re.fullmatch(r"\d+(\.\d*)?", amount):
+        raise UserError(f"degradation={config.degradation!r}: behind the colon stands a number, 0 or more, as in 'gaussian:1.6'")
     network, _, layer = config.content_features.partition(":")
     layers = LAYERS.get(network, (layer,))  # an extractor that was added checks its own
     if layer and layer not in layers:

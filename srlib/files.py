@@ -95,8 +95,7 @@ def damaged(path: str | Path, why) -> UserError:
 
 
 NAMES = {  # columns of a run's tables that hold names
-    "path", "sha256", "label", "patient", "split", "image", "method", "region", "measure", "network", "trained", "tested", "reason", "laterality",
-    "position", "group",
+    "path", "sha256", "label", "patient", "split", "image", "method", "region", "measure", "network", "trained", "tested", "reason", "group",
 }  # fmt: skip
 NEEDED = {"manifest.csv": ("path", "label", "patient", "split"), "metrics.csv": ("image", "patient", "label", "method", "region")}
 

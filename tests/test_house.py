@@ -15,7 +15,7 @@ from srlib.files import REPOSITORY
 
 SRLIB = REPOSITORY / "srlib"
 # each room imports what stands before it, and itself
-ORDER = ("profiles", "config", "files", "device", "degrade", "formats", "data", "models", "metrics", "training", "upscaling", "evaluation", "figures", "series",
+ORDER = ("profiles", "config", "files", "device", "degrade", "data", "models", "metrics", "training", "upscaling", "evaluation", "figures", "series",
          "notebook", "commands", "__main__")  # fmt: skip
 FILES = sorted(SRLIB.rglob("*.py"))
 COMMAND_FILES = sorted((SRLIB / "commands").glob("*.py"))

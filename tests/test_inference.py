@@ -405,7 +405,7 @@ def test_consistent_command(srgan, generator, tmp_path, capsys):
         assert "1 image(s) written, 0 failed" in said and (", consistent" in said) == bool(kind)
         assert not kind or f"by srresnet.pt, consistent with LR under {kind}\n" in said
         assert not kind or metrics.consistency(pixels(tmp_path / "sr.png"), pixels(scan), 4, kind) > 45
-    (tmp_path / "plain/config.json").write_text('{"degradation": "gaussian", "degradation_amount": 2.0}')
+    (tmp_path / "plain/config.json").write_text('{"degradation": "gaussian:2"}')
     for options in (["--consistent"], ["--consistent", "gaussian"]):
         assert main([*command, *options]) == 0 and "under gaussian 2\n" in capsys.readouterr().out
     (tmp_path / "plain/config.json").write_text('{"degradation": "speckle", "degradation_amount": 8.0}')

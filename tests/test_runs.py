@@ -84,10 +84,10 @@ def test_a_setting_that_is_newer_than_the_record_had_its_default(tmp_path):
     run = trained(tmp_path / "run")
     before = run.fingerprint("pretrain")
     record = run.provenance
-    for name in ("phantom_jpeg", "pretrain_loss"):
+    for name in ("bits", "pretrain_loss"):
         del record["stages"]["pretrain"]["settings"][name]
     (run.folder / "provenance.json").write_text(json.dumps(record))
-    assert run.config.phantom_jpeg == Config().phantom_jpeg and run.config.pretrain_loss == "psnr" != Config().pretrain_loss
+    assert run.config.bits == Config().bits and run.config.pretrain_loss == "psnr" != Config().pretrain_loss
     assert run.changed("pretrain") == "pretrain_loss 'mse', now 'psnr'"
     run = Run(run.folder, dataclasses.replace(run.config, pretrain_loss="mse"))
     assert run.changed("pretrain") == "" and run.fingerprint("pretrain") == before
@@ -97,7 +97,7 @@ def test_a_setting_that_is_newer_than_the_record_had_its_default(tmp_path):
 
 
 # --------------------------------------------------------------------------------------------- older records
-@pytest.mark.parametrize("forget", [(), ("phantom_jpeg", "gan_lr_drop"), ("networks", "classifier_steps", "precision")])
+@pytest.mark.parametrize("forget", [(), ("bits", "gan_lr_drop"), ("networks", "classifier_steps", "precision")])
 def test_an_older_record_is_valid_where_nothing_changed(tmp_path, forget):
     run = trained(tmp_path / "run", gan_lr_drop=Config().gan_lr_drop)
     with run.stage("evaluation"):
@@ -122,7 +122,7 @@ def test_an_older_checkpoint_is_continued(scan_folder, tmp_path, capsys):
     parts = run.images("train", run.config.crop), run.images("val"), run.folder
     with run.stage("pretrain"):
         pass
-    old = rewrite(run, "pretrain", ["phantom_jpeg"])
+    old = rewrite(run, "pretrain", ["bits"])
     for step in (1, 2):
         with pytest.raises(OutOfTime, match=f"saved at step {step};"), run.stage("pretrain") as fingerprint:
             pretraining.pretrain_generator(run.config, *parts, fingerprint)

@@ -22,7 +22,7 @@ from ..config import PROFILES, Config, UserError, load_config, stage_of
 from ..files import NOTEBOOK_FOLDER, read_json, read_text, write, writing
 from ..series import runs
 from ..series.provenance import timestamp
-from ..series.run_folder import MAKES, SALT, Run, run_path
+from ..series.run_folder import MAKES, Run, run_path
 from . import absolute, add_settings, parser, read_settings
 from .run import Paused, run_series
 
@@ -174,11 +174,6 @@ def _share_pretraining(point: Point, points: list[Point]) -> None:
     machine with one number of threads, it would be the same to the byte."""
     if point.folder.exists():
         return
-    for other in points:  # one name for a patient in all points
-        if (other.folder / SALT).exists():
-            point.folder.mkdir(parents=True)
-            shutil.copy2(other.folder / SALT, point.folder)
-            break
     mine, stage = Run(point.folder, point.config), "pretrain"
     for other in points:
         theirs = Run(other.folder, other.config)

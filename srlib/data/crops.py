@@ -1,4 +1,4 @@
-"""Training crops: an endless stream of places in the scans, in memory, in mapped files or on the device."""
+"""Training crops: an endless stream of places in the scans, in memory or on the device."""
 
 from __future__ import annotations
 
@@ -8,61 +8,36 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .decoded import decoded as from_cache
-from .reading import files_behind, lr_partner, read_given_pair, read_image
+from .reading import read_given_pair, read_image
 
 
 class Crops(torch.utils.data.Dataset):
     """HR crops for training: item k is a pure function of (seed, k). uint8 tensors (C, crop, crop).
 
-    `paths` are read once and kept while they fit into `cache_bytes` or, with `decoded`, a folder, in mapped files in its
-    decoded/ (`decoded.decoded`). A crop with more than half fill, or a mean grey below `min_grey`, is drawn again (up to 8
-    times); the crop is flipped left to right at random. Every image must be at least as large as the crop.
-    `reading`: what `read_image` takes beside the channels. With `paired`, a scale, an item is (lr, hr): the crop and what stands there in the LR image (`lr_partner`).
+    `paths` are read once and kept while they fit into `cache_bytes`. A crop with more than half fill is drawn again (up to 8 times); the
+    crop is flipped left to right at random. Every image must be at least as large as the crop. `bits`: as in `read_image`. With `paired`, a
+    scale, an item is (lr, hr): the crop and what stands there in the LR image (`lr_partner`).
     """
 
     def __init__(
-        self,
-        paths,
-        crop: int,
-        count: int,
-        channels: int = 1,
-        seed: int = 0,
-        paired: int = 0,
-        decoded="",
-        cache_bytes: int = 4 << 30,
-        min_grey: int = 0,
-        reading: dict | None = None,
+        self, paths, crop: int, count: int, channels: int = 1, seed: int = 0, paired: int = 0, bits: int = 0, cache_bytes: int = 4 << 30
     ):
-        self.paths, self.crop, self.count, self.channels, self.seed = [Path(p) for p in paths], crop, count, channels, seed
-        self.paired, self.min_grey, self.reading = paired, min_grey, (reading or {}) | {"channels": channels}
+        self.paths, self.crop, self.count, self.seed, self.paired = [Path(p) for p in paths], crop, count, seed, paired
+        self.channels, self.bits, self.room = channels, bits, cache_bytes
         self.cache: dict[int, list[np.ndarray]] = {}
-        self.room, self.decoded = cache_bytes, Path(decoded) / "decoded" if decoded else None
 
     def __len__(self) -> int:
         return self.count
 
-    def files(self, path: Path) -> list[Path]:
-        """The files that a path (an image, or a slice of a volume) is read from and, paired, those of its LR partner."""
-        return [file for p in ([path, lr_partner(path)] if self.paired else [path]) for file in files_behind(p)]
-
-    def read(self, path: Path) -> list[np.ndarray]:
-        """[hr] or, paired, [hr, lr] of one file."""
-        if self.paired:
-            return list(read_given_pair(path, self.paired, **self.reading))[::-1]
-        return [read_image(path, **self.reading)]
-
     def images(self, index: int) -> list[np.ndarray]:
-        """What `read` gives for one of the paths, from memory or a mapped file where it is there."""
+        """[hr] or, paired, [hr, lr] of one of the paths, from memory where it is there."""
         if index in self.cache:
             return self.cache[index]
         path = self.paths[index]
-        if self.decoded:
-            kind = f"{path.name} {sorted(self.reading.items())} {self.paired}"
-            count = 2 if self.paired else 1
-            self.cache = {index: from_cache(self.decoded, kind, self.files(path), count, lambda: self.read(path))}  # not more: maps are few
-            return self.cache[index]
-        images = self.read(path)
+        if self.paired:
+            images = list(read_given_pair(path, self.paired, self.channels, self.bits))[::-1]
+        else:
+            images = [read_image(path, self.channels, self.bits)]
         size = sum(image.nbytes for image in images)
         if self.room >= size:
             self.cache[index] = images
@@ -79,7 +54,7 @@ class Crops(torch.utils.data.Dataset):
             hr = self.images(index)[0]
             top, left = (int(rng.integers(n - self.crop + 1)) // step * step for n in hr.shape[:2])
             patch = hr[top : top + self.crop, left : left + self.crop]
-            if (patch >= 250).mean() < 0.5 and patch.mean() >= self.min_grey:
+            if (patch >= 250).mean() < 0.5:
                 break
         return index, top, left, rng.random() < 0.5
 

@@ -2,23 +2,36 @@
 
 from __future__ import annotations
 
-import re
-import secrets
+import hashlib
+import os
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from PIL import Image
 from scipy.ndimage import gaussian_filter
+from tqdm import tqdm
 
 from ..config import Config, UserError
-from ..files import write
-from .inspection import inspect_files, shown
-from .reading import EXTENSIONS, find_images, named_patient, patient, read_given_pair, read_image, slices, subfolder
-from .split import deal, linked
+from .formats import kind
+from .reading import (
+    EXTENSIONS,
+    few_values,
+    find_images,
+    is_upscaled,
+    named_inside,
+    named_patient,
+    read_given_pair,
+    read_image,
+    read_scan,
+    slices,
+    subfolder,
+)
 
-ONE_IMAGE = (".png", ".jpg", ".jpeg", ".jfif", ".jpe", ".bmp")
-FACTS = ("pixel_width_um", "pixel_height_um", "laterality", "position")  # columns where some file says it
+MIN_SIDE = 32
+SPLITS = ("train", "val", "test")
 
 
 def build_manifest(
@@ -28,110 +41,66 @@ def build_manifest(
     val_share: float = 0.1,
     test_share: float = 0.2,
     max_images: int = 0,
-    seed: int = 0,
     paired: int = 0,
-    reading: dict | None = None,
-    salt: Path | None = None,
+    bits: int = 0,
 ) -> pd.DataFrame:
-    """One row an image: path (relative to `root`), sha256, height, width, label, patient, split (train, val, test); where files say it, size of
-    a pixel, laterality and position (FACTS).
+    """One row an image: path (relative to `root`), sha256, height, width, label, patient, split (train, val, test).
 
-    The label is the folder's name. Images belong together where they share a patient (of an instrument's file that names one inside a hash
-    of it with the text in the file `salt`, which is made where it is missing; else the pattern's group in the relative path, across classes
-    and folders; else the file alone) or a SHA-256, of the file or of its pixels; such a group stands in one split, which does not depend
-    on the salt. `max_images` takes whole patients at random, three or more, before anything is decoded. `.attrs["skipped"]` lists files that cannot be used, with the reason;
-    `.attrs["unnamed"]` counts those without a patient, `.attrs["doubtful"]` lists images that may have fewer bits than their files say. With
-    `paired`, a scale, the images are those of `root`/hr that fit one in `root`/lr; without, images in a folder LR beside one HR are left
-    out. `reading`: what `read_image` takes. Raises UserError where
-    fewer than three groups are left.
+    The label is the folder's name; the patient and what belongs together: `find_patients`, `group`. `max_images` takes whole patients
+    at random, three or more, before anything is decoded. `.attrs["skipped"]` lists files that cannot be used, with the reason;
+    `.attrs["unnamed"]` counts those without a patient, `.attrs["doubtful"]` lists images that may have fewer bits than their files say.
+    With `paired`, a scale, the images are those of `root`/hr that fit one in `root`/lr. Raises UserError where fewer than three groups are left.
     """
-    root, reading = Path(root), (reading or {}) | {"channels": channels}
-    patients, by_path, by_name, hashed, named, left_out, secret = {}, {}, {}, set(), 0, [], ""
+    root, left_out = Path(root), []
     images = find_images((subfolder(root, "hr") or root) if paired else root, left_out)
-    reduced = set() if paired else _lr_beside_hr(images, root)
-    left_out += [
-        (path, "is LR beside HR; for such pairs give the folder that holds both, with -p degradation paired") for path in sorted(reduced)
-    ]
-    for path in (path for path in images if path not in reduced):
-        relative = path.relative_to(root).as_posix()
-        name = named_patient(relative, patient_pattern)
-        inside, called = patient(path, secret := secret or _salt(salt)) if path.suffix.lower() not in EXTENSIONS else ("", "")
-        if inside:
-            hashed.add(inside)
-            by_path[relative], by_name[relative] = name or inside, called
-            name = inside
-        named += bool(name)
-        patients[relative] = name or relative
-    total = len(patients)
-    first_path: dict[str, str] = {}  # by which hashed patients are put in order
-    for relative, name in patients.items():
-        first_path.setdefault(name, relative if name in hashed else name)
+    files = find_patients(root, images, patient_pattern)
+    unnamed = int((files.patient == files.file).sum())
     if max_images:
-        kept = _sample(root, patients, max_images, np.random.default_rng(seed).permutation(sorted(first_path, key=first_path.get)))
-        patients = {relative: patient for relative, patient in patients.items() if patient in kept}
-    rows, skipped, doubtful = [], [(shown(path.relative_to(root).as_posix()), reason) for path, reason in left_out], []
-    for relative, found in zip(patients, inspect_files(root, list(patients), reading), strict=True):
-        for slice_path, sha256, height, width, reason, doubt, facts, pixels in found:
-            if paired and not reason:
-                try:
-                    read_given_pair(root / slice_path, paired, **reading)
-                except UserError as error:
-                    reason = str(error)
-            if reason:
-                skipped.append((slice_path, reason))
-                continue
-            label = Path(relative).parent.name or "image"
-            rows.append([slice_path, sha256, height, width, label, patients[relative], *facts, pixels])
-            doubtful += [(slice_path, doubt)] if doubt else []
-    if not rows:
+        files = files[files.patient.isin(_sample(root, files, max_images))]
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        looked = pool.map(lambda file: inspect(root, file, channels, bits, paired), files.file)
+        progress = tqdm(looked, total=len(files), desc="files", unit="file", disable=len(files) < 1000, ncols=100, file=sys.stdout)
+        rows = [{"file": file} | row for file, found in zip(files.file, progress, strict=True) for row in found]
+    skipped = [(_printable(path.relative_to(root).as_posix()), reason) for path, reason in left_out]
+    skipped += [(row["path"], row["reason"]) for row in rows if row["reason"]]
+    table = pd.DataFrame([row for row in rows if not row["reason"]])
+    first = f"; {len(skipped)} were left out, the first: {' '.join(skipped[0])}" if skipped else ""
+    if table.empty:
         raise UserError(f"{root}: none of the {len(skipped)} image files can be used; the first: {' '.join(skipped[0])}")
-    table = pd.DataFrame(rows, columns=["path", "sha256", "height", "width", "label", "patient", *FACTS, "pixels"])
-    known = table[list(FACTS)].replace("", None).notna().any()
-    table = table.drop(columns=known.index[~known])
-    of_file = table.path.str.replace(r"#\d+$", "", regex=True)
-    called = of_file.map(by_name).fillna("")  # links those that have no identifier: only then is the name of another their patient
-    table_by = table.assign(
-        by_path=of_file.map(by_path).fillna(table.patient), by_name=called.where(called.isin(table.patient), table.patient)
-    )
-    group = linked(table_by)
-    if group.nunique() < 3:
-        inside = f" ({len(hashed)} by what is said inside the files)" if hashed else ""
-        also = f"; {len(skipped)} file(s) were left out, the first: {' '.join(skipped[0])}" if skipped else ""
+    table = table.merge(files, on="file")
+    table["label"] = [Path(file).parent.name or "image" for file in table.file]
+    groups = group(table)
+    if groups.nunique() < 3:
+        inside = " (those of .vol, .xml and DICOM are the patients that the files name inside)" if (table.inside != "").any() else ""
         raise UserError(
-            f"{root}: {group.nunique()} patient(s){inside} cannot be split into train, val and test; at least 3 are needed{also}"
+            f"{root}: {groups.nunique()} patient(s){inside} cannot be split into train, val and test; at least 3 are needed{first}"
         )
-    table = table.drop(columns="pixels")
-    order = table.patient.map(first_path).groupby(group).min().to_dict()
-    dealt = deal(table, group, val_share, test_share, seed, order)
-    table.insert(6, "split", group.map(dealt))
-    table.attrs.update(skipped=skipped, unnamed=total - named, doubtful=doubtful, order={name: first_path[name] for name in hashed})
+    table["split"] = groups.map(deal(table.label.groupby(groups).first(), val_share, test_share))
+    doubtful = [(path, doubt) for path, doubt in zip(table.path, table.doubt) if doubt]
+    table = table[["path", "sha256", "height", "width", "label", "patient", "split"]]
+    table.attrs.update(skipped=skipped, unnamed=unnamed, doubtful=doubtful)
     return table
 
 
-def _lr_beside_hr(images: list[Path], root: Path) -> set[Path]:
-    """The images in a folder that lies beside one of the same name with HR in the place of LR, as `train/LR` and `DIV2K_train_LR_bicubic`: each
-    would be a scan of its own, and might train while its HR is tested on."""
-    beside: dict[Path, set[str]] = {}  # a folder: the names of those in it that hold images, at any depth
-    for folder in {path.parent for path in images}:
-        while folder != root and folder.name not in beside.setdefault(folder.parent, set()):
-            beside[folder.parent].add(folder.name)
-            folder = folder.parent
-
-    def is_lr(name: str, names: set[str]) -> bool:
-        found = re.fullmatch(r"(|.*[_. -])lr([_. -].*)?", name, re.IGNORECASE)
-        return bool(found) and any(re.fullmatch(re.escape(found[1]) + r"hr([_. -].*)?", other, re.IGNORECASE) for other in names)
-
-    lr = {parent / name for parent, names in beside.items() for name in names if is_lr(name, names)}
-    return {path for path in images if lr.intersection(path.parents)} if lr else set()
+def find_patients(root: Path, images: list[Path], pattern: str) -> pd.DataFrame:
+    """For each image file: file (relative to `root`), patient, by_path, inside. `by_path` is the pattern's group in the path; `inside` numbers
+    the patients that instruments' files name inside, p001, p002, in the order of paths. The patient is `inside`, else `by_path`, else the
+    file alone."""
+    rows, numbers = [], {}
+    for path in images:
+        file = path.relative_to(root).as_posix()
+        by_path, inside = named_patient(file, pattern), ""
+        if path.suffix.lower() not in EXTENSIONS and (named := named_inside(path)):
+            inside = numbers.setdefault(named, f"p{len(numbers) + 1:03d}")
+        rows.append((file, inside or by_path or file, by_path, inside))
+    return pd.DataFrame(rows, columns=["file", "patient", "by_path", "inside"])
 
 
-def _sample(root: Path, patients: dict[str, str], most: int, order) -> set[str]:
-    """The first patients in `order`, three or more, whose images, slices of volumes each, are at most `most` together."""
-    files, kept, count = {}, set(), 0
-    for relative, name in patients.items():
-        files.setdefault(name, []).append(root / relative)
-    for name in order:
-        count += sum(map(_pages, files[name]))
+def _sample(root: Path, files: pd.DataFrame, most: int) -> set[str]:
+    """The first patients in a random order, three or more, whose images, slices of volumes each, are at most `most` together."""
+    kept, count = set(), 0
+    for name in np.random.default_rng(0).permutation(sorted(set(files.patient))):
+        count += sum(_pages(root / file) for file in files.file[files.patient == name])
         if count > most and len(kept) >= 3:
             break
         kept.add(name)
@@ -139,7 +108,7 @@ def _sample(root: Path, patients: dict[str, str], most: int, order) -> set[str]:
 
 
 def _pages(path: Path) -> int:
-    if path.suffix.lower() in ONE_IMAGE:
+    if path.suffix.lower() in (".png", ".jpg", ".jpeg", ".jfif", ".jpe", ".bmp"):
         return 1
     try:
         return len(slices(path))
@@ -147,20 +116,87 @@ def _pages(path: Path) -> int:
         return 1
 
 
-def _salt(keep: Path | None) -> str:
-    """What the file holds, after one is made where there is none; without a file, something new."""
-    if keep and keep.exists():
+def inspect(root: Path, file: str, channels: int = 1, bits: int = 0, paired: int = 0) -> list[dict]:
+    """For each slice of a file: path, reason (why it cannot be used, or ''), sha256 of the file or of a volume's slice, height, width, pixels
+    (a hash of what is shown, whatever the file's format) and doubt (`few_values`). It is decoded whole."""
+    path, rows = root / file, []
+    try:
+        if _printable(file) != file:
+            raise UserError("its name is not valid Unicode or holds a carriage return; rename it")
+        if is_upscaled(path):
+            raise UserError("is an SR image that upscale wrote")
+        names = slices(path)
+        if path.suffix.lower() in EXTENSIONS and (which := kind(path)) not in ("picture", "tiff"):  # whom it is about was not looked for
+            raise UserError(f"is no picture, whatever its name says; give it the ending of its kind ({which})")
+    except (UserError, MemoryError) as error:
+        return [{"path": _printable(file), "reason": _why(error, path)}]
+    for name in names:
+        row = {"path": Path(file).with_name(name.name).as_posix(), "reason": ""}
+        rows.append(row)
         try:
-            salt = keep.read_text(encoding="utf-8").strip()
-        except (OSError, ValueError):
-            salt = ""
-        if len(salt) < 16:
-            raise UserError(f"{keep} holds no salt; put back what was there, or delete it and begin with another run folder")
-        return salt
-    salt = secrets.token_hex(16)
-    if keep:
-        write(keep, salt + "\n")
-    return salt
+            scan = read_scan(name, bits=bits)
+            if paired:
+                read_given_pair(name, paired, channels, bits)
+            whole = [name] == names and path.suffix.lower() in EXTENSIONS
+            row["sha256"] = hashlib.sha256(path.read_bytes() if whole else scan.image.tobytes()).hexdigest()
+        except (UserError, OSError, MemoryError) as error:
+            row["reason"] = _why(error, path)
+            continue
+        row["height"], row["width"] = scan.image.shape
+        row["pixels"] = hashlib.sha256(repr(scan.image.shape).encode() + scan.image.tobytes()).hexdigest()
+        row["doubt"] = few_values(scan)
+        if scan.image.min() == scan.image.max():
+            row["reason"] = "every pixel has the same value"
+        if min(scan.image.shape) < MIN_SIDE:
+            row["reason"] = f"{row['width']} x {row['height']} pixels is too small"
+    return rows
+
+
+def _why(error: Exception, path: Path) -> str:
+    return "memory ran out while it was read" if isinstance(error, MemoryError) else str(error).removeprefix(f"{path}: ")
+
+
+def _printable(name: str) -> str:
+    """A name that can stand in a table: bytes that are no UTF-8, and carriage returns, which would end its line, as escapes."""
+    return name.encode(errors="backslashreplace").decode().replace("\r", r"\r")
+
+
+def group(table: pd.DataFrame) -> pd.Series:
+    """For each row the smallest patient that it is linked to through shared patients, inside or by path, and shared hashes, of files and of
+    what they show: such a group stands in one split."""
+    first, names = pd.factorize(table["patient"].astype(str), sort=True)
+    by_path = table.by_path.where(table.by_path != "", table.patient)
+    columns = [pd.factorize(column)[0] for column in (table.sha256, table.pixels, table.patient, by_path)]
+    groups = pd.Series(first, table.index)
+    while True:
+        merged = groups
+        for column in columns:
+            merged = merged.groupby(column).transform("min")
+        merged = merged.groupby(groups).transform("min")
+        if merged.equals(groups):
+            return pd.Series(names[groups], table.index)
+        groups = merged
+
+
+def deal(label_of: pd.Series, val_share: float, test_share: float) -> dict[str, str]:
+    """Group to split, of a class for each group. Groups are dealt out class by class, in a random order that is always the same, each to the
+    split that lacks most of its share. Then each split without a group gets one, so of three groups or more every split has one."""
+    rng, result, owed = np.random.default_rng([0, 1]), {}, np.zeros(3)
+    for label in sorted(label_of.unique()):
+        for name in rng.permutation(sorted(label_of.index[label_of == label])):
+            owed += np.array([1 - val_share - test_share, val_share, test_share])
+            pick = int(np.argmax(owed))
+            owed[pick] -= 1
+            result[name] = SPLITS[pick]
+    for k, split in enumerate(("val", "test", "train")):  # (in older runs this was all: their patients must not move)
+        if split not in result.values():
+            result[sorted(result)[k]] = split
+    for split in ("val", "test"):  # where its only group was taken for another
+        dealt = list(result.values())
+        if split not in dealt:
+            largest = max(SPLITS, key=dealt.count)
+            result[min(name for name in result if result[name] == largest)] = split
+    return result
 
 
 def near_duplicates(root: str | Path, table: pd.DataFrame, least: float = 0.95, side: int = 48) -> pd.DataFrame:

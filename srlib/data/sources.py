@@ -9,7 +9,6 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import numpy as np
 from PIL import Image
 
 from .. import degrade
@@ -19,6 +18,7 @@ from . import phantom
 
 KAGGLEHUB = Path.home() / ".cache/kagglehub/datasets/paultimothymooney/kermany2018"
 EYES, POSITIONS = 900000, {1: 0.0, 2: 0.6}  # phantom files: the first patient's number; scan number to mm from the fovea
+JPEG = 75  # the quality at which phantoms have passed through JPEG, as Kermany's scans have
 KERMANY_HELP = (
     "get it from https://data.mendeley.com/datasets/rscbjbr9sj or Kaggle's paultimothymooney/kermany2018, "
     "then pass the folder that holds train/ and test/ with --data"
@@ -52,7 +52,7 @@ def locate(data: str) -> Path:
 
 def make_phantoms(config) -> Path:
     """Write the phantoms of `config` once, as files named like Kermany's, and return their folder (data/phantoms/<hash>)."""
-    key = ("phantoms", "phantom_height", "phantom_width", "phantom_rotation", "phantom_jpeg", "data_seed")
+    key = ("phantoms", "phantom_height", "phantom_width")
     source = hashlib.sha256(
         b"".join(Path(module.__file__).read_bytes() for module in (phantom, degrade, sys.modules[__name__]))
     ).hexdigest()
@@ -63,14 +63,12 @@ def make_phantoms(config) -> Path:
 
     def draw(eye: int) -> None:
         pathology = phantom.PATHOLOGIES[eye % len(phantom.PATHOLOGIES)]
-        label, seed = pathology.upper(), 1000 * config.data_seed + eye
+        label = pathology.upper()
         for number, position in POSITIONS.items():
-            path = folder / label / f"{label}-{EYES + seed}-{number}.png"
-            if path.exists():
-                continue
-            turn = config.phantom_rotation * np.random.default_rng([seed, 9, number]).uniform(-1, 1)
-            image = phantom.bscan(seed, config.phantom_height, config.phantom_width, pathology, position, turn, config.phantom_jpeg)
-            write_image(path, Image.fromarray(image))
+            path = folder / label / f"{label}-{EYES + eye}-{number}.png"
+            if not path.exists():
+                image = phantom.bscan(eye, config.phantom_height, config.phantom_width, pathology, position, jpeg_quality=JPEG)
+                write_image(path, Image.fromarray(image))
 
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         list(pool.map(draw, range(config.phantoms)))
@@ -78,21 +76,17 @@ def make_phantoms(config) -> Path:
     return folder
 
 
-def phantom_truth(path: str | Path, config) -> phantom.Phantom | None:
-    """What the phantom file `path` was drawn from, with its surfaces and lesions; None where phantoms are rotated, which moves them."""
-    if config.phantom_rotation:
-        return None
+def phantom_truth(path: str | Path, config) -> phantom.Phantom:
+    """What the phantom file `path` was drawn from, with its surfaces and lesions."""
     label, eye, number = Path(path).stem.split("-")
     shape = config.phantom_height, config.phantom_width
     return phantom.draw(int(eye) - EYES, *shape, label.lower(), POSITIONS[int(number)])
 
 
-def phantom_tables(config) -> dict[int, list[int]]:
-    """The quantisation tables of the JPEG that phantoms have passed through; {} where they have not."""
-    if not config.phantom_jpeg:
-        return {}
+def phantom_tables() -> dict[int, list[int]]:
+    """The quantisation tables of the JPEG that phantoms have passed through."""
     buffer = io.BytesIO()
-    Image.new("L", (8, 8)).save(buffer, "JPEG", quality=config.phantom_jpeg)
+    Image.new("L", (8, 8)).save(buffer, "JPEG", quality=JPEG)
     return dict(Image.open(buffer).quantization)
 
 

@@ -97,7 +97,7 @@ def evaluate_run(config: Config, root: Path, manifest: pd.DataFrame, folder: Pat
             for method, measures in zip(images, pool.map(protocol.measure, images.values()), strict=True):
                 write_image(out / "sr" / method / names[item.path], Image.fromarray(images[method]), compress_level=1)
                 rows += [facts | {"method": method} | measured | size for measured in measures]
-        tables = phantom_tables(config) if config.data == "phantom" else jpeg_tables(root / item.path)
+        tables = phantom_tables() if config.data == "phantom" else jpeg_tables(root / item.path)
         patches.add(images | {"hr": hr}, valid_region(hr), item.patient, scene.seed % 2**32, tables)
     table = pd.DataFrame(rows).round(6)
     write(out / "metrics.csv", table.to_csv(index=False))
@@ -117,7 +117,7 @@ def evaluated_images(folder: Path, root: Path, path: str, config: Config, method
     if missing := next((file for file in files.values() if not file.exists()), None):
         raise UserError(f"{missing} is missing; --from 05 measures the run again")
     images = {m: read_image(file, config.channels) for m, file in files.items()}
-    return images | {"hr": crop_to_multiple(read_image(root / path, **config.reading), config.scale)}
+    return images | {"hr": crop_to_multiple(read_image(root / path, config.channels, config.bits), config.scale)}
 
 
 def captions(table: pd.DataFrame, path: str, region: str = "valid") -> dict[str, str]:

@@ -123,7 +123,8 @@ def choose(
         return generator, said, entry["domain"], (entry["reduction"], entry["amount"])
     try:
         config = json.loads((path.parent / "config.json").read_text(encoding="utf-8"))
-        learnt = config["degradation"], config.get("degradation_amount", 0.0)
+        kind, _, amount = config["degradation"].partition(":")
+        learnt = kind, float(amount or config.get("degradation_amount", 0.0))  # (in earlier versions a setting of its own)
     except (OSError, ValueError, KeyError):  # a file alone
         learnt = generator.settings.get("kind", "bicubic") or "paired", generator.settings.get("amount", 0.0)  # '' for speckle, too
     return generator, path.name, None, learnt

@@ -106,7 +106,8 @@ def _take_networks(run: Run) -> None:
     else:
         learnt = read_config(source / "config.json").reduction if (source / "config.json").exists() else run.config.reduction
     if learnt != run.config.reduction:
-        raise UserError(f"networks={wanted!r} undo another reduction; set degradation={learnt[1]!r} and degradation_amount={learnt[2]}")
+        wanted_kind = f"{learnt[1]}:{learnt[2]:g}" if learnt[2] else learnt[1]
+        raise UserError(f"networks={wanted!r} undo another reduction; set degradation={wanted_kind!r}")
     for name, file in files.items():
         write(run.folder / f"{name}.pt", file.read_bytes())
         run.record("networks", name, file=str(file), sha256=file_hash(file))

@@ -34,7 +34,6 @@ INPUTS = {  # what goes into a stage; start.pt where the setting `start` is give
     "evaluation": ("manifest.csv", "srresnet.pt", "srgan.pt"),
 }
 RETIRED = ("d_noise", "d_pause", "loss_shift", "grid_weight", "lr_weight", "pixel_share")  # of the game before SRGAN drew its texture
-SALT = "patients.salt"  # with which patients that instruments' files name are hashed
 # Older records hold one hash of settings and inputs, which left these out at these values. It is complete: nothing is ever added.
 UNHASHED = dict(generator="srresnet", train_patients=0, tuning_steps=200, retina=True, lpips=False, dists=False, draw_images=0,
                 classifier_steps=200, networks="", start="", texture=0, penalty=0.0, pixel_weight=0.0, gan_crop=96)  # fmt: skip
@@ -217,7 +216,6 @@ class Run:
         """
         from ..data import manifest
         from ..data.reading import subfolder
-        from ..data.split import fewer_patients
 
         c = self.config
         root = self.find_images()
@@ -229,21 +227,12 @@ class Run:
                 if both
                 else f"degradation='paired' needs the folders lr/ and hr/ in {root}"
             )
-        options = c.patient_pattern, c.val_share, c.test_share, c.max_images, c.data_seed, c.scale if paired else 0
-        salt = self.folder / SALT
-        salted = salt.exists()
-        table = manifest.build_manifest(root, c.channels, *options, c.reading, salt)
-        if c.train_patients:
-            table = fewer_patients(table, c.train_patients, c.data_seed)
+        options = c.patient_pattern, c.val_share, c.test_share, c.max_images, c.scale if paired else 0, c.bits
+        table = manifest.build_manifest(root, c.channels, *options)
         manifest.check_split(table)
         text = table.to_csv(index=False)
         file = self.folder / "manifest.csv"
         if file.exists() and read_text(file) != text and self.is_trained("pretrain"):
-            if salt.exists() and not salted:
-                salt.unlink()  # the new one is nobody's
-                raise UserError(
-                    f"{salt}, with which the patients' names were hashed, is gone; put it back, or choose another folder with run_dir"
-                )
             raise UserError(f"the images in {root} changed since {self.folder} was trained; choose another folder with run_dir (--run-dir)")
         write(file, text)
         skipped = pd.DataFrame(table.attrs["skipped"], columns=["path", "reason"])
@@ -276,7 +265,7 @@ class Run:
         """An image of the run by its path in the manifest, as the settings read it; `channels`: another number than theirs."""
         from ..data.reading import read_image
 
-        return read_image(self.root / path, **self.config.reading | ({"channels": channels} if channels else {}))
+        return read_image(self.root / path, channels or self.config.channels, self.config.bits)
 
     def images(self, split: str, min_side: int = 0) -> list[Path]:
         """Paths of a split's images of at least `min_side` pixels a side, of 'train' with `train_on_val` those of validation, too; UserError

@@ -60,7 +60,7 @@ def read_runs(folders, reference: Path) -> tuple[pd.DataFrame, pd.DataFrame, dic
 
 
 def _test_images(folder: Path) -> set[tuple[str, str]]:
-    """(hash, patient) of each; two runs that hash patients with two salts have no patient in common."""
+    """(hash, patient) of each."""
     table = read_table(folder / "manifest.csv")
     table = table[table.split == "test"]
     return set(zip(table.sha256, table.patient, strict=True))

@@ -219,7 +219,7 @@ def train_srgan(config: Config, train, val, folder, fingerprint: str = "", show=
     if generator.settings != {"generator": "srresnet"} | pretrained["settings"]:
         raise UserError(f"{folder / 'srresnet.pt'} has another shape than the settings; run notebook 03 again or choose another run_dir")
     generator.load_state_dict(pretrained["weights"])
-    all_places = dataclasses.replace(config, crop=config.gan_crop, crop_min_grey=0)
+    all_places = dataclasses.replace(config, crop=config.gan_crop)
     stream = training_pairs(train, all_places, device, config.gan_steps, config.seed + 1)
     extractor = feature_extractor(config.content_features, config.feature_weights)
     game, validation = Game(config, device, generator, extractor, lambda: stream(0)), Validation(val, config, device)

@@ -9,7 +9,6 @@ import torch
 from .. import degrade
 from ..config import Config, UserError
 from ..data.crops import Crops, batches, held_batches
-from ..data.sources import data_home
 from ..device import FASTEST
 from ..models.networks import build
 from ..models.weights import load_weights
@@ -40,11 +39,9 @@ def training_pairs(paths, config: Config, device: torch.device, steps: int, seed
 
     On a GPU crops are cut there too, from scans that stay in up to a quarter of its memory."""
     paired = config.scale if config.degradation == "paired" else 0
-    decoded = data_home() / "cache" if config.decoded_cache else ""
     readers = parallel.size() * (max(1, config.workers) if device.type != "cuda" else 1)
     room = (4 << 30) // readers
-    count, floor = steps * config.batch, config.crop_min_grey
-    crops = Crops(paths, config.crop, count, config.channels, seed, paired, decoded, room, floor, config.reading)
+    crops = Crops(paths, config.crop, steps * config.batch, config.channels, seed, paired, config.bits, room)
     part = parallel.share(config.batch)
 
     def source(first: int):
