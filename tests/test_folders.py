@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from srlib.commands.evaluate import evaluate_folders
 from srlib.config import UserError, load_config
 from srlib.data.manifest import build_manifest
 from srlib.data.phantom import bscan

@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from srlib.inference.upscaling import upscale
 
 from srlib import metrics
 from srlib.__main__ import main
@@ -31,7 +32,6 @@ from srlib.degrade import downsample, to_image, to_tensor, upsample
 from srlib.evaluation.run import choose as choose_images
 from srlib.evaluation.run import evaluate_run
 from srlib.files import REPOSITORY, WEIGHTS
-from srlib.inference.upscaling import upscale
 from srlib.metrics.regions import valid_region
 from srlib.models import Generator
 from srlib.models.texture import NOISES, TextureGenerator

@@ -14,7 +14,6 @@ import torch.nn.functional as F
 from PIL import Image
 
 from srlib import degrade
-from srlib.commands import bench
 from srlib.config import UserError, load_config
 from srlib.degrade import upsample
 from srlib.device import autocast_dtype

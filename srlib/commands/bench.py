@@ -22,12 +22,12 @@ from ..config import Config, load_config
 from ..data.crops import Crops
 from ..data.phantom import bscan
 from ..device import FASTEST, pick_device
-from ..upscaling import upscale
 from ..models import Discriminator
 from ..models.features import Frozen, normalise
 from ..training.adversarial import Game
 from ..training.pretraining import Pretraining
 from ..training.stage import make_generator
+from ..upscaling import upscale
 from . import parser
 
 REPEATS = 3

@@ -19,17 +19,17 @@ from ..data.phantom import bscan
 from ..data.reading import read_pair
 from ..degrade import crop_to_multiple, downsample, to_image, to_tensor
 from ..evaluation import statistics
+from ..evaluation.statistics import readable_draws, readable_tests, readable_unpaired
 from ..figures import panels
 from ..files import WEIGHTS, file_hash, read_table, read_text, write, write_image, writing
-from ..upscaling import upscale
 from ..models import weights
 from ..models.texture import NOISES
 from ..models.weights import load_generator
 from ..series.run_folder import MAKES, Run, read_config
 from ..training import diagnostics
+from ..upscaling import upscale
 from . import absolute, domain, given, parser
 from .onnx import OPSET, export_onnx
-from ..evaluation.statistics import readable_draws, readable_tests, readable_unpaired
 from .report import markdown
 
 LARGEST = 4_000_000  # bytes of a weights file
