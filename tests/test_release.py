@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
-from srlib.inference.upscaling import upscale
+from skimage import data
 
 from srlib import metrics
 from srlib.__main__ import main
@@ -35,11 +35,12 @@ from srlib.files import REPOSITORY, WEIGHTS
 from srlib.metrics.regions import valid_region
 from srlib.models import Generator
 from srlib.models.texture import NOISES, TextureGenerator
-from srlib.models.weights import load_generator
+from srlib.models.weights import choose, load_generator
 from srlib.series.opening import open_run
 from srlib.series.runs import find_runs
 from srlib.training.adversarial import train_srgan
 from srlib.training.pretraining import pretrain_generator
+from srlib.upscaling import upscale
 
 TINY = dict(test_share=0.34, pretrain_steps=4, gan_steps=2, validate_every=2, checkpoint_every=2, crop=32)
 

@@ -64,7 +64,8 @@ def release(run_dir: str, out: str = "", data: str = "", source: str = "", allow
     test = [read_pair(root / path, config)[0] for path in table.image.unique()]
     known = domain.describe(read_pair(path, config)[0] for path in train[:: -(-len(train) // SAMPLE)])
     card = f"card-x{config.scale}"
-    entry = {"scale": config.scale, "reduction": config.degradation, "amount": config.degradation_amount, "phantom": run.is_phantom}
+    _, kind, amount = config.reduction
+    entry = {"scale": config.scale, "reduction": kind, "amount": amount, "phantom": run.is_phantom}
     entry |= {"card": f"{card}.md", "picture": f"{card}.jpg", "domain": known}
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
@@ -134,7 +135,6 @@ def model_card(run: Run, table: pd.DataFrame, entry: dict, facts: dict) -> str:
     config, known, made, stages = run.config, entry["domain"], run.provenance.get("made_by", {}), run.provenance["stages"]
     begun = run.provenance["networks"]["start"] if config.start else None
     measures = statistics.titled(statistics.with_intervals(statistics.summarise(table)))
-    amount = f" ({config.degradation_amount:g})" if config.degradation_amount else ""
     content = [] if config.content_features == "none" and config.texture else [f"content ({config.content_features})"]
     counts = (f"{len(rows)} of {rows.patient.nunique()} patients ({split})" for split, rows in run.manifest.groupby("split", sort=False))
     words = {
@@ -142,7 +142,7 @@ def model_card(run: Run, table: pd.DataFrame, entry: dict, facts: dict) -> str:
         "shape": ", ".join(f"{name} {value}" for name, value in facts["shape"].items()),
         "srgan": _srgan(config, entry["srgan"]["file"], facts["head"]),
         "commands": upscale_commands(config),
-        "reduction": f"`{'antialiased ' * (config.degradation == 'bicubic')}{config.degradation}`{amount}",
+        "reduction": f"`{'antialiased ' * (config.degradation == 'bicubic')}{config.degradation}`",
         "colour": "grey, 8 or 16 bit" if config.channels == 1 else "colour",
         "sizes": " x ".join(f"{low} to {high}" if low < high else f"{low}" for low, high in (known["width"], known["height"])),
         "images": known["images"],
