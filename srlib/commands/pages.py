@@ -57,10 +57,9 @@ def update_pictures(run_dir: str, profile: str = "quick") -> list[Path]:
 
 
 def _small(figure: Path, stem: str) -> Path:
-    """The figure as a JPEG (a GIF as it is) in notebooks/pictures/."""
-    target = REPOSITORY / "notebooks" / "pictures" / f"{stem}{'.gif' if figure.suffix == '.gif' else '.jpg'}"
-    content = figure.read_bytes()
-    write(target, content if figure.suffix == ".gif" else _jpeg(content, WIDTH))
+    """The figure as a JPEG in notebooks/pictures/."""
+    target = REPOSITORY / "notebooks" / "pictures" / f"{stem}.jpg"
+    write(target, _jpeg(figure.read_bytes(), WIDTH))
     return target
 
 
