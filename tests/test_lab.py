@@ -14,11 +14,9 @@ import urllib.request
 from pathlib import Path
 
 import nbformat
-import numpy as np
 import pytest
 from running import srlib
 
-from srlib.figures import widgets
 from srlib.files import REPOSITORY
 from srlib.series.run_folder import NOTEBOOKS
 
@@ -173,21 +171,3 @@ def test_the_report_fits_every_screen(tmp_path):
                 assert (sum(map(int, re.findall(r"\d+", ink))) < sum(map(int, re.findall(r"\d+", paper)))) == (scheme == "light")
         anchors = page.js("[...document.querySelectorAll('nav a')].map(a => !!document.querySelector(a.getAttribute('href')))")
         assert len(anchors) == 7 and all(anchors)
-
-
-@pytest.mark.slow
-def test_sliders(lab):
-    page, address = lab
-    page.call("Page.navigate", url=f"{address}/lab")
-    page.wait("!!document.body && !!window.jupyterapp", 120)
-    images = {name: np.full((40, 48), level, np.uint8) for name, level in (("strength 0", 50), ("srgan", 100), ("hr", 150))}
-    for name, html in (("slider", widgets.slider(images)), ("swipe", widgets.swipe(images["srgan"], images["hr"], ("SRGAN", "HR")))):
-        page.js(f"document.body.insertAdjacentHTML('beforeend', {json.dumps(f'<div id={name}>{html}</div>')})")
-
-    def move(name: str, value: int, seen: str):
-        moved = f"i.value = {value}; i.dispatchEvent(new Event('input'))"
-        return page.js(f"(i => {{{moved}; return {seen}}})(document.querySelector('#{name} input'))")
-
-    shown = "[...document.querySelectorAll('#slider figure')].filter(f => f.offsetHeight > 0).map(f => f.innerText.trim()).join()"
-    assert [page.js(shown), move("slider", 1, shown), move("slider", 2, shown)] == ["strength 0", "SRGAN", "HR"]
-    assert move("swipe", 30, "getComputedStyle(document.querySelectorAll('#swipe img')[1]).clipPath") == "inset(0px 0px 0px 30%)"

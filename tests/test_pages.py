@@ -1,11 +1,12 @@
 """The pages that a visitor reads: links and anchors lead somewhere, commands exist, the README is short."""
 
+import argparse
 import re
 import shlex
 
 import pytest
 
-from srlib.__main__ import make_parser
+from srlib.__main__ import main
 from srlib.config import load_config
 from srlib.files import REPOSITORY
 
@@ -48,14 +49,25 @@ def test_links(page):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(REPOSITORY)))
-def test_commands(page):
+def test_commands(page, monkeypatch):
+    class Parsed(Exception):
+        pass
+
+    def parse(parser, words):
+        args, unknown = parser.parse_known_args(words)
+        assert not unknown, f"{parser.prog} knows no {unknown}"
+        raise Parsed(args)
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse)
     for line in commands(page):
         words = shlex.split(line, comments=True)
         words = words[1:] if words[0] == "./run_all.sh" else words[3:]
         words = [w for w in words if w != "--conda"]
         if words[:1] in (["test"], ["lab"]) or words == ["--help"]:
             continue
-        args = make_parser().parse_args(words if words and not words[0].startswith("-") else ["run", *words])
+        with pytest.raises(Parsed) as parsed:
+            main(words if words and not words[0].startswith("-") else ["run", *words])
+        args = parsed.value.args[0]
         for name, value in getattr(args, "p", ()):
             kind = type(getattr(load_config("quick"), name))
             load_config("quick", **{name: value if kind is str else kind(float(value)) if kind is not bool else value == "true"})
