@@ -82,26 +82,6 @@ def test_a_file_without_the_name_is_srresnet(tmp_path):
     assert type(load_generator(tmp_path / "old.pt")) is networks.Generator
 
 
-def test_rrdb_is_another_network():
-    rrdb, plain = (make_generator(load_config("smoke", generator=name, width=8)) for name in ("rrdb", "srresnet"))
-    assert (
-        sum(isinstance(m, nn.Conv2d) for m in rrdb.blocks.modules()) == 15 != sum(isinstance(m, nn.Conv2d) for m in plain.blocks.modules())
-    )
-    block, x = rrdb.blocks[0], torch.rand(1, 8, 6, 6)
-    torch.testing.assert_close(block(x).shape, x.shape)
-    nn.init.zeros_(block.parts[2][4].weight), nn.init.zeros_(block.parts[2][4].bias)
-    with torch.no_grad():
-        y = x
-        for part in block.parts[:2]:
-            maps = [y]
-            for convolution in part[:-1]:
-                maps.append(nn.functional.leaky_relu(convolution(torch.cat(maps, 1)), 0.2))
-            y = y + 0.2 * part[-1](torch.cat(maps, 1))
-        torch.testing.assert_close(block(x), x + 0.2 * y)
-    with pytest.raises(UserError, match="set batch_norm to False"):
-        make_generator(load_config("paper", generator="rrdb"))
-
-
 @pytest.mark.parametrize("texture", [4, 0])
 def test_what_a_cell_registers_trains(images, tmp_path, monkeypatch, texture):
     """One entry of each kind, known to load_config and used by both stages; the weights say which network they are. A network without

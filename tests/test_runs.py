@@ -1,7 +1,6 @@
-"""A run folder: what a stage's validity is, older records, the lock; and what a runner says of a notebook that ends early."""
+"""A run folder: what a stage's validity is, the lock; and what a runner says of a notebook that ends early."""
 
 import dataclasses
-import hashlib
 import json
 import os
 import re
@@ -10,20 +9,14 @@ import nbformat
 import pytest
 
 from srlib.commands import run as runner
-from srlib.config import Config, OutOfTime, UserError, load_config
+from srlib.config import Config, UserError, load_config
 from srlib.files import REPOSITORY, file_hash
 from srlib.models.weights import save_weights
 from srlib.series.opening import open_run
 from srlib.series.run_folder import Run
-from srlib.training import checkpoint, pretraining
 from srlib.training.stage import make_generator
 
 TINY = dict(crop=32, gan_crop=24, pretrain_steps=4, gan_steps=2, validate_every=2, checkpoint_every=2)
-# what the hash of older records left out where it was as it is here
-LATER = dict(
-    generator="srresnet", train_patients=0, tuning_steps=200, retina=True, lpips=False, dists=False, draw_images=0, classifier_steps=200,
-    networks="", start="", texture=0, penalty=0.0, pixel_weight=0.0, gan_crop=96,
-)  # fmt: skip
 
 
 def trained(folder, **settings) -> Run:
@@ -37,25 +30,6 @@ def trained(folder, **settings) -> Run:
             (folder / stage / "checkpoint.pt").write_bytes(b"state")
             (folder / weights).write_bytes(stage.encode())
     return run
-
-
-def rewrite(run: Run, stage: str, forget=()) -> str:
-    """The stage's record as it was written before it named its inputs, and before the settings in `forget` were there; its fingerprint."""
-    record = run.provenance
-    noted = record["stages"][stage]
-    for name in forget:
-        assert noted["settings"].pop(name) == getattr(Config(), name)
-    noted.pop("inputs", None)
-    files = {
-        "pretrain": ["manifest.csv"],
-        "srgan": ["manifest.csv", "srresnet.pt"],
-        "evaluation": ["manifest.csv", "srresnet.pt", "srgan.pt"],
-    }
-    hashes = [file_hash(run.folder / name) for name in files.get(stage, [])]
-    settings = {k: v for k, v in noted["settings"].items() if k not in LATER or v != LATER[k]}
-    noted["fingerprint"] = hashlib.sha256(json.dumps([settings, hashes], sort_keys=True).encode()).hexdigest()
-    (run.folder / "provenance.json").write_text(json.dumps(record))
-    return noted["fingerprint"]
 
 
 # --------------------------------------------------------------------------------------------- settings and inputs
@@ -94,40 +68,6 @@ def test_a_setting_that_is_newer_than_the_record_had_its_default(tmp_path):
     record["stages"]["pretrain"]["settings"]["d_noise"] = 0.07  # one that is gone
     (run.folder / "provenance.json").write_text(json.dumps(record))
     assert run.changed("pretrain") == ""
-
-
-# --------------------------------------------------------------------------------------------- older records
-@pytest.mark.parametrize("forget", [(), ("bits", "gan_lr_drop"), ("networks", "classifier_steps", "precision")])
-def test_an_older_record_is_valid_where_nothing_changed(tmp_path, forget):
-    run = trained(tmp_path / "run", gan_lr_drop=Config().gan_lr_drop)
-    with run.stage("evaluation"):
-        pass
-    for stage in ("data", "pretrain", "srgan", "evaluation"):
-        old = rewrite(run, stage, [name for name in forget if name in run.settings(stage)])
-        assert run.changed(stage) == "" and run.fingerprint(stage) == old, stage
-        with run.stage(stage) as fingerprint:
-            assert fingerprint == old
-    assert "inputs" in run.provenance["stages"]["evaluation"]  # written with it now
-    assert Run(run.folder, dataclasses.replace(run.config, gan_steps=9)).changed("srgan") == "gan_steps 2, now 9"
-    (run.folder / "srresnet.pt").write_bytes(b"another")
-    with pytest.raises(UserError, match=r"srgan was trained with other images or another srresnet\.pt; --from 04"), run.stage("srgan"):
-        pass
-    assert run.changed("pretrain") == ""
-
-
-def test_an_older_checkpoint_is_continued(scan_folder, tmp_path, capsys):
-    """Also one that was begun before a setting was there."""
-    run = open_run("01", "smoke", str(tmp_path / "run"), str(scan_folder), TINY | {"max_hours": 1e-9})
-    run.make_manifest()
-    parts = run.images("train", run.config.crop), run.images("val"), run.folder
-    with run.stage("pretrain"):
-        pass
-    old = rewrite(run, "pretrain", ["bits"])
-    for step in (1, 2):
-        with pytest.raises(OutOfTime, match=f"saved at step {step};"), run.stage("pretrain") as fingerprint:
-            pretraining.pretrain_generator(run.config, *parts, fingerprint)
-        assert checkpoint.load(run.folder / "pretrain" / "checkpoint.pt")["fingerprint"] == old
-    assert "continuing at step 1 of 4" in capsys.readouterr().out
 
 
 # --------------------------------------------------------------------------------------------- start, lock

@@ -33,10 +33,6 @@ INPUTS = {  # what goes into a stage; start.pt where the setting `start` is give
     "srgan": ("manifest.csv", "srresnet.pt"),
     "evaluation": ("manifest.csv", "srresnet.pt", "srgan.pt"),
 }
-RETIRED = ("d_noise", "d_pause", "loss_shift", "grid_weight", "lr_weight", "pixel_share")  # of the game before SRGAN drew its texture
-# Older records hold one hash of settings and inputs, which left these out at these values. It is complete: nothing is ever added.
-UNHASHED = dict(generator="srresnet", train_patients=0, tuning_steps=200, retina=True, lpips=False, dists=False, draw_images=0,
-                classifier_steps=200, networks="", start="", texture=0, penalty=0.0, pixel_weight=0.0, gan_crop=96)  # fmt: skip
 
 
 def run_path(profile: str, run_dir: str = "") -> Path:
@@ -48,16 +44,14 @@ def read_config(file: Path) -> Config:
     """The settings in a run's config.json; one that it lacks, as it is newer than the run, has its default and not what the profile
     says today. UserError where they cannot be read."""
     try:
-        stored = {name: value for name, value in json.loads(file.read_text(encoding="utf-8")).items() if name not in RETIRED}
-        settings = dataclasses.asdict(Config()) | stored
+        settings = dataclasses.asdict(Config()) | json.loads(file.read_text(encoding="utf-8"))
         return load_config(settings.pop("profile"), **settings)
     except (ValueError, TypeError, AttributeError) as error:
         raise UserError(f"{file} cannot be used ({error}); choose another run_dir") from None
 
 
 def _hash(settings: dict, inputs: dict[str, str]) -> str:
-    counted = {name: value for name, value in settings.items() if (name, value) not in UNHASHED.items()}
-    return hashlib.sha256(json.dumps([counted, list(inputs.values())], sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([settings, list(inputs.values())], sort_keys=True).encode()).hexdigest()
 
 
 class Run:
@@ -108,10 +102,7 @@ class Run:
         pairs = [(name, noted["settings"].get(name, FIELDS[name].default), value) for name, value in self.settings(stage).items()]
         words = [f"{name} {then!r}, now {now!r}" for name, then, now in pairs if then != now]
         named = {name: "other images" if name == "manifest.csv" else f"another {name}" for name in inputs}
-        if "inputs" in noted:
-            words += [named[name] for name, sha256 in inputs.items() if noted["inputs"].get(name) != sha256]
-        elif not words and noted["fingerprint"] != _hash(noted["settings"], inputs):  # an older record, which names no file
-            words = [" or ".join(named.values())]
+        words += [named[name] for name, sha256 in inputs.items() if noted["inputs"].get(name) != sha256]
         return " and ".join(words)
 
     def fingerprint(self, stage: str) -> str:
