@@ -21,8 +21,8 @@ FILES = sorted(SRLIB.rglob("*.py"))
 COMMAND_FILES = sorted((SRLIB / "commands").glob("*.py"))
 CORE = [f for f in FILES if f not in COMMAND_FILES]
 # What was reached; a feature that needs room says what leaves. Lines do not grow wider instead.
-BUDGETS = {"srlib outside of commands": (CORE, 6_620, 347_000), "srlib/commands": (COMMAND_FILES, 2_180, 119_000),
-           "tests": (sorted((REPOSITORY / "tests").glob("*.py")), 8_060, 413_000)}  # fmt: skip
+BUDGETS = {"srlib outside of commands": (CORE, 6_610, 346_000), "srlib/commands": (COMMAND_FILES, 2_180, 119_000),
+           "tests": (sorted((REPOSITORY / "tests").glob("*.py")), 7_980, 409_000)}  # fmt: skip
 
 
 def imports(file: Path):
