@@ -499,7 +499,7 @@ from pathlib import Path
 from srlib.config import UserError
 from srlib.data.manifest import inspect
 from srlib.files import REPOSITORY
-from srlib.commands.files import upscale_files
+from srlib.commands.upscale import upscale_files
 from srlib.models import Generator
 root, network, slowest = Path(sys.argv[1]), Generator(2, width=4, blocks=1), 0.0
 names = sorted(p.name for p in root.iterdir())
