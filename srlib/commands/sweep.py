@@ -91,7 +91,7 @@ def read_sweep(which: str) -> tuple[str, dict]:
 def make_points(content: dict, home: Path, profile: str = "", seeds=None, data: str = "", overrides: dict | None = None) -> list[Point]:
     """The points in order, all seeds of one after another. Arguments win over the file, but not over what a point is about.
     A point with the settings of an earlier one is left out, which is said. Raises UserError for two points of one name."""
-    profile, found = profile or content.get("profile", "quick"), []
+    profile, found = profile or str(content.get("profile", "quick")), []
     for point in content["points"]:
         settings = {k: v for k, v in point.items() if k != "name"}
         name = point.get("name") or "_".join(f"{k}-{v}" for k, v in settings.items()) or "base"
