@@ -151,7 +151,7 @@ class Config:
     texture: int = _setting(
         0,
         "srgan",
-        "feature maps of the head that draws texture from noise, on the frozen SRResNet, with a discriminator of its own (srlib/models/texture.py); "
+        "feature maps of the head that draws texture from noise, on the frozen SRResNet, with a discriminator of its own (srlib/sampler/network.py); "
         "0: Ledig's two networks, whose SRGAN is a function of LR and can only carve one pattern for all grain",
         low=0,
     )
@@ -181,7 +181,7 @@ class Config:
         "", "evaluation", "measure these, a run's or a release's folder or 'released', and train nothing; notebooks 03, 04, 06 are left out"
     )
     lpips: bool = _setting(False, "evaluation", "measure LPIPS too")
-    draw_images: int = _setting(0, "evaluation", "test images of which eight draws are compared with HR (0: all), patients first", low=0)
+    sample_images: int = _setting(0, "evaluation", "test images of which eight draws are compared with HR (0: all), patients first", low=0)
     classifier_steps: int = _setting(
         200, "evaluation", "steps of each fresh classifier that learns to tell patches of SR from HR's; 0: none is asked", low=0
     )

@@ -26,8 +26,8 @@ from .device import pick_device
 from .figures import panels, plots
 from .files import read_table
 from .metrics.regions import valid_region
-from .models.weights import load_generator
 from .series.opening import open_run
+from .trained import load_generator
 from .upscaling import draws, upscale
 
 __all__ = [

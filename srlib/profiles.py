@@ -32,7 +32,7 @@ PROFILES: dict[str, dict] = {
         gan_steps=20_000,
         max_hours=10.5,
         max_test_images=200,
-        draw_images=20,
+        sample_images=20,
         workers=4,
     ),
     "quick": dict(
@@ -49,7 +49,7 @@ PROFILES: dict[str, dict] = {
         gan_lr=6e-4,
         gan_steps=180,
         max_test_images=16,
-        draw_images=2,
+        sample_images=2,
         classifier_steps=60,
         checkpoint_every=50,
         validate_every=100,

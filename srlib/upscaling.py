@@ -11,7 +11,7 @@ import torch
 
 from .config import UserError
 from .degrade import KINDS, has_projection, project
-from .models.texture import ROUNDS, TextureGenerator, normal_noise
+from .sampler.network import ROUNDS, Sampler, normal_noise
 
 TILE, OVERLAP = 320, 48  # LR pixels
 AT_ONCE = 2**26  # pixels of SR that are drawn at once, each with 16 bytes of noise
@@ -53,7 +53,7 @@ def draws(
     def finished(sr: torch.Tensor) -> np.ndarray:
         return _levels(project(sr.to(lr.device), lr, scale, *reduction, rounds=ROUNDS) if reduction else sr, image)
 
-    if not isinstance(generator, TextureGenerator):
+    if not isinstance(generator, Sampler):
         return [finished(_sr(lr, generator)[0])] * len(seeds)
     images, at_once = [], max(1, AT_ONCE // (height * width))
     for k in range(0, len(seeds), at_once):
@@ -83,7 +83,7 @@ def check(generator: torch.nn.Module, seeds: Iterable[int] = (), strength: float
         raise UserError(f"seed cannot be {wrong[0]}; it is 0 or more")
     if not 0 <= strength < math.inf:
         raise UserError(f"strength cannot be {strength:g}; it is 0 (no texture), 1 (as it was learnt) or any other above 0")
-    if strength != 1 and not isinstance(generator, TextureGenerator):
+    if strength != 1 and not isinstance(generator, Sampler):
         raise UserError(f"this network {NO_TEXTURE}")
 
 
@@ -123,7 +123,7 @@ def _tiled(lr: torch.Tensor, generator: torch.nn.Module, noises: Sequence[torch.
     (height, width), scale = lr.shape[-2:], generator.settings["scale"]
 
     def network(tile, where):
-        return generator.drawn(tile, (noise[where].to(tile.device) for noise in noises), strength) if noises else [generator(tile)]
+        return generator.samples(tile, (noise[where].to(tile.device) for noise in noises), strength) if noises else [generator(tile)]
 
     if max(height, width) <= TILE:
         return network(lr, np.s_[:])

@@ -20,11 +20,11 @@ from srlib.evaluation import statistics
 from srlib.files import REPOSITORY
 from srlib.models import features, networks
 from srlib.models.features import EXTRACTORS, WeightsMissing, feature_extractor
-from srlib.models.texture import TextureGenerator, normal_noise
-from srlib.models.weights import load_generator, save_weights
+from srlib.sampler.network import Sampler, normal_noise
 from srlib.series import runs
 from srlib.series.opening import open_run
 from srlib.series.run_folder import Run
+from srlib.trained import load_generator, save_weights
 from srlib.training import adversarial, checkpoint, losses, pretraining
 from srlib.training.stage import make_generator
 
@@ -67,11 +67,11 @@ def test_every_generator_scales_and_comes_back_from_its_file(name, scale, tmp_pa
     again = load_generator(tmp_path / "a.pt")
     assert again.settings == net.settings and again.settings["generator"] == name and type(again) is type(net)
     torch.testing.assert_close(again(lr), net(lr))
-    drawing, noise = TextureGenerator(net, 4), normal_noise(0, 2, 12 * scale, 10 * scale)
+    drawing, noise = Sampler(net, 4), normal_noise(0, 2, 12 * scale, 10 * scale)
     nn.init.normal_(drawing.head.tail.weight, std=0.05)
     save_weights(tmp_path / "b.pt", drawing)
     again = load_generator(tmp_path / "b.pt")
-    assert again.settings == drawing.settings and type(again.trunk) is type(net) and type(again) is TextureGenerator
+    assert again.settings == drawing.settings and type(again.trunk) is type(net) and type(again) is Sampler
     torch.testing.assert_close(again(lr, noise), drawing(lr, noise))
 
 

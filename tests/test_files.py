@@ -21,14 +21,14 @@ from srlib.degrade import downsample, to_image, to_tensor, upsample
 from srlib.evaluation.run import evaluate_run, evaluated_images
 from srlib.files import REPOSITORY
 from srlib.models import Generator
-from srlib.models.texture import TextureGenerator
-from srlib.models.weights import save_weights
+from srlib.sampler.network import Sampler
+from srlib.trained import save_weights
 
 
 @pytest.fixture
 def drawing():
     torch.manual_seed(0)
-    net = TextureGenerator(Generator(4, 1, 8, 1, global_skip=True), 4).eval()
+    net = Sampler(Generator(4, 1, 8, 1, global_skip=True), 4).eval()
     torch.nn.init.normal_(net.head.tail.weight, std=0.2)
     return net
 
@@ -51,7 +51,7 @@ def evaluated(drawing, folder, paths, **settings):
     rows = [(path, *read_image(folder / path).shape, "A", str(k)) for k, path in enumerate(paths)]
     manifest = pd.DataFrame(rows, columns=["path", "height", "width", "label", "patient"])
     manifest["split"] = ["train", "val", *["test"] * (len(paths) - 2)]
-    config = load_config("smoke", data=str(folder), draw_images=1, **settings)
+    config = load_config("smoke", data=str(folder), sample_images=1, **settings)
     return config, evaluate_run(config, folder, manifest, folder)
 
 

@@ -14,7 +14,7 @@ from srlib.data.phantom import bscan
 from srlib.degrade import downsample, project, to_tensor
 from srlib.models import Discriminator
 from srlib.models.features import feature_extractor
-from srlib.models.texture import TextureDiscriminator, TextureGenerator
+from srlib.sampler.network import Sampler, SamplerDiscriminator
 from srlib.training import adversarial, parallel
 from srlib.training.losses import gradient_penalty
 from srlib.training.stage import make_generator
@@ -61,7 +61,7 @@ def test_the_paper_profile_plays_ledigs_game(batch, monkeypatch):
     lr, hr = (image.expand(-1, 3, -1, -1) for image in batch)
     small = dict(width=8, blocks=1, crop=32, gan_crop=32, batch=4, d_width=4, precision="fp32")
     game = new_game(batch, "paper", "vgg19:relu1_2", **small)
-    assert type(game.discriminator) is Discriminator and not isinstance(game.generator, TextureGenerator)
+    assert type(game.discriminator) is Discriminator and not isinstance(game.generator, Sampler)
     monkeypatch.setattr(game, "first_batches", None)  # a calibration would call it
     seen, logits, drawn = [], [], []
     game.discriminator.register_forward_pre_hook(lambda module, given: seen.append(given[0].detach()))
@@ -114,7 +114,7 @@ def test_a_loss_without_size_is_no_measure(batch):
 # --------------------------------------------------------------------------------------------- texture
 def test_the_trunk_is_frozen_and_the_head_learns(batch):
     game = new_game(batch)
-    assert isinstance(game.generator, TextureGenerator) and isinstance(game.discriminator, TextureDiscriminator)
+    assert isinstance(game.generator, Sampler) and isinstance(game.discriminator, SamplerDiscriminator)
     before, d_before = named(game.generator), named(game.discriminator)
     for k in range(3):  # the first gradient reaches the head's last layer alone
         game.step(k, *batch)

@@ -9,7 +9,7 @@ from srlib.config import load_config
 from srlib.degrade import KINDS, downsample, has_projection, held_by, project, to_image, to_tensor, upsample
 from srlib.evaluation.gaussian import BLOCK, GaussianTexture, _grey, _welch
 from srlib.metrics.regions import valid_region
-from srlib.models.texture import ROUNDS
+from srlib.sampler.network import ROUNDS
 
 
 def grain(seed, height=192, width=224):

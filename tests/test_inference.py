@@ -19,9 +19,10 @@ from srlib.config import UserError
 from srlib.data.phantom import bscan
 from srlib.degrade import downsample, to_image, to_tensor, upsample
 from srlib.files import REPOSITORY
-from srlib.models import Generator, texture
-from srlib.models.texture import TextureGenerator
-from srlib.models.weights import load_generator, save_weights
+from srlib.models import Generator
+from srlib.sampler import network as texture
+from srlib.sampler.network import Sampler
+from srlib.trained import load_generator, save_weights
 
 BICUBIC = ("bicubic", 0.0)
 
@@ -38,7 +39,7 @@ def generator():
 def drawing(generator):
     """An SRGAN on it, whose head draws something."""
     torch.manual_seed(1)
-    net = TextureGenerator(generator, 8).eval()
+    net = Sampler(generator, 8).eval()
     torch.nn.init.normal_(net.head.tail.weight, std=0.2)
     return net
 
@@ -253,7 +254,7 @@ def test_a_draw_is_that_of_its_seed_and_image(drawing):
     grain = [upscaling.upscale(i, drawing).astype(int) - upscaling.upscale(i, drawing, strength=0) for i in (image, other)]
     assert abs(np.corrcoef(*(g.ravel() for g in grain))[0, 1]) < 0.1  # another scan, another noise
     with torch.inference_mode():
-        assert (to_image(texture.draw(drawing, to_tensor(image), upscaling._noise_seed(image, 3))) == first).all()
+        assert (to_image(texture.sample(drawing, to_tensor(image), upscaling._noise_seed(image, 3))) == first).all()
     assert upscaling.spread([first, second]).mean() > 1
     assert np.allclose(upscaling.spread([first, second]), np.std([first, second], 0), atol=1e-4)
 
@@ -266,8 +267,8 @@ def test_draws_that_do_not_fit_at_once_are_the_same(drawing, monkeypatch):
 
 
 def test_the_trunk_is_computed_once_for_all_draws(drawing, generator, monkeypatch):
-    calls, prepare = [], TextureGenerator.prepare
-    monkeypatch.setattr(TextureGenerator, "prepare", lambda self, lr: calls.append(1) or prepare(self, lr))
+    calls, prepare = [], Sampler.prepare
+    monkeypatch.setattr(Sampler, "prepare", lambda self, lr: calls.append(1) or prepare(self, lr))
     upscaling.draws(bscan(1, 40, 56), drawing, range(4))
     assert len(calls) == 1
     sr = upscaling.draws(bscan(1, 40, 56), generator, range(4))  # without noise: one SR for all
@@ -315,7 +316,7 @@ def test_consistent_under_other_reductions(drawing, generator):
     for kind in ("speckle", "paired"):
         with pytest.raises(UserError, match=f"{kind}', which has no projection; there is one for bicubic, "):
             upscaling.upscale(image, generator, consistent=(kind, 0.0))
-    unprojected = TextureGenerator(generator, 8, "").eval()  # of speckle or given pairs
+    unprojected = Sampler(generator, 8, "").eval()  # of speckle or given pairs
     assert upscaling.agreement(unprojected) is None
     assert (upscaling.upscale(image, unprojected) == upscaling.upscale(image, generator)).all()
 
@@ -333,7 +334,7 @@ def test_draws_of_colour_and_of_16_bit(drawing):
     sr = upscaling.upscale(deep, drawing)
     assert sr.dtype == np.uint16 and len(np.unique(sr % 257)) > 100
     assert metrics.consistency(np.round(sr / 257).astype(np.uint8), grey) > 50
-    three = TextureGenerator(Generator(4, 3, 8, 1, global_skip=True), 8).eval()
+    three = Sampler(Generator(4, 3, 8, 1, global_skip=True), 8).eval()
     torch.nn.init.normal_(three.head.tail.weight, std=0.2)
     sr = upscaling.upscale(grey, three)
     assert sr.shape == (160, 240) and metrics.consistency(sr, grey) > 55

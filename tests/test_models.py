@@ -8,8 +8,9 @@ from torch import nn
 from srlib.degrade import downsample, upsample
 from srlib.metrics import checkerboard, spectrum
 from srlib.models import Discriminator, Generator
-from srlib.models.networks import LinearFilter, RowConv2d, build
-from srlib.models.texture import TextureGenerator
+from srlib.models.networks import LinearFilter, RowConv2d
+from srlib.sampler.network import Sampler
+from srlib.trained import rebuild
 
 
 def count(model):
@@ -101,12 +102,12 @@ def test_last_convolution_is_an_ordinary_one(channels):
 def test_a_generator_is_built_again_from_its_settings(trunk):
     """With its head, where it has one: texture's width, and the reduction that it agrees with."""
     trunk.settings["generator"] = "srresnet"
-    for net in (trunk, TextureGenerator(trunk, 4, "gaussian", 2.0), TextureGenerator(trunk, 4, "")):
-        again = build(net.settings)
+    for net in (trunk, Sampler(trunk, 4, "gaussian", 2.0), Sampler(trunk, 4, "")):
+        again = rebuild(net.settings)
         assert type(again) is type(net) and again.settings == net.settings
         again.load_state_dict(net.state_dict())
     with pytest.raises(KeyError):
-        build({"generator": "none", "texture": 4})
+        rebuild({"generator": "none", "texture": 4})
 
 
 def test_linear_filter_recovers_a_linear_world():

@@ -11,6 +11,7 @@ import torch
 from srlib import metrics
 from srlib.degrade import KINDS, downsample, to_image, to_tensor
 from srlib.metrics import unpaired
+from srlib.sampler import statistics
 
 SCALE, DRAWS, SHAPE, GREY = 4, 8, (96, 128), 128
 PATIENTS = tuple("aabbccddeeff")  # of twelve images
@@ -136,14 +137,14 @@ def measure(draws, hr):
     first, powers, curves, counts, found = [images[0] for images in draws], [], [], 0, {}
     for k, (images, image) in enumerate(zip(draws, hr, strict=True)):
         powers.append((metrics.spectrum(images[0]), metrics.spectrum(image)))
-        counts = counts + metrics.ranks(images, image, seed=k)
-        curves.append(metrics.calibration(metrics.predicted_error(images), np.abs(np.mean(images, 0) - image)) ** 2)
+        counts = counts + statistics.ranks(images, image, seed=k)
+        curves.append(statistics.calibration(statistics.predicted_error(images), np.abs(np.mean(images, 0) - image)) ** 2)
     for name, direction in (("bands", "all"), ("depth", "depth"), ("across", "across")):
         found[name] = np.abs(np.mean([metrics.band_power_db(*pair, SCALE, direction) for pair in powers], 0)).max()
     found["stripes"] = np.mean([metrics.stripe_index(*pair, SCALE) for pair in powers])
     found["grid"] = np.mean([metrics.checkerboard(*pair, SCALE) for pair in powers])
-    found["regain"] = np.mean([metrics.regain(images, image) for images, image in zip(draws, hr, strict=True)])
-    found["ranks"] = metrics.rank_distance(counts)
+    found["regain"] = np.mean([statistics.regain(images, image) for images, image in zip(draws, hr, strict=True)])
+    found["ranks"] = statistics.rank_distance(counts)
     predicted, real = np.sqrt(np.mean(curves, 0)).T
     found["calibration"] = np.abs(predicted / real - 1).max()
     corners = [unpaired.places(np.ones(SHAPE, bool), k, COUNT, SIDE) for k in range(len(hr))]

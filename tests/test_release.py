@@ -34,10 +34,10 @@ from srlib.evaluation.run import evaluate_run
 from srlib.files import REPOSITORY, WEIGHTS
 from srlib.metrics.regions import valid_region
 from srlib.models import Generator
-from srlib.models.texture import NOISES, TextureGenerator
-from srlib.models.weights import choose, load_generator
+from srlib.sampler.network import NOISES, Sampler
 from srlib.series.opening import open_run
 from srlib.series.runs import find_runs
+from srlib.trained import choose, load_generator
 from srlib.training.adversarial import train_srgan
 from srlib.training.pretraining import pretrain_generator
 from srlib.upscaling import upscale
@@ -83,7 +83,7 @@ def packed(run, tmp_path_factory):
 def installed(packed, tmp_path, monkeypatch):
     """A copy of them as data/weights."""
     shutil.copytree(packed, tmp_path / "weights")
-    monkeypatch.setattr("srlib.models.weights.WEIGHTS", tmp_path / "weights")
+    monkeypatch.setattr("srlib.trained.WEIGHTS", tmp_path / "weights")
     monkeypatch.setattr("srlib.commands.release.WEIGHTS", tmp_path / "weights")
     return tmp_path / "weights"
 
@@ -104,7 +104,7 @@ def test_what_is_packed(run, packed):
     entry = json.loads((packed / "released.json").read_text())["4"]
     assert not entry["phantom"] and entry["reduction"] == "bicubic" and entry["domain"]["width"] == [48, 48]
     image = bscan(1, 40, 48)
-    assert isinstance(load_generator(packed / "srgan-x4.pt"), TextureGenerator)
+    assert isinstance(load_generator(packed / "srgan-x4.pt"), Sampler)
     for name in ("srresnet", "srgan"):
         full, half = load_generator(run / f"{name}.pt"), load_generator(packed / f"{name}-x4.pt")
         assert {p.dtype for p in half.parameters()} == {torch.float32}
@@ -412,7 +412,7 @@ def test_onnx_of_a_network_that_draws(scale, channels, tmp_path, capfd):
     import onnxruntime
 
     torch.manual_seed(0)
-    generator = TextureGenerator(Generator(scale, channels, 8, 2, global_skip=True, batch_norm=False, smooth=True), 8).eval()
+    generator = Sampler(Generator(scale, channels, 8, 2, global_skip=True, batch_norm=False, smooth=True), 8).eval()
     torch.nn.init.normal_(generator.head.tail.weight, std=0.2)
     assert export_onnx(generator, tmp_path / "x.onnx") < 1e-3
     said = capfd.readouterr()
@@ -425,7 +425,7 @@ def test_onnx_of_a_network_that_draws(scale, channels, tmp_path, capfd):
         lr, noise = torch.rand(batch, channels, height, width), torch.randn(batch, NOISES, scale * height, scale * width)
         (sr,) = session.run(None, {"lr": lr.numpy(), "noise": noise.numpy()})
         with torch.inference_mode():
-            (expected,), smooth = generator.drawn(lr, [noise]), generator.trunk(lr)
+            (expected,), smooth = generator.samples(lr, [noise]), generator.trunk(lr)
         assert np.abs(sr - expected.numpy()).max() < 1e-3 and (expected - smooth).std() > 0.01
         with torch.inference_mode():
             projected = generator.project(torch.from_numpy(sr), lr)

@@ -11,9 +11,9 @@ import pytest
 from srlib.commands import run as runner
 from srlib.config import Config, UserError, load_config
 from srlib.files import REPOSITORY, file_hash
-from srlib.models.weights import save_weights
 from srlib.series.opening import open_run
 from srlib.series.run_folder import Run
+from srlib.trained import save_weights
 from srlib.training.stage import make_generator
 
 TINY = dict(crop=32, gan_crop=24, pretrain_steps=4, gan_steps=2, validate_every=2, checkpoint_every=2)

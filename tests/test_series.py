@@ -12,8 +12,9 @@ import pytest
 from running import said, srlib
 
 from srlib.files import REPOSITORY
-from srlib.models import networks, texture
+from srlib.models import networks
 from srlib.notebook import plain_code
+from srlib.sampler import network as texture
 from srlib.series.run_folder import NOTEBOOKS
 
 HOME_PATH = re.compile(rf"/(?:home|root|tmp|Users)/\w|{re.escape(str(REPOSITORY))}")
@@ -71,7 +72,7 @@ def test_executed_copies_print_the_present_code():
                 shown = [html.unescape(re.sub(r"<[^>]*>", "", output.get("data", {}).get("text/html", ""))) for output in cell.outputs]
                 assert any(plain_code(thing) in text for text in shown), f"{path.name} prints an older {name}"
                 printed.append(name)
-    assert {"ResidualBlock", "Generator", "TextureHead", "TextureDiscriminator"} <= {*printed}
+    assert {"ResidualBlock", "Generator", "TextureHead", "SamplerDiscriminator"} <= {*printed}
 
 
 def test_executed_copies_are_small():

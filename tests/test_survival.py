@@ -17,7 +17,7 @@ from jupyter_client.manager import start_new_kernel
 from test_training import TINY, same, weights
 
 from srlib.config import UserError, load_config
-from srlib.models.weights import save_weights
+from srlib.trained import save_weights
 from srlib.training import adversarial, loop, pretraining
 from srlib.training.stage import make_generator
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from srlib.degrade import KINDS, downsample, project, upsample
 from srlib.models import Generator
-from srlib.models.texture import NOISES, TextureDiscriminator, TextureGenerator, draw, local_noise, normal_noise, saturated, sinh_arcsinh
+from srlib.sampler.network import NOISES, Sampler, SamplerDiscriminator, local_noise, normal_noise, sample, saturated, sinh_arcsinh
 
 
 def trunk(scale=4, channels=1, **more):
@@ -19,7 +19,7 @@ def trunk(scale=4, channels=1, **more):
     return net
 
 
-def awake(net: TextureGenerator) -> TextureGenerator:
+def awake(net: Sampler) -> Sampler:
     """Its texture no longer 0."""
     torch.manual_seed(1)
     nn.init.normal_(net.head.tail.weight, std=0.05)
@@ -68,15 +68,15 @@ def test_at_the_start_sr_is_the_projected_trunk(make):
     (lr, noise), base = pair(), make()
     with torch.no_grad():
         smooth = base(lr)
-        net = TextureGenerator(base, 4)
+        net = Sampler(base, 4)
         assert torch.equal(net(lr, noise), project(smooth, lr)) and torch.equal(net(lr, -noise), project(smooth, lr))
         assert not torch.equal(net(lr, noise), smooth)
-        assert torch.equal(TextureGenerator(base, 4, "")(lr, noise), smooth)  # no reduction: nothing to agree with
+        assert torch.equal(Sampler(base, 4, "")(lr, noise), smooth)  # no reduction: nothing to agree with
 
 
 @pytest.mark.parametrize("make", [trunk, Plain])
 def test_noise_changes_the_draw_and_nothing_else_does(make):
-    (lr, noise), net = pair(), awake(TextureGenerator(make(), 4))
+    (lr, noise), net = pair(), awake(Sampler(make(), 4))
     with torch.no_grad():
         first = net(lr, noise)
         torch.rand(10)
@@ -93,7 +93,7 @@ def test_noise_changes_the_draw_and_nothing_else_does(make):
 @pytest.mark.parametrize("scale", [2, 3, 4, 8])
 def test_every_draw_reduces_to_lr(scale, channels):
     """In float to a millionth, so to the 8-bit level, whatever the head draws."""
-    (lr, noise), net = pair(scale, channels), awake(TextureGenerator(trunk(scale, channels), 4))
+    (lr, noise), net = pair(scale, channels), awake(Sampler(trunk(scale, channels), 4))
     with torch.no_grad():
         sr = net(lr, noise)
         assert sr.shape == (2, channels, 8 * scale, 10 * scale) and (sr - project(net.trunk(lr), lr, scale)).std() > 0.003
@@ -103,11 +103,11 @@ def test_every_draw_reduces_to_lr(scale, channels):
 
 @pytest.mark.parametrize(("kind", "amount"), [("gaussian", 2.0), ("area", 0.0)])
 def test_draws_agree_with_the_reduction_of_the_settings(kind, amount):
-    (lr, noise), net = pair(), awake(TextureGenerator(trunk(), 4, kind, amount))
+    (lr, noise), net = pair(), awake(Sampler(trunk(), 4, kind, amount))
     assert net.settings["kind"] == kind and net.settings["amount"] == amount and net.settings["texture"] == 4
     with torch.no_grad():
         assert (KINDS[kind](net(lr, noise), 4, amount) - lr).abs().max() < 2e-6
-        loose = awake(TextureGenerator(trunk(), 4, ""))(lr, noise)
+        loose = awake(Sampler(trunk(), 4, ""))(lr, noise)
     assert (KINDS[kind](loose, 4, amount) - lr).abs().max() > 0.01  # unprojected, the same texture does not
 
 
@@ -116,7 +116,7 @@ def test_the_trunk_rests():
     base = trunk(batch_norm=True).train()
     base(torch.rand(4, 1, 8, 8))  # other statistics than at the start
     before = {k: v.clone() for k, v in base.state_dict().items()}
-    (lr, noise), net = pair(), awake(TextureGenerator(base, 4)).train()
+    (lr, noise), net = pair(), awake(Sampler(base, 4)).train()
     assert net.training and net.head.training and not any(m.training for m in net.trunk.modules())
     sr = net(lr, noise)
     sr.square().mean().backward()
@@ -129,7 +129,7 @@ def test_the_trunk_rests():
 
 def test_shape_makes_the_texture_stronger_or_weaker_by_place():
     """The logarithm of the strength is its first map; never of another sign."""
-    (lr, noise), net = pair(), TextureGenerator(trunk(), 4)
+    (lr, noise), net = pair(), Sampler(trunk(), 4)
     nn.init.normal_(net.head.tail.weight, std=0.05)
     with torch.no_grad():
         _, *known = net.prepare(lr)
@@ -158,7 +158,7 @@ def test_sinh_arcsinh_skews_and_changes_the_tails():
 
 def test_the_head_can_make_skewed_grain():
     """Where its shape says so: negative skewness, as of speckle on a logarithmic display, of what is symmetric without."""
-    net = TextureGenerator(trunk(), 8)
+    net = Sampler(trunk(), 8)
     noise, lr = normal_noise(0, 1, 96, 96), torch.full((1, 1, 24, 24), 0.4)
     nn.init.normal_(net.head.tail.weight, std=0.3)
     with torch.no_grad():
@@ -170,12 +170,12 @@ def test_the_head_can_make_skewed_grain():
 
 def test_one_map_is_the_least_that_a_head_can_have():
     lr, noise = pair()
-    assert TextureGenerator(trunk(), 1)(lr, noise).isfinite().all()
+    assert Sampler(trunk(), 1)(lr, noise).isfinite().all()
 
 
 def test_a_fresh_heads_first_gradient_reaches_its_last_layer_alone():
     """The others begin once the last one is no longer 0."""
-    (lr, noise), net = pair(), TextureGenerator(trunk(), 4)
+    (lr, noise), net = pair(), Sampler(trunk(), 4)
     net(lr, noise).square().mean().backward()
     assert net.head.tail.weight.grad.abs().sum() > 0 and net.head.narrow.weight.grad.abs().sum() == 0
 
@@ -183,7 +183,7 @@ def test_a_fresh_heads_first_gradient_reaches_its_last_layer_alone():
 @pytest.mark.parametrize("level", [0.0, 1.0])
 def test_texture_is_absent_where_lr_is_saturated(level):
     """Black or white LR whose neighbours are so too has no grain; a pixel at the edge of such a patch, and another grey, have."""
-    lr, net = torch.full((1, 1, 16, 16), 0.5), awake(TextureGenerator(trunk(), 4))
+    lr, net = torch.full((1, 1, 16, 16), 0.5), awake(Sampler(trunk(), 4))
     lr[..., 4:12, 8:] = level
     noise = normal_noise(0, 1, 64, 64)
     with torch.no_grad():
@@ -213,18 +213,18 @@ def test_draw():
     """By seed, the same each time, in agreement with LR after clamping too; strength 0 and a generator without noise give the one SR."""
     lr, _ = pair(images=1, height=12, width=16)
     dark = 0.1 * lr
-    net = awake(TextureGenerator(trunk(), 4)).eval()
+    net = awake(Sampler(trunk(), 4)).eval()
     with torch.no_grad():
-        one, other = draw(net, dark, seed=1), draw(net, dark, seed=2)
-        assert torch.equal(one, draw(net, dark, seed=1)) and (one - other).std() > 0.003
-        assert torch.equal(draw(net, dark, seed=1, rounds=1), net(dark, normal_noise(1, 1, 48, 64)))
-        gaps = [(KINDS["bicubic"](draw(net, dark, 1, rounds=r).clamp(0, 1), 4, 0) - dark).square().mean() for r in (1, 8)]
+        one, other = sample(net, dark, seed=1), sample(net, dark, seed=2)
+        assert torch.equal(one, sample(net, dark, seed=1)) and (one - other).std() > 0.003
+        assert torch.equal(sample(net, dark, seed=1, rounds=1), net(dark, normal_noise(1, 1, 48, 64)))
+        gaps = [(KINDS["bicubic"](sample(net, dark, 1, rounds=r).clamp(0, 1), 4, 0) - dark).square().mean() for r in (1, 8)]
         assert gaps[1] < gaps[0] / 10
-        assert torch.equal(draw(net, dark, 1, strength=0.0), draw(net, dark, 2, strength=0.0))
-        assert torch.equal(draw(net, dark, strength=0.0, rounds=1), project(net.trunk(dark), dark))
-        half = draw(net, dark, 1, strength=0.5, rounds=1)
-        torch.testing.assert_close(half, (draw(net, dark, 1, rounds=1) + project(net.trunk(dark), dark)) / 2, atol=1e-5, rtol=0)
-        assert torch.equal(draw(net.trunk, dark), net.trunk(dark)) and torch.equal(draw(net.trunk, dark, 3), net.trunk(dark))
+        assert torch.equal(sample(net, dark, 1, strength=0.0), sample(net, dark, 2, strength=0.0))
+        assert torch.equal(sample(net, dark, strength=0.0, rounds=1), project(net.trunk(dark), dark))
+        half = sample(net, dark, 1, strength=0.5, rounds=1)
+        torch.testing.assert_close(half, (sample(net, dark, 1, rounds=1) + project(net.trunk(dark), dark)) / 2, atol=1e-5, rtol=0)
+        assert torch.equal(sample(net.trunk, dark), net.trunk(dark)) and torch.equal(sample(net.trunk, dark, 3), net.trunk(dark))
 
 
 # --------------------------------------------------------------------------------------------- discriminator
@@ -233,7 +233,7 @@ def test_draw():
 def test_discriminator_takes_any_size(channels, height, width):
     """Logits (N, 1) of any size from 16 pixels on; each image is judged alone, as there is no BN."""
     torch.manual_seed(0)
-    D = TextureDiscriminator(channels, 4)
+    D = SamplerDiscriminator(channels, 4)
     image, base = torch.rand(2, 2, channels, height, width)
     logits = D(D.see(image, base), base)
     assert logits.shape == (2, 1) and not any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in D.modules())
@@ -244,7 +244,7 @@ def test_discriminator_takes_any_size(channels, height, width):
 
 def test_discriminator_sees_the_difference_at_its_contrast_and_the_place():
     torch.manual_seed(0)
-    D, (image, base) = TextureDiscriminator(1, 4), torch.rand(2, 1, 1, 32, 32)
+    D, (image, base) = SamplerDiscriminator(1, 4), torch.rand(2, 1, 1, 32, 32)
     torch.testing.assert_close(D.see(image, base), 10 * (image - base))
     D.contrast.fill_(3.0)
     torch.testing.assert_close(D.see(image, base), 3 * (image - base))
@@ -254,18 +254,18 @@ def test_discriminator_sees_the_difference_at_its_contrast_and_the_place():
 
 
 def test_discriminators_sizes_are_the_papers_eight_without_strides():
-    D = TextureDiscriminator(3, 32)
+    D = SamplerDiscriminator(3, 32)
     threes = [m for m in D.modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (3, 3)]
     assert [c.out_channels for c in threes] == [32, 32, 64, 64, 128, 128, 256, 256] and threes[0].in_channels == 6
     assert all(c.stride == (1, 1) for c in threes)
-    assert sum(p.numel() for p in TextureDiscriminator(1, 32).parameters()) == pytest.approx(1.2e6, rel=0.05)
+    assert sum(p.numel() for p in SamplerDiscriminator(1, 32).parameters()) == pytest.approx(1.2e6, rel=0.05)
     assert [head[0].in_channels for head in D.heads] == [64, 256]
 
 
 def test_receptive_fields():
     """A position of the first head sees 16 pixels, speckle; one of the second 76: all of them, and no others."""
     torch.manual_seed(0)
-    D = TextureDiscriminator(1, 4)
+    D = SamplerDiscriminator(1, 4)
     x = torch.randn(1, 2, 160, 160, requires_grad=True)
     maps = x
     for k, block in enumerate(D.blocks):

@@ -18,11 +18,11 @@ from srlib.config import UserError, load_config
 from srlib.degrade import upsample
 from srlib.device import autocast_dtype
 from srlib.models import features
-from srlib.models.weights import load_generator, save_weights
 from srlib.series.run_folder import Run
+from srlib.trained import load_generator, save_weights
 from srlib.training import adversarial, checkpoint, diagnostics, pretraining
 from srlib.training.stage import make_generator, training_pairs, update
-from srlib.training.validation import Validation, draw
+from srlib.training.validation import Validation, sample
 
 TINY = {
     "crop": 32,
@@ -163,9 +163,7 @@ def test_the_history_begins_before_the_first_step(images, tmp_path):
     assert shares.sum() == pytest.approx(1, abs=1e-5) and shares.adversarial_share / shares.content_share == pytest.approx(2 / 3, rel=0.3)
     assert history.pixel[1] == pytest.approx(1, rel=0.5)  # of one batch; the calibration took the mean of several
     assert (history.drop(0)[["g_norm", "d_norm", "penalty"]] > 0).all(axis=None) and history.d_right.drop(0).between(0, 1).all()
-    expected = Validation(images[1], config, torch.device("cpu"))(
-        adversarial.TextureGenerator(start := load_generator(tmp_path / "srresnet.pt"), 4)
-    )
+    expected = Validation(images[1], config, torch.device("cpu"))(adversarial.Sampler(start := load_generator(tmp_path / "srresnet.pt"), 4))
     assert {name: history[name][0] for name in validated} == pytest.approx(expected)
     assert len(list((tmp_path / "srgan/frames").glob("*.png"))) == 6
     released = torch.load(tmp_path / "srgan.pt", weights_only=True)
@@ -323,7 +321,7 @@ def test_batch_norm_rests_in_validation_and_release(images, tmp_path, rules):
     config = load_config("smoke", **TINY | rules, batch_norm=True, global_skip=False)
     generator = make_generator(config).train()
     generator(torch.rand(4, 1, 8, 8))  # other statistics than at the start
-    generator = adversarial.TextureGenerator(generator, 4).train() if config.texture else generator
+    generator = adversarial.Sampler(generator, 4).train() if config.texture else generator
     before = {k: v.clone() for k, v in generator.state_dict().items()}
     validation = Validation(images[1], config, torch.device("cpu"))
     assert validation(generator) == validation(generator)
@@ -342,10 +340,10 @@ def test_validation_draws_the_same_noise_each_time(images, monkeypatch):
 
     def spy(generator, lr, seed):
         seeds.append(seed)
-        return draw(generator, lr, seed)
+        return sample(generator, lr, seed)
 
-    monkeypatch.setattr("srlib.training.validation.draw", spy)
-    generator = adversarial.TextureGenerator(make_generator(config), 4)
+    monkeypatch.setattr("srlib.training.validation.sample", spy)
+    generator = adversarial.Sampler(make_generator(config), 4)
     torch.nn.init.normal_(generator.head.tail.weight, std=0.05)
     validation = Validation(images[1], config, torch.device("cpu"))
     first = validation(generator)

@@ -20,6 +20,7 @@ from ..evaluation.statistics import MEASURES, by_patient, is_power, left_out
 from ..files import write
 from ..metrics.regions import valid_region
 from ..models import features
+from ..sampler import statistics
 from . import given, parser
 
 
@@ -123,9 +124,9 @@ def _parts(path: Path) -> list[Path]:
 def _of_draws(images: list[np.ndarray], hr: np.ndarray, valid: np.ndarray) -> dict[str, float]:
     error = metrics.luma(np.mean(images, 0)) - metrics.luma(hr)
     return {
-        "regain_db": metrics.regain(images, hr, region=valid),
-        "rank": metrics.rank_distance(metrics.ranks(images, hr, valid)),
-        "spread": float(np.sqrt(np.mean(metrics.predicted_error(images)[valid] ** 2))),
+        "regain_db": statistics.regain(images, hr, region=valid),
+        "rank": statistics.rank_distance(statistics.ranks(images, hr, valid)),
+        "spread": float(np.sqrt(np.mean(statistics.predicted_error(images)[valid] ** 2))),
         "error": float(np.sqrt(np.mean(error[valid] ** 2))),
     }
 

@@ -13,8 +13,8 @@ from ..config import UserError
 from ..data.phantom import bscan
 from ..degrade import to_tensor
 from ..files import write
-from ..models.texture import TextureGenerator, normal_noise
-from ..models.weights import choose
+from ..sampler.network import Sampler, normal_noise
+from ..trained import choose
 from . import given, parser
 
 OPSET = 18
@@ -33,7 +33,7 @@ def export_onnx(generator: torch.nn.Module, path: str | Path) -> float:
         import onnxscript  # noqa: F401 (torch's exporter needs it)
     except ImportError as error:
         raise UserError(f"{path}: ONNX needs the package {error.name}; install it at the version in environment.yml") from None
-    drawing, scale = isinstance(generator, TextureGenerator), generator.settings["scale"]
+    drawing, scale = isinstance(generator, Sampler), generator.settings["scale"]
     network, names = (_Draw(generator).eval(), ["lr", "noise"]) if drawing else (generator, ["lr"])
     scan = to_tensor(bscan(0, 160, 192))  # on white noise, which no scan is, the head's values are huge, and so are roundings
     batch, height, width = (torch.export.Dim(name) for name in ("batch", "height", "width"))
@@ -71,12 +71,12 @@ def export_onnx(generator: torch.nn.Module, path: str | Path) -> float:
 class _Draw(torch.nn.Module):
     """A draw before the projection, whose matrices belong to one size."""
 
-    def __init__(self, generator: TextureGenerator):
+    def __init__(self, generator: Sampler):
         super().__init__()
         self.generator = generator
 
     def forward(self, lr: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-        return self.generator.drawn(lr, [noise])[0]
+        return self.generator.samples(lr, [noise])[0]
 
 
 def _halve(graph, onnx) -> None:

@@ -14,6 +14,7 @@ import pandas as pd
 import torch
 from PIL import Image
 
+from .. import trained
 from ..config import FIELDS, STAGES, Config, UserError, load_config, stage_of
 from ..data.phantom import bscan
 from ..data.reading import read_pair
@@ -22,10 +23,9 @@ from ..evaluation import statistics
 from ..evaluation.statistics import readable_draws, readable_tests, readable_unpaired
 from ..figures import panels
 from ..files import WEIGHTS, file_hash, read_table, read_text, write, write_image, writing
-from ..models import weights
-from ..models.texture import NOISES
-from ..models.weights import load_generator
+from ..sampler.network import NOISES
 from ..series.run_folder import MAKES, Run, read_config
+from ..trained import load_generator
 from ..training import diagnostics
 from ..upscaling import upscale
 from . import absolute, domain, given, parser
@@ -73,12 +73,12 @@ def release(run_dir: str, out: str = "", data: str = "", source: str = "", allow
         facts = _write_networks(folder, Path(part), entry, test[0])
         facts |= {"warned": sum(bool(domain.warning(lr, known)) for lr in test), "tested": len(test), "source": source, "chosen": chosen}
         write(Path(part) / entry["card"], model_card(run, table, entry, facts))
-        networks = {name: load_generator(folder / f"{name}.pt") for name in weights.NAMES}
+        networks = {name: load_generator(folder / f"{name}.pt") for name in trained.NAMES}
         write_image(Path(part) / entry["picture"], phantom_picture(networks, config.scale), quality=85)
         written = [file.replace(out / file.name) for file in sorted(Path(part).iterdir())]
-    entries = weights.listed(out) | {str(config.scale): entry}
-    write(out / weights.LIST, json.dumps(dict(sorted(entries.items())), indent=1) + "\n")
-    return [*written, out / weights.LIST]
+    entries = trained.listed(out) | {str(config.scale): entry}
+    write(out / trained.LIST, json.dumps(dict(sorted(entries.items())), indent=1) + "\n")
+    return [*written, out / trained.LIST]
 
 
 def _finished(folder: Path) -> Run:
@@ -101,10 +101,10 @@ def _finished(folder: Path) -> Run:
 def _write_networks(folder: Path, part: Path, entry: dict, lr: np.ndarray) -> dict:
     """Write both networks, in half precision and as ONNX, into `part`, and add them to `entry`; returns what the card says of them."""
     rounding, gap = 0, 0.0
-    for name in weights.NAMES:
+    for name in trained.NAMES:
         generator, path = load_generator(folder / f"{name}.pt"), part / f"{name}-x{entry['scale']}.pt"
         before = upscale(lr, generator).astype(int)
-        weights.save_weights(path, generator.half(), name=name)
+        trained.save_weights(path, generator.half(), name=name)
         generator = load_generator(path)
         rounding = max(rounding, int(np.abs(upscale(lr, generator) - before).max()))
         if (size := path.stat().st_size) > LARGEST:
@@ -167,7 +167,7 @@ def model_card(run: Run, table: pd.DataFrame, entry: dict, facts: dict) -> str:
         "noise": f"SRGAN's has a second input `noise` ({NOISES} maps at SR's size, standard normal), and its `sr` is not projected yet "
         "(`srlib.degrade.project`). " * bool(config.texture),
     }
-    files = {f"{name}_{key}": value for name in weights.NAMES for key, value in entry[name].items()}
+    files = {f"{name}_{key}": value for name in trained.NAMES for key, value in entry[name].items()}
     return Template(read_text(CARD)).substitute(vars(config) | facts | entry | files | words)
 
 

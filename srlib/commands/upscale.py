@@ -16,8 +16,8 @@ from ..config import UserError
 from ..data.reading import EXTENSIONS, few_values, find_images, png_names, read_image, read_scan, slices
 from ..device import memory_ran_out, pick_device
 from ..files import write_image
-from ..models.texture import TextureGenerator
-from ..models.weights import choose
+from ..sampler.network import Sampler
+from ..trained import choose
 from . import domain, given, parser
 
 WARNING = "synthetic detail, research only, not for diagnosis"
@@ -52,7 +52,7 @@ def upscale_files(
     unless `again`; `failed` and `warned` have a line for an image each. Raises UserError where a source would be overwritten, for an `out`
     that names a file of another kind, and for what the network cannot do.
     """
-    drawing, scale, seeds = isinstance(generator, TextureGenerator), generator.settings["scale"], range(seed, seed + draws)
+    drawing, scale, seeds = isinstance(generator, Sampler), generator.settings["scale"], range(seed, seed + draws)
     if draws < 1:
         raise UserError(f"draws cannot be {draws}; it is 1 or more")
     if spread and draws == 1:

@@ -1,4 +1,4 @@
-"""Draws of SRGAN against HR over the test images: evaluation/draws.csv, ranks.csv, calibration.csv (`metrics.draws` says what is measured)."""
+"""Draws of SRGAN against HR over the test images: evaluation/draws.csv, ranks.csv, calibration.csv (`sampler.statistics` says what is measured)."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from scipy.ndimage import gaussian_gradient_magnitude
 from .. import metrics
 from ..files import write
 from ..metrics.regions import retina, valid_region
+from ..sampler import statistics
 from .methods import Scene
 
 DRAWS = 8
@@ -43,19 +44,19 @@ class Drawn:
         start = metrics.psnr(scene["bicubic"], hr, region=valid)
         found |= {f"gain_{name}_db": found[f"psnr_{name}"] - start for name in kinds}
         found["regain_db"] = found["psnr_mean"] - found["psnr_draw"]
-        spread, error = metrics.predicted_error(images), metrics.luma(mean) - metrics.luma(hr)
+        spread, error = statistics.predicted_error(images), metrics.luma(mean) - metrics.luma(hr)
         found |= {"srgan_spread": _rms(spread[valid]), "srgan_error": _rms(error[valid])}
-        self.curves.append(metrics.calibration(spread, np.abs(error), valid))
+        self.curves.append(statistics.calibration(spread, np.abs(error), valid))
         for name, region in regions(scene["srresnet"], valid, truth).items():
-            counts = metrics.ranks(images, hr, region, scene.seed % 2**32)
-            found[f"rank_{name}"] = metrics.rank_distance(counts)
+            counts = statistics.ranks(images, hr, region, scene.seed % 2**32)
+            found[f"rank_{name}"] = statistics.rank_distance(counts)
             self.ranks += [facts | {"region": name, "rank": k, "pixels": n} for k, n in enumerate(counts.tolist())]
         self.rows.append(facts | found)
 
     def write(self, folder: Path) -> None:
         """draws.csv: a row for each image: psnr and gain_db (over bicubic, valid region) of the first draw, the mean of all, and SRResNet; regain_db;
         srgan_spread, the error that the draws predict for their mean (root mean square, grey levels), and srgan_error, the real one; rank_REGION
-        (`metrics.rank_distance`). ranks.csv: region, rank, share. calibration.csv: method, predicted, error. Means over images, of calibration.csv
+        (`statistics.rank_distance`). ranks.csv: region, rank, share. calibration.csv: method, predicted, error. Means over images, of calibration.csv
         root mean squares."""
         write(folder / "draws.csv", pd.DataFrame(self.rows).round(6).to_csv(index=False))
         ranks = pd.DataFrame(self.ranks)

@@ -24,7 +24,7 @@ from ..files import read_table, write, write_image
 from ..metrics.regions import valid_region
 from ..models import features
 from ..models.networks import LinearFilter
-from ..models.weights import load_generator
+from ..trained import load_generator
 from ..training.stage import training_pairs
 from ..upscaling import upscale
 from .drawn import Drawn
@@ -82,7 +82,7 @@ def evaluate_run(config: Config, root: Path, manifest: pd.DataFrame, folder: Pat
     lpips = features.lpips().to(device) if config.lpips else None
     drawn, patches = Drawn(), Patches(name for name, method in METHODS.items() if method.texture)
     rows, chosen = [], choose(manifest[manifest.split == "test"], config.max_test_images)
-    of_draws, names = set(choose(chosen, config.draw_images).path), png_names(chosen.path)
+    of_draws, names = set(choose(chosen, config.sample_images).path), png_names(chosen.path)
     for item in tqdm(chosen.itertuples(), total=len(chosen), desc="evaluate", unit="image", mininterval=1.0, ncols=100, file=sys.stdout):
         lr, hr = read_pair(root / item.path, config)
         if metrics.too_small(hr.shape, BORDER):

@@ -92,12 +92,12 @@ def _take_networks(run: Run) -> None:
         return
     if run.is_trained("pretrain"):
         raise UserError(f"{run.folder} holds a training of its own; for networks={wanted!r} choose another run_dir (--run-dir)")
-    from ..models import weights
+    from .. import trained
 
     source = None if wanted == "released" else run_path("", wanted)
-    files, entry = weights.pair(source, run.config.scale)
+    files, entry = trained.pair(source, run.config.scale)
     for file in files.values():
-        shape = weights.load_generator(file).settings
+        shape = trained.load_generator(file).settings
         for key in ("scale", "channels"):
             if shape[key] != getattr(run.config, key):
                 raise UserError(f"{file} is for {key}={shape[key]}, not {getattr(run.config, key)}; set {key} or other networks")
@@ -119,16 +119,16 @@ def _take_start(run: Run) -> None:
     wanted = run.config.start
     if not wanted or (run.is_trained("pretrain") and (run.folder / "start.pt").exists()):
         return
-    from ..models import weights
+    from .. import trained
     from ..training.stage import make_generator
 
     source = None if wanted == "released" else run_path("", wanted)
     if source and source.is_file():
         file = source
     else:  # of this scale or, where there is none, of another
-        there = str(run.config.scale) in weights.listed(source or weights.WEIGHTS)
-        file = weights.pair(source, run.config.scale if there else 0)[0]["srresnet"]
-    theirs, mine = weights.load_generator(file).settings, make_generator(run.config).settings
+        there = str(run.config.scale) in trained.listed(source or trained.WEIGHTS)
+        file = trained.pair(source, run.config.scale if there else 0)[0]["srresnet"]
+    theirs, mine = trained.load_generator(file).settings, make_generator(run.config).settings
     if "texture" in theirs:
         raise UserError(f"start={wanted!r} is an SRGAN, whose SRResNet does not learn; name the srresnet.pt beside it")
     if other := {key: value for key, value in theirs.items() if mine.get(key) != value and key != "scale"}:

@@ -18,8 +18,8 @@ from ..degrade import held_by
 from ..device import FASTEST, autocast_dtype, pick_device
 from ..models import Discriminator
 from ..models.features import feature_extractor
-from ..models.texture import TextureDiscriminator, TextureGenerator, normal_noise
-from ..models.weights import load_weights, save_weights
+from ..sampler.network import Sampler, SamplerDiscriminator, normal_noise
+from ..trained import load_weights, save_weights
 from . import diagnostics, parallel
 from .loop import Stage, run_steps
 from .losses import ADVERSARIAL, ContentLoss, gradient_penalty
@@ -60,7 +60,7 @@ class LossWeights:
 
 class Game:
     """D and G in turn, one update each (Ledig et al. 2017, sections 2.1 and 2.2), from a pretrained `generator`; `extractor` is the content
-    loss's. With the setting `texture` the generator is frozen and a head on it draws texture from noise (`texture.py`); D then
+    loss's. With the setting `texture` the generator is frozen and a head on it draws texture from noise (`sampler.network`); D then
     sees what lies between it and HR, and losses compare the mean of two draws.
 
     `step(k, lr, hr)` plays one turn on a batch in [0, 1] and returns what is logged (`train_srgan` names it); `first_batches()`, the
@@ -73,8 +73,8 @@ class Game:
         self.config, self.device, self.first_batches = config, device, first_batches
         torch.manual_seed(config.seed + 1)
         if config.texture:
-            generator = TextureGenerator(generator, config.texture, *held_by(config))
-            discriminator = TextureDiscriminator(config.channels, config.d_width)
+            generator = Sampler(generator, config.texture, *held_by(config))
+            discriminator = SamplerDiscriminator(config.channels, config.d_width)
         else:
             discriminator = Discriminator(config.channels, config.gan_crop, config.d_width)
         self.generator, self.discriminator = (placed(model, device) for model in (generator, discriminator))

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from ..config import Config
 from ..device import autocast_dtype, pick_device
-from ..models.weights import save_weights
+from ..trained import save_weights
 from . import diagnostics
 from .loop import Best, Stage, run_steps
 from .losses import PRETRAIN

@@ -11,7 +11,7 @@ from ..config import Config, UserError
 from ..data.crops import Crops, batches, held_batches
 from ..device import FASTEST
 from ..models.networks import build
-from ..models.weights import load_weights
+from ..trained import load_weights
 from . import parallel
 
 

@@ -18,7 +18,7 @@ from ..data.reading import read_pair
 from ..degrade import to_image, to_tensor, upsample
 from ..files import write_image
 from ..metrics.regions import valid_region
-from ..models.texture import draw
+from ..sampler.network import sample
 from . import parallel
 
 
@@ -49,7 +49,7 @@ class Validation:
         was_training, found, scale = generator.training, [], self.reduction[0]
         generator.eval()
         for k, (hr, lr, region, start, power) in enumerate(self.pairs):
-            sr = to_image(draw(generator, lr.to(self.device), seed=k))
+            sr = to_image(sample(generator, lr.to(self.device), seed=k))
             same = metrics.consistency(sr, to_image(lr), *self.reduction) if self.held else np.nan
             sr_power = metrics.spectrum(sr, region)
             stripe, powers = metrics.stripe_index(sr_power, power, scale), metrics.band_power_db(sr_power, power, scale)

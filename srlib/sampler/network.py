@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..degrade import project
+from ..models.networks import RowConv2d
 
 NOISES = 4  # noise maps that a draw takes: one before each convolution of the head but the first
 ROUNDS = 8  # of clamping and projecting, which bring LR consistency of whole scans from 45 to 60 dB and more
@@ -102,7 +103,7 @@ def _mean(image: torch.Tensor, side: int) -> torch.Tensor:
     return F.avg_pool2d(image, side, stride=1, padding=side // 2, count_include_pad=False)
 
 
-class TextureGenerator(nn.Module):
+class Sampler(nn.Module):
     """LR (N, C, h, w) in [0, 1] and noise (N, NOISES, scale * h, scale * w), normal, to SR (N, C, scale * h, scale * w), on the [0, 1] scale, not clamped.
 
     `trunk`: a generator, kept as it is (frozen, in eval mode); `width`: maps of the head; `kind`, `amount`: the reduction of `degrade` that SR
@@ -136,25 +137,25 @@ class TextureGenerator(nn.Module):
         """`degrade.project` by this network's reduction; SR as it is where there is none."""
         return project(sr, lr, self.scale, self.kind, self.amount, rounds) if self.kind else sr
 
-    def drawn(self, lr: torch.Tensor, noises: Iterable[torch.Tensor], strength: float = 1.0) -> list[torch.Tensor]:
+    def samples(self, lr: torch.Tensor, noises: Iterable[torch.Tensor], strength: float = 1.0) -> list[torch.Tensor]:
         """SR for each of the noises, before it is projected; the trunk is computed once. `strength` 0 is the trunk's SR."""
         smooth, *known = self.prepare(lr)
         return [smooth + strength * self.head(*known, noise) for noise in noises]
 
     def forward(self, lr: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-        return self.project(self.drawn(lr, [noise])[0], lr)
+        return self.project(self.samples(lr, [noise])[0], lr)
 
 
-def draw(generator: nn.Module, lr: torch.Tensor, seed: int = 0, strength: float = 1.0, rounds: int = ROUNDS) -> torch.Tensor:
+def sample(generator: nn.Module, lr: torch.Tensor, seed: int = 0, strength: float = 1.0, rounds: int = ROUNDS) -> torch.Tensor:
     """SR of a small LR tensor (1, C, h, w), by any generator: a draw with the noise of `seed`, clamped and projected in turn so that it agrees
     with LR after rounding too; of a generator without noise, its one SR."""
-    if not isinstance(generator, TextureGenerator):
+    if not isinstance(generator, Sampler):
         return generator(lr)
     noise = normal_noise(seed, 1, *(generator.scale * n for n in lr.shape[-2:])).to(lr.device)
-    return generator.project(generator.drawn(lr, [noise], strength)[0], lr, rounds)
+    return generator.project(generator.samples(lr, [noise], strength)[0], lr, rounds)
 
 
-class TextureDiscriminator(nn.Module):
+class SamplerDiscriminator(nn.Module):
     """Is this what lies between the trunk's image and HR? Takes an image and the trunk's (`base`), (N, C, H, W) in [0, 1], of any size; returns
     logits (N, 1).
 
@@ -192,16 +193,3 @@ class TextureDiscriminator(nn.Module):
             if k in (1, 3):
                 logits = logits + self.heads[k // 2](x).mean((2, 3))
         return logits.float()
-
-
-class RowConv2d(nn.Conv2d):
-    """A convolution with few output channels, as the generator's last, computed row by row of its kernel: the rows become output
-    channels of a 1 x k convolution and are added with their shifts. The same sums, four times as fast on a CPU, whose kernels
-    leave most of a vector idle at one output channel. Odd k, stride 1, zero padding of k // 2."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        out, channels, k, _ = self.weight.shape
-        rows = self.weight.transpose(1, 2).reshape(out * k, channels, 1, k)
-        z = F.pad(F.conv2d(x, rows, padding=(0, k // 2)), (0, 0, k // 2, k // 2))
-        shifted = [z[:, d::k, d : d + x.shape[2]] for d in range(k)]
-        return torch.stack(shifted).sum(0) + self.bias.view(1, -1, 1, 1)

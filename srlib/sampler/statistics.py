@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from scipy.ndimage import uniform_filter
 
-from .pixels import luma, psnr
+from ..metrics.pixels import luma, psnr
 
 BINS, WINDOW = 10, 9  # groups of the calibration curve; pixels of the window by which they are ordered
 

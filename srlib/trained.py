@@ -12,9 +12,10 @@ from pathlib import Path
 
 import torch
 
-from ..config import UserError
-from ..files import WEIGHTS, released, write
-from .networks import build
+from .config import UserError
+from .files import WEIGHTS, released, write
+from .models.networks import build
+from .sampler.network import Sampler
 
 NAMES = ("srresnet", "srgan")
 LIST = "released.json"
@@ -81,6 +82,14 @@ def load_weights(path: str | Path) -> dict:
         raise UserError(f"{path}: holds no weights of this project ({reason})") from None
 
 
+def rebuild(settings: dict) -> torch.nn.Module:
+    """The generator of stored `settings`: a network of `models.networks.GENERATORS`, or, with `texture`, `kind` and `amount`, a `Sampler` on one.
+    KeyError for an unknown name."""
+    head = {name: settings[name] for name in ("texture", "kind", "amount") if name in settings}
+    network = build({name: value for name, value in settings.items() if name not in head})
+    return Sampler(network, *head.values()) if head else network
+
+
 def load_generator(path: str | Path, device: str | torch.device = "cpu") -> torch.nn.Module:
     """A generator in eval mode, float32, from `srresnet.pt` or `srgan.pt` of a run; the names 'srresnet' and 'srgan' mean the released ones.
     Raises UserError for a file that is not one."""
@@ -89,7 +98,7 @@ def load_generator(path: str | Path, device: str | torch.device = "cpu") -> torc
         path = checked(entry, str(path), folder)
     stored = load_weights(path)
     try:
-        generator = build(stored["settings"])
+        generator = rebuild(stored["settings"])
         generator.load_state_dict(stored["weights"])
     except KeyError as error:
         raise UserError(
