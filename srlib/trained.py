@@ -83,8 +83,7 @@ def load_weights(path: str | Path) -> dict:
 
 
 def rebuild(settings: dict) -> torch.nn.Module:
-    """The generator of stored `settings`: a network of `models.networks.GENERATORS`, or, with `texture`, `kind` and `amount`, a `Sampler` on one.
-    KeyError for an unknown name."""
+    """The generator of stored `settings` (`models.networks.build`), or, with `texture`, `kind` and `amount`, a `Sampler` on one."""
     head = {name: settings[name] for name in ("texture", "kind", "amount") if name in settings}
     network = build({name: value for name, value in settings.items() if name not in head})
     return Sampler(network, *head.values()) if head else network
@@ -100,10 +99,8 @@ def load_generator(path: str | Path, device: str | torch.device = "cpu") -> torc
     try:
         generator = rebuild(stored["settings"])
         generator.load_state_dict(stored["weights"])
-    except KeyError as error:
-        raise UserError(
-            f"{path} holds a generator {error}, which is not in models.networks.GENERATORS; register it before loading"
-        ) from None
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
     except (TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"{path}: its weights do not fit a generator of this version ({str(error).splitlines()[0]})") from None
     return generator.to(device, memory_format=torch.channels_last).eval()  # 1.5 times faster on a CPU

@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import nn
 
+from srlib.config import UserError
 from srlib.degrade import downsample, upsample
 from srlib.metrics import checkerboard, spectrum
 from srlib.models import Discriminator, Generator
@@ -106,7 +107,7 @@ def test_a_generator_is_built_again_from_its_settings(trunk):
         again = rebuild(net.settings)
         assert type(again) is type(net) and again.settings == net.settings
         again.load_state_dict(net.state_dict())
-    with pytest.raises(KeyError):
+    with pytest.raises(UserError, match="'none' cannot be loaded"):
         rebuild({"generator": "none", "texture": 4})
 
 

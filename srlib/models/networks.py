@@ -1,17 +1,16 @@
-"""The two networks of Ledig et al. 2017 (figure 4), other generators, and the linear filter that a network has to beat.
+"""The two networks of Ledig et al. 2017 (figure 4), and the linear filter that a network has to beat.
 
-A new generator is a class and a line in GENERATORS: it takes (N, C, h, w) in [0, 1] and gives (N, C, scale * h, scale * w), and its
-constructor takes what `Generator`'s takes. Any of them can be the trunk that a head draws texture on (`texture`).
+A generator of your own, the setting `generator` = MODULE:CLASS, takes (N, C, h, w) in [0, 1] and gives (N, C, scale * h, scale * w); its
+constructor takes what `Generator`'s takes. It can be the base of the sampler, too.
 """
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..config import own_part
 from ..degrade import SCALES, upsample
 
 
@@ -100,14 +99,12 @@ class Generator(nn.Module):
             return (y + 1) / 2, x
 
 
-GENERATORS: dict[str, Callable[..., nn.Module]] = {"srresnet": Generator}
-
-
 def build(settings: dict) -> nn.Module:
-    """The generator that `settings` describe: `generator`, its name in GENERATORS (srresnet where it is left out, as in older files), and
-    the constructor's arguments. They become its attribute `settings`, which is saved with its weights. KeyError for an unknown name."""
+    """The generator that `settings` describe: `generator` (srresnet, also where it is left out, or MODULE:CLASS) and the constructor's
+    arguments. They become its attribute `settings`, which is saved with its weights. UserError for a class that cannot be loaded."""
     arguments = {"generator": "srresnet"} | settings
-    network = GENERATORS[arguments["generator"]](**{k: v for k, v in arguments.items() if k != "generator"})
+    name = arguments["generator"]
+    network = (Generator if name == "srresnet" else own_part(name))(**{k: v for k, v in arguments.items() if k != "generator"})
     network.settings = arguments
     return network
 

@@ -76,10 +76,10 @@ def _ask_for_weights(run: Run) -> None:
     """Raise UserError where the network of the content loss cannot be had: before the hours of the pretraining, not after them."""
     if run.provenance["stages"].get("pretrain", {}).get("finished"):
         return
-    from ..models import features
+    from ..sampler.training import content_extractor
 
     try:
-        features.feature_extractor(run.config.content_features, run.config.feature_weights)
+        content_extractor(run.config)
     except UserError as error:
         raise UserError(f"{error} (notebook 04 needs this; change it in 01_explore_data or on the command line)") from None
 

@@ -1,10 +1,11 @@
-"""What both training stages share: the generator of the settings, the stream of pairs, Adam and one update."""
+"""What all trainings share: the generator of the settings, the stream of pairs, autocast, Adam, one update, averaged weights."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import torch
+from torch.optim.swa_utils import AveragedModel
 
 from .. import degrade
 from ..config import Config, UserError
@@ -61,6 +62,39 @@ def training_pairs(paths, config: Config, device: torch.device, steps: int, seed
 def placed(model: torch.nn.Module, device: torch.device) -> torch.nn.Module:
     """`model` on the device, in the fastest memory format, ready to train."""
     return model.to(device, memory_format=FASTEST).train()
+
+
+def autocast(device: torch.device, dtype: torch.dtype | None, penalised: float = 0.0) -> torch.autocast:
+    """Autocast to `dtype` (None: off); not to float16 where D has a penalty, whose squares leave its range."""
+    return torch.autocast(device.type, dtype, enabled=dtype is not None and not (penalised and dtype is torch.float16))
+
+
+class Average(AveragedModel):
+    """The running mean of a model's weights with the decay `ema`, smaller in the first steps, which it would otherwise remember."""
+
+    def __init__(self, model: torch.nn.Module, ema: float):
+        def mean(averaged, current, count):
+            n = count.item()
+            torch._foreach_lerp_(averaged, current, 1 - min(ema, (n + 1) / (n + 10)))
+
+        super().__init__(model, multi_avg_fn=mean, use_buffers=False)
+        self.ema = ema
+
+    def released(self, model: torch.nn.Module) -> torch.nn.Module:
+        """The model that is validated and released: the averaged one, with the buffers of `model`, or `model` itself where `ema` is 0."""
+        if not self.ema:
+            return model
+        self.module.train(model.training)
+        for own, other in zip(self.module.buffers(), model.buffers(), strict=True):
+            own.copy_(other)
+        return self.module
+
+
+def turn_log(adversarial, terms: dict[str, torch.Tensor], g_norm, d_hr: torch.Tensor, d_sr: torch.Tensor, **d) -> dict[str, torch.Tensor]:
+    """What is logged of a turn: G's loss, its weighted terms and their shares, D's logits and how often it is right, and what is given of D."""
+    loss = sum(terms.values())
+    d |= dict(d_hr=d_hr.mean(), d_sr=d_sr.mean(), d_right=adversarial.right(d_hr, d_sr))
+    return dict(loss=loss, g_norm=g_norm, **d, **terms, **{f"{name}_share": value / loss for name, value in terms.items()})
 
 
 def adam(model: torch.nn.Module, rate: float, device: torch.device) -> torch.optim.Adam:
