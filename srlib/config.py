@@ -50,38 +50,23 @@ class Config:
     degradation: str = _setting(
         "bicubic",
         "data",
-        "how LR is made (srlib/degrade.py), its one number behind it, as gaussian:1.6 (gaussian: sigma in HR pixels; axial: spectrum's width in LR "
-        "Nyquist; speckle: looks); paired: it is read from lr/ beside hr/",
+        "how LR is made, its one number behind it, as gaussian:1.6 (srlib/degrade.py says which); paired: it is read from lr/ beside hr/",
         ("bicubic", "bicubic-matlab", "gaussian", "axial", "speckle", "area", "nearest", "paired"),
         own=True,
     )
     bits: int = _setting(0, "data", "bits of a value in deep grey images, as 12 in files of 16; 0: what the file says", low=0, high=32)
-    patient_pattern: str = _setting(
-        r"(?:^|/)[A-Za-z]+-(\d+)-[^/]*$", "data", "regular expression on the relative path; its group is the patient"
-    )
+    patient_pattern: str = _setting(r"(?:^|/)[A-Za-z]+-(\d+)-[^/]*$", "data", "regular expression on the path; its group is the patient")
     phantoms: int = _setting(0, "data", "number of synthetic eyes (two B-scans each), spread over four classes", low=0)
     phantom_height: int = _setting(496, "data", "rows of a phantom", low=64)
     phantom_width: int = _setting(512, "data", "columns of a phantom", low=64)
     val_share: float = _setting(0.1, "data", "share of the patients used for validation", low=0.01, high=0.45)
     test_share: float = _setting(0.2, "data", "share of the patients used for the test", low=0.01, high=0.45)
     max_images: int = _setting(0, "data", "take at most this many images (0: all), whole patients at random", low=0)
-    train_on_val: bool = _setting(
-        False, "data", "train on the validation patients, too, at a length chosen before: validation then says nothing of unseen ones"
-    )
+    train_on_val: bool = _setting(False, "data", "train on the validation patients, too; validation then says nothing of unseen ones")
     # pretrain
     seed: int = _setting(0, "pretrain", "seed of weights and crops in both training stages", low=0)
-    generator: str = _setting(
-        "srresnet",
-        "pretrain",
-        "the network (srlib/models/networks.py)",
-        ("srresnet",),
-        own=True,
-    )
-    start: str = _setting(
-        "",
-        "pretrain",
-        "weights that the pretraining goes on from: 'released', a run's or a release's folder, or a file, of another scale too; '': random ones",
-    )
+    generator: str = _setting("srresnet", "pretrain", "the network (srlib/models/networks.py)", ("srresnet",), own=True)
+    start: str = _setting("", "pretrain", "first weights: 'released', a run's or a release's folder, or a file, of any scale; '': random")
     width: int = _setting(64, "pretrain", "feature maps of the generator", low=4)
     blocks: int = _setting(16, "pretrain", "residual blocks of the generator", low=1)
     batch_norm: bool = _setting(True, "pretrain", "batch normalisation in the generator")
@@ -93,16 +78,10 @@ class Config:
     pretrain_lr: float = _setting(1e-4, "pretrain", "Adam's learning rate", low=0)
     pretrain_schedule: str = _setting("constant", "pretrain", "learning rate over time", ("constant", "one-cycle"))
     pretrain_loss: str = _setting(
-        "mse",
-        "pretrain",
-        "mse or l1 of the batch; psnr: minus the mean PSNR of its crops, so that a fill's edge does not outweigh tissue",
-        ("mse", "l1", "psnr"),
-        own=True,
+        "mse", "pretrain", "mse or l1 of the batch; psnr: minus its crops' mean PSNR", ("mse", "l1", "psnr"), own=True
     )
     pretrain_clip: float = _setting(0.0, "pretrain", "longest gradient of a step, its norm; longer ones are cut to it; 0: off", low=0)
-    precision: str = _setting(
-        "auto", "pretrain", "autocast: auto takes bf16 or fp16 where the hardware has it", ("auto", "fp32", "bf16", "fp16")
-    )
+    precision: str = _setting("auto", "pretrain", "auto: bf16 or fp16 where the hardware has it", ("auto", "fp32", "bf16", "fp16"))
     # srgan
     content_features: str = _setting(
         "vgg19:relu5_4",
@@ -112,18 +91,13 @@ class Config:
         own=True,
     )
     feature_weights: str = _setting(
-        "",
-        "srgan",
-        "state dict for a VGG or ResNet (a file, or a folder to search); '': VGG-19 of data/weights, others torchvision's IMAGENET1K_V1",
+        "", "srgan", "state dict of the extractor, a file or a folder; '': data/weights, or torchvision's download"
     )
-    content_weight: float = _setting(
-        (1 / 12.75) ** 2, "srgan", "factor of the content loss; 0: calibrated from adversarial_share on the first batches", low=0
-    )
+    content_weight: float = _setting((1 / 12.75) ** 2, "srgan", "factor of the content loss; 0: calibrated from adversarial_share", low=0)
     adversarial_loss: str = _setting(
         "standard",
         "srgan",
-        "standard: D judges each image alone; relativistic: whether HR looks more real than the mean SR (Jolicoeur-Martineau 2018); "
-        "pairing: than the SR of its own LR (Huang et al. 2024)",
+        "standard: D judges each image alone; relativistic: HR against the mean SR; pairing: against the SR of its own LR (losses.py)",
         ("standard", "relativistic", "pairing"),
         own=True,
     )
@@ -132,48 +106,27 @@ class Config:
         0.1, "srgan", "share of the adversarial term at the start, where content_weight is calibrated", low=0.001, high=0.999
     )
     pixel_weight: float = _setting(
-        0.0,
-        "srgan",
-        "factor of a pixel term (squared error of the mean of draws) that is divided by its value on the first batches; 0: off",
-        low=0,
+        0.0, "srgan", "factor of a pixel term (squared error of the mean of samples), over its value on the first batches; 0: off", low=0
     )
     texture: int = _setting(
-        0,
-        "srgan",
-        "feature maps of the head that draws texture from noise, on the frozen SRResNet, with a discriminator of its own (srlib/sampler/network.py); "
-        "0: Ledig's two networks, whose SRGAN is a function of LR and can only carve one pattern for all grain",
-        low=0,
+        0, "srgan", "feature maps of the sampler's head, on the frozen SRResNet (srlib/sampler); 0: Ledig's SRGAN, a function of LR", low=0
     )
     d_width: int = _setting(64, "srgan", "feature maps of the discriminator's first layer", low=4)
     penalty: float = _setting(
-        0.0,
-        "srgan",
-        "factor of D's squared gradient on HR and SR, halved, for crops of 96 (others: by their area); falls by a cosine to a quarter over 80 % "
-        "of the steps; it keeps D from winning",
-        low=0,
+        0.0, "srgan", "factor of D's squared gradient on HR and SR (losses.penalty_at); it keeps D from winning", low=0
     )
     gan_crop: int = _setting(96, "srgan", "side of the HR crops of the adversarial training, pixels", low=16)
     gan_steps: int = _setting(200_000, "srgan", "adversarial updates", low=1)
     gan_lr: float = _setting(1e-4, "srgan", "Adam's learning rate, generator and discriminator", low=0)
     gan_lr_drop: float = _setting(
-        0.5,
-        "srgan",
-        "after this share of the steps the learning rate falls to a tenth; with texture, in a straight line to a fiftieth",
-        low=0,
-        high=1,
+        0.5, "srgan", "share of the steps after which the rate falls to a tenth; with texture, in a line to a fiftieth", low=0, high=1
     )
-    ema: float = _setting(
-        0.0, "srgan", "decay of the averaged generator, smaller in the first steps; 0: the last weights", low=0, high=0.99999
-    )
+    ema: float = _setting(0.0, "srgan", "decay of the averaged generator; 0: the last weights are taken", low=0, high=0.99999)
     # evaluation
-    networks: str = _setting(
-        "", "evaluation", "measure these, a run's or a release's folder or 'released', and train nothing; notebooks 03, 04, 06 are left out"
-    )
+    networks: str = _setting("", "evaluation", "measure these, a run's or a release's folder or 'released', and train nothing")
     lpips: bool = _setting(False, "evaluation", "measure LPIPS too")
-    sample_images: int = _setting(0, "evaluation", "test images of which eight draws are compared with HR (0: all), patients first", low=0)
-    classifier_steps: int = _setting(
-        200, "evaluation", "steps of each fresh classifier that learns to tell patches of SR from HR's; 0: none is asked", low=0
-    )
+    sample_images: int = _setting(0, "evaluation", "test images of which eight samples are compared with HR (0: all)", low=0)
+    classifier_steps: int = _setting(200, "evaluation", "steps of each classifier that learns to tell SR from HR; 0: none", low=0)
     max_test_images: int = _setting(0, "evaluation", "measure at most this many test images (0: all), patients first", low=0)
     # machine
     device: str = _setting("auto", "machine", "auto takes cuda, mps or cpu", ("auto", "cuda", "mps", "cpu"))
@@ -207,6 +160,7 @@ GONE = {  # settings and choices of earlier versions, and what to write instead
     "retina": "leave it out; the retina is a region of every grey image",
     "train_patients": "give a smaller folder of scans, or set max_images",
     "tuning_steps": "it went with oct-vgg; leave it out",
+    "draw_images": "write sample_images",
     "dists": "DISTS is no longer measured; set lpips",
     "sync_batch_norm": "leave it out; each GPU's batch normalisation sees its own crops",
     "torchrun": "start torchrun yourself, with -m srlib.training RUN STAGE (srlib/README.md)",
