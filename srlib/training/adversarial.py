@@ -73,7 +73,7 @@ class Game:
         self.config, self.device, self.first_batches = config, device, first_batches
         torch.manual_seed(config.seed + 1)
         if config.texture:
-            generator = Sampler(generator, config.texture, *held_by(config))
+            generator = Sampler(generator, config.texture, held_by(config))
             discriminator = SamplerDiscriminator(config.channels, config.d_width)
         else:
             discriminator = Discriminator(config.channels, config.gan_crop, config.d_width)
