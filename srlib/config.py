@@ -139,13 +139,12 @@ class Config:
     @property
     def holds_lr(self) -> bool:
         """Whether HR brought down again is LR. With speckle drawn anew and with given pairs it is not, so SR need not be either."""
-        return self.reduction[1] != "speckle" and self.degradation != "paired"
+        return not self.degradation.startswith(("speckle", "paired"))
 
     @property
-    def reduction(self) -> tuple[int, str, float]:
-        """What `degrade.downsample` takes after the image: scale, kind, amount; bicubic where LR is given and its making unknown."""
-        kind, _, amount = self.degradation.partition(":")
-        return self.scale, "bicubic" if kind == "paired" else kind, float(amount or 0)
+    def reduction(self) -> tuple[int, str]:
+        """What `degrade.downsample` takes after the image: scale and kind; bicubic where LR is given and its making unknown."""
+        return self.scale, "bicubic" if self.degradation == "paired" else self.degradation
 
 
 FIELDS = {f.name: f for f in dataclasses.fields(Config)}

@@ -68,10 +68,15 @@ def load_weights(path: str | Path) -> dict:
 
 
 def rebuild(settings: dict) -> torch.nn.Module:
-    """The generator of stored `settings` (`models.networks.build`), or, with `texture`, `kind` and `amount`, a `Sampler` on one."""
-    head = {name: settings[name] for name in ("texture", "kind", "amount") if name in settings}
-    network = build({name: value for name, value in settings.items() if name not in head})
-    return Sampler(network, *head.values()) if head else network
+    """The generator of stored `settings` (`models.networks.build`), or, with `texture` and `kind`, a `Sampler` on one."""
+    network = build({name: value for name, value in settings.items() if name not in ("texture", "kind", "amount")})
+    return Sampler(network, settings["texture"], reduction(settings)) if "texture" in settings else network
+
+
+def reduction(stored: dict, name: str = "kind") -> str:
+    """The kind of `degrade` in stored settings; earlier versions kept its number apart, as `amount`."""
+    amount = stored.get("amount")
+    return f"{stored[name]}:{amount:g}" if amount else stored[name]
 
 
 def load_generator(path: str | Path, device: str | torch.device = "cpu") -> torch.nn.Module:
@@ -92,11 +97,11 @@ def load_generator(path: str | Path, device: str | torch.device = "cpu") -> torc
 
 def choose(
     weights: str | Path = "srgan", scale: int = 0, device: str | torch.device = "cpu"
-) -> tuple[torch.nn.Module, str, dict | None, tuple[str, float]]:
+) -> tuple[torch.nn.Module, str, dict | None, str]:
     """(generator, what to call it, the domain that it was released for or None, the reduction that it learnt to undo).
 
     `weights`: 'srresnet' or 'srgan' (the released ones, of `scale` where there are several), a file, or a folder (its SRGAN): a run or
-    what `release` wrote. The reduction is `degrade`'s (kind, amount), from the release, the run's folder or the network; bicubic where
+    what `release` wrote. The reduction is a kind of `degrade`, from the release, the run's folder or the network; bicubic where
     none of them says it. Raises UserError for weights that are not there, damaged, or of another scale.
     """
     named, path, entry = str(weights) in NAMES, Path(weights), None
@@ -110,11 +115,10 @@ def choose(
         raise UserError(f"{weights} enlarges x{generator.settings['scale']}, not x{scale}; leave --scale out or name other weights")
     if entry:
         said = f"{path.name} (trained on phantoms)" if entry["phantom"] else path.name
-        return generator, said, entry["domain"], (entry["reduction"], entry["amount"])
+        return generator, said, entry["domain"], reduction(entry, "reduction")
     try:
         config = json.loads((path.parent / "config.json").read_text(encoding="utf-8"))
-        kind, _, amount = config["degradation"].partition(":")
-        learnt = kind, float(amount or config.get("degradation_amount", 0.0))  # (in earlier versions a setting of its own)
+        learnt = reduction({"kind": config["degradation"], "amount": config.get("degradation_amount")})
     except (OSError, ValueError, KeyError):  # a file alone
-        learnt = generator.settings.get("kind", "bicubic") or "paired", generator.settings.get("amount", 0.0)  # '' for speckle, too
+        learnt = generator.settings.get("kind", "bicubic") or "paired"  # '' for speckle, too
     return generator, path.name, None, learnt

@@ -113,7 +113,10 @@ def test_parts_of_ones_own_train(images, tmp_path, texture):
         ({"generator": "srresnt"}, "did you mean 'srresnet'"),
         ({"generator": "nowhere:Net"}, "generator cannot be 'nowhere:Net'; valid ones: srresnet, or MODULE:NAME of your own"),
         ({"content_features": "vgg91:relu5_4"}, "did you mean 'vgg19'"),
-        ({"content_features": "local-grain", "texture": 0}, "local-grain belongs to the sampler; with texture=0 write vgg19:relu5_4"),
+        (
+            {"content_features": "local-grain", "texture": 0, "gan_crop": 32},
+            "local-grain belongs to the sampler; with texture=0 write vgg19:relu5_4",
+        ),
         ({"adversarial_loss": "relative"}, "did you mean 'relativistic'"),
         ({"degradation": "gausian"}, "did you mean 'gaussian'"),
     ],

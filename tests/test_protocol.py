@@ -14,7 +14,7 @@ def measured(hr, scale=4, truth=None, change=lambda sr: sr):
     hr = crop_to_multiple(hr, scale)
     lr = to_image(downsample(to_tensor(hr), scale))
     sr = change(to_image(upsample(to_tensor(lr), scale)))
-    rows = Protocol(lr, hr, (scale, "bicubic", 0.0), truth).measure(sr)
+    rows = Protocol(lr, hr, (scale, "bicubic"), truth).measure(sr)
     return {row["region"]: row for row in rows}
 
 
@@ -80,9 +80,9 @@ def test_lpips_on_the_repositorys_convolutions():
     from skimage.filters import gaussian
 
     network, hr = features.lpips(), phantom.bscan(3, 160, 192)
-    protocol = Protocol(to_image(downsample(to_tensor(hr), 4)), hr, (4, "bicubic", 0.0), lpips=network)
+    protocol = Protocol(to_image(downsample(to_tensor(hr), 4)), hr, (4, "bicubic"), lpips=network)
     blurred = [np.round(gaussian(hr, sigma, preserve_range=True)).astype(np.uint8) for sigma in (1, 3)]
     found = [protocol.measure(sr)[0]["lpips"] for sr in (hr, *blurred)]
     assert found[0] == pytest.approx(0, abs=1e-4) and 0.1 < found[1] < found[2] < 1
     small = phantom.bscan(3, 64, 64)
-    assert np.isnan(Protocol(small[::4, ::4], small, (4, "bicubic", 0.0), lpips=network).measure(small)[0]["lpips"])
+    assert np.isnan(Protocol(small[::4, ::4], small, (4, "bicubic"), lpips=network).measure(small)[0]["lpips"])

@@ -25,13 +25,13 @@ LEAST = 1e-3  # power in squared grey levels; rounding to 8 bit leaves 80 times 
 class GaussianTexture:
     """Draws SR = project(base + strength * filtered noise, lr), fitted on scans. Before `fit`, texture is 0.
 
-    `base`: SRResNet's image, uint8 (H, W) or (H, W, 3); `kind`, `amount`: the reduction of `degrade` that SR agrees with, '' for none (speckle,
+    `base`: SRResNet's image, uint8 (H, W) or (H, W, 3); `kind`: the reduction of `degrade` that SR agrees with, '' for none (speckle,
     given pairs). Strength follows the brightness and roughness of base around each pixel; the filter follows the roughness of the whole
     scan: averaged scans have less fine grain than noisy ones. All channels of a colour image get the same texture.
     """
 
-    def __init__(self, scale: int = 4, kind: str = "bicubic", amount: float = 0.0):
-        self.scale, self.kind, self.amount = scale, kind, amount
+    def __init__(self, scale: int = 4, kind: str = "bicubic"):
+        self.scale, self.kind = scale, kind
         self.fit([])
 
     def fit(self, pairs: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> Self:
@@ -69,7 +69,7 @@ class GaussianTexture:
         amplitude = map_coordinates(np.sqrt(power), at, order=1, mode="grid-wrap")
         noise = np.fft.ifft2(amplitude * np.fft.fft2(np.random.default_rng(seed).standard_normal(base.shape[:2]))).real
         sr = to_tensor(base) + torch.from_numpy(noise * self._strength_at(base)).float() / 255
-        return to_image(project(sr, to_tensor(lr), self.scale, self.kind, self.amount, ROUNDS) if self.kind else sr)
+        return to_image(project(sr, to_tensor(lr), self.scale, self.kind, ROUNDS) if self.kind else sr)
 
     def _strength_at(self, base: np.ndarray) -> np.ndarray:
         return map_coordinates(self.strength, _place(base) - 0.5, order=1, mode="nearest")

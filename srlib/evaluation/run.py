@@ -70,7 +70,7 @@ def fit_arms(config: Config, root: Path, manifest: pd.DataFrame, folder: Path) -
             lr, hr = read_pair(root / path, config)
             yield upscale(lr, networks["srresnet"]), lr, hr
 
-    gaussian = GaussianTexture(config.scale, *held_by(config)).fit(fitting())
+    gaussian = GaussianTexture(config.scale, held_by(config)).fit(fitting())
     return Arms(config.scale, linear=linear, gaussian=gaussian, **networks)
 
 

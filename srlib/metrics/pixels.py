@@ -73,12 +73,12 @@ def ssim(sr: np.ndarray, hr: np.ndarray, border: int = 4, region: np.ndarray | l
     return each(mean, region)
 
 
-def consistency(sr: np.ndarray, lr: np.ndarray, scale: int = 4, kind: str = "bicubic", amount: float = 0.0) -> float:
+def consistency(sr: np.ndarray, lr: np.ndarray, scale: int = 4, kind: str = "bicubic") -> float:
     """PSNR in dB between LR and SR brought down again (`degrade.downsample`): does SR still say what LR said?
 
     80 where they are equal or nearly so. With kind "speckle" SR is brought down without new speckle, which no method could
     foresee: then LR's own noise bounds it.
     """
-    again = downsample(to_tensor(sr), scale, "bicubic" if kind == "speckle" else kind, amount)
+    again = downsample(to_tensor(sr), scale, "bicubic" if kind.startswith("speckle") else kind)
     mse = torch.mean((again - to_tensor(lr)) ** 2).item()
     return float(-10 * np.log10(max(mse, 1e-8)))

@@ -106,17 +106,17 @@ def _mean(image: torch.Tensor, side: int) -> torch.Tensor:
 class Sampler(nn.Module):
     """LR (N, C, h, w) in [0, 1] and noise (N, NOISES, scale * h, scale * w), normal, to SR (N, C, scale * h, scale * w), on the [0, 1] scale, not clamped.
 
-    `trunk`: a generator, kept as it is (frozen, in eval mode); `width`: maps of the head; `kind`, `amount`: the reduction of `degrade` that SR
+    `trunk`: a generator, kept as it is (frozen, in eval mode); `width`: maps of the head; `kind`: the reduction of `degrade` that SR
     agrees with, '' for none (speckle and given pairs, whose LR is not HR reduced: there SR is not projected). The head takes the trunk's
     `with_maps` (of a trunk that has none, its SR image again), its SR image, and as clues LR, first, and its `local_noise`.
     """
 
-    def __init__(self, trunk: nn.Module, width: int = 32, kind: str = "bicubic", amount: float = 0.0):
+    def __init__(self, trunk: nn.Module, width: int = 32, kind: str = "bicubic"):
         super().__init__()
         self.trunk = trunk.requires_grad_(False).eval()
         self.scale, channels = trunk.settings["scale"], trunk.settings["channels"]
-        self.kind, self.amount = kind, amount
-        self.settings = trunk.settings | {"texture": width, "kind": kind, "amount": amount}
+        self.kind = kind
+        self.settings = trunk.settings | {"texture": width, "kind": kind}
         inputs = trunk.settings["width"] if hasattr(trunk, "with_maps") else channels
         self.head = TextureHead(inputs + channels, 3 * channels, channels, width)
 
@@ -135,7 +135,7 @@ class Sampler(nn.Module):
 
     def project(self, sr: torch.Tensor, lr: torch.Tensor, rounds: int = 1) -> torch.Tensor:
         """`degrade.project` by this network's reduction; SR as it is where there is none."""
-        return project(sr, lr, self.scale, self.kind, self.amount, rounds) if self.kind else sr
+        return project(sr, lr, self.scale, self.kind, rounds) if self.kind else sr
 
     def samples(self, lr: torch.Tensor, noises: Iterable[torch.Tensor], strength: float = 1.0) -> list[torch.Tensor]:
         """SR for each of the noises, before it is projected; the trunk is computed once. `strength` 0 is the trunk's SR."""

@@ -55,7 +55,7 @@ class SamplerTraining:
     ):
         self.config, self.device, self.first_batches = config, device, first_batches
         torch.manual_seed(config.seed + 1)
-        self.generator = placed(Sampler(generator, config.texture, *held_by(config)), device)
+        self.generator = placed(Sampler(generator, config.texture, held_by(config)), device)
         self.discriminator = placed(SamplerDiscriminator(config.channels, config.d_width), device)
         self.content_loss = None if extractor is None else MeanContentLoss(extractor).to(device, memory_format=FASTEST)
         self.average = Average(self.generator, config.ema)

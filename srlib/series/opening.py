@@ -102,12 +102,11 @@ def _take_networks(run: Run) -> None:
             if shape[key] != getattr(run.config, key):
                 raise UserError(f"{file} is for {key}={shape[key]}, not {getattr(run.config, key)}; set {key} or other networks")
     if entry:
-        learnt = entry["scale"], entry["reduction"], entry["amount"]
+        learnt = entry["scale"], trained.reduction(entry, "reduction")
     else:
         learnt = read_config(source / "config.json").reduction if (source / "config.json").exists() else run.config.reduction
     if learnt != run.config.reduction:
-        wanted_kind = f"{learnt[1]}:{learnt[2]:g}" if learnt[2] else learnt[1]
-        raise UserError(f"networks={wanted!r} undo another reduction; set degradation={wanted_kind!r}")
+        raise UserError(f"networks={wanted!r} undo another reduction; set degradation={learnt[1]!r}")
     for name, file in files.items():
         write(run.folder / f"{name}.pt", file.read_bytes())
         run.record("networks", name, file=str(file), sha256=file_hash(file))
