@@ -66,12 +66,7 @@ def kind(path: Path) -> str:
     return "xml" if b"<HEDX" in head.replace(b"\0", b"") else "picture"
 
 
-class _Open(threading.local):
-    def __init__(self):
-        self.volumes: dict[tuple, Volume] = {}
-
-
-_open, MOST_OPEN = _Open(), 3  # an SR volume, its HR and its LR
+_open, MOST_OPEN = threading.local(), 3  # an SR volume, its HR and its LR
 
 
 @contextlib.contextmanager
@@ -79,9 +74,7 @@ def opened(path: Path) -> Iterator[Volume]:
     """The volume behind a file; whatever goes wrong within, also while a page is decoded, becomes a UserError that names the file. A few of
     several pages stay open in each thread, so that a volume of 500 slices is opened once and not 500 times."""
     try:
-        if path.exists() and not path.is_file():  # a pipe would be waited for
-            raise UserError(f"{path}: is not a file")
-        state, volumes = path.stat(), _open.volumes
+        state, volumes = path.stat(), vars(_open).setdefault("volumes", {})
         key = (os.getpid(), os.path.abspath(path), state.st_mtime_ns, state.st_size)  # a forked process shares no position in a file
         volume = volumes[key] if key in volumes else READERS[kind(path)](path)
         if volume.pages == 1:
@@ -156,14 +149,14 @@ def _tiff(path: Path) -> Volume:
     for series in (s for s in file.series if not (s.keyframe.is_reduced or s.keyframe.is_mask)):
         first = series.keyframe
         check_size(path, first.imagewidth, first.imagelength)
-        count = series.size // max(1, first.size)
-        if series.dataoffset:  # (not compressed, not packed)
+        count, start = series.size // max(1, first.size), series.dataoffset  # (None where values are compressed or packed)
+        if start and start + count * first.nbytes <= size:
             kept = first.dtype.newbyteorder(file.byteorder)
-            planes += [(first, values) for values in np.memmap(path, kept, "r", series.dataoffset, (count, *first.shape))]
-        elif len(pages := [page for page in series.pages if page is not None]) == count:
-            planes += [(page, None) for page in pages]
+            planes += [(first, values) for values in np.memmap(path, kept, "r", start, (count, *first.shape))]
+        elif not start and count == sum(page is not None for page in series.pages):
+            planes += [(page, None) for page in series.pages]
         else:
-            raise UserError(f"{path}: is cut off; it says that it holds {count} slices, but {len(pages)} are there")
+            raise UserError(f"{path}: is cut off; it says that it holds {count} slices of {first.imagewidth} x {first.imagelength} pixels")
     planes.sort(key=lambda plane: plane[0].index)  # tifffile puts pages of one kind together
     stated = (file.imagej_metadata or {}).get("images", 1) if file.is_imagej else 1
     file.filehandle.seek(file.pages.next_page_offset)
@@ -224,20 +217,7 @@ def _vol(path: Path) -> Volume:
 
 
 def _e2e(path: Path) -> Volume:
-    """Heidelberg's .e2e: every series of one patient. eyepy had to guess its structure; not tried on a real file."""
-    from eyepy.io.he import HeE2eReader
-
-    reader = HeE2eReader(path).__enter__()
-    scans = [scan for series in reader.series for _, scan in sorted(series.slices.items())]
-    if not scans or len(reader.patients) > 1:
-        raise UserError(f"{path}: holds {len(scans)} B-scans of {len(reader.patients)} patients; export one patient at a time")
-
-    def page(k: int) -> Page:
-        values = np.asarray(scans[k].get_bscan())
-        check_size(path, *values.shape[::-1])
-        return Page(Image.fromarray(grey(np.where(values > 1.99, EMPTY, values))))  # empty, as eyepy has it
-
-    return Volume(len(scans), page, close=reader.file_object.close)
+    raise UserError(f"{path}: is Heidelberg's .e2e, which is not read; export it as .vol or XML")
 
 
 def _xml(path: Path) -> Volume:
