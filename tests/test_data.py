@@ -10,7 +10,7 @@ from PIL import Image
 
 from srlib.config import UserError, load_config
 from srlib.data import sources
-from srlib.data.crops import Crops, batches, held_batches
+from srlib.data.crops import Crops, batches
 from srlib.data.manifest import build_manifest, check_split, near_duplicates
 from srlib.data.phantom import PATHOLOGIES, bscan
 from srlib.data.reading import find_images, lr_partner, read_image, read_pair
@@ -121,13 +121,13 @@ def test_folders_without_images(tmp_path):
 def test_kermany_is_found_on_kaggles_mounts(tmp_path, monkeypatch, tree):
     monkeypatch.setattr(sources, "KAGGLE_INPUT", tmp_path)
     monkeypatch.setattr(sources, "KAGGLEHUB", tmp_path / "hub")
-    monkeypatch.setattr(sources, "HOME", tmp_path / "repository")
+    monkeypatch.setattr(sources, "DATA", tmp_path / "repository/data")
     (tmp_path / tree / "train" / "CNV").mkdir(parents=True)
     assert locate("kermany") == tmp_path / tree
 
 
 def test_kermany_that_is_missing_says_where_to_get_it(tmp_path, monkeypatch):
-    for name in ("KAGGLE_INPUT", "KAGGLEHUB", "HOME"):
+    for name in ("KAGGLE_INPUT", "KAGGLEHUB", "DATA"):
         monkeypatch.setattr(sources, name, tmp_path)
     with pytest.raises(UserError, match=r"not found.*mendeley.*--data"):
         locate("kermany")
@@ -157,14 +157,14 @@ def test_crops_depend_on_seed_and_number_alone(scan_folder):
     assert len({c.numpy().tobytes() for c in first[0]}) == 8  # not one position for the whole batch
 
 
-@pytest.mark.parametrize("room", [0, 60_000, 1 << 30])
+@pytest.mark.parametrize("room", [1, 60_000, 1 << 30])
 def test_crops_held_on_the_device_are_the_same(scan_folder, paired_folder, room):
     """What a GPU trains on, tried on the CPU: none, some and all scans held; grey, colour and paired."""
     paths = find_images(scan_folder)
     pairs = [path for path in find_images(paired_folder / "hr") if "-" in path.stem]
     for files, options in ((paths, {}), (paths, {"channels": 3}), (pairs, {"paired": 2})):
-        crops = Crops(files, 32, 24, seed=3, **options)
-        for a, b in zip(batches(crops, 4, 2), held_batches(crops, 4, 2, torch.device("cpu"), room), strict=True):
+        ways = (Crops(files, 32, 24, seed=3, **options, **more) for more in ({}, {"cache_bytes": room, "device_bytes": room}))
+        for a, b in zip(*(batches(crops, 4, 2) for crops in ways), strict=True):
             assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 

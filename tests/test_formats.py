@@ -209,7 +209,7 @@ def with_alpha(mode, alpha):
 
 ICC = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 LEFT = np.where(np.arange(136) < 40, 0, 255)
-FLOATS, PLANES = "holds floating-point", "values a pixel; save it as grey or RGB"
+FLOATS, PLANES = "holds fractions or values below 0", "values a pixel; save it as grey or RGB"
 NO_BSCAN = "is a DICOM file without a B-scan"
 CASES = {  # file name: (how it is made, the pixels that are read or, of what is refused, words of the sentence)
     "grey.png": (pillow(SCAN), SCAN),
@@ -265,7 +265,7 @@ CASES = {  # file name: (how it is made, the pixels that are read or, of what is
     "multiplied.tif": (tiff(np.stack([SCAN // 2] * 2, -1), photometric="minisblack", extrasamples=["assocalpha"]), PLANES),
     "int16.tif": (tiff(SCAN.astype(np.int16) * 100), np.round(SCAN * (100 / 257)).astype(np.uint8)),
     "int8.tif": (tiff((SCAN // 2).astype(np.int8)), SCAN // 2),
-    "below 0.tif": (tiff(SCAN.astype(np.int16) - 100), "holds values below 0"),
+    "below 0.tif": (tiff(SCAN.astype(np.int16) - 100), FLOATS),
     "uint32.tif": (tiff(SCAN.astype(np.uint32) * 1000), "are not 16-bit"),
     "float16.tif": (tiff(SCAN.astype(np.float16)), FLOATS),
     "float32.tif": (tiff(np.full(SCAN.shape, np.nan, np.float32)), FLOATS),
@@ -297,6 +297,7 @@ CASES = {  # file name: (how it is made, the pixels that are read or, of what is
     "labels.dcm": (lambda path: dicom(path, SCAN[None], sop=UID + "66.7"), NO_BSCAN),
     "many.dcm": (lambda path: dicom(path, SCAN[None], NumberOfFrames=2_000_000_000), "is cut off"),
     "no header.dcm": (content(b"\x08\0\x05\0CS\x0a\0ISO_IR 100" * 20), "not an image of a format that is read"),
+    "a.e2e": (content(b"CMDb" * 400), "e2e, which is not read; export it as .vol or XML"),
     "cut.vol": (lambda path: (vol(path), cut(path, 0.9)), "cut off|cannot be read"),
     "too many.vol": (content(b"HSF-OCT-103\0" + struct.pack("<3I", 80, 10**9, 64) + bytes(3000)), "is cut off or damaged"),
     "missing.xml": (lambda path: export(path, missing=True), "names 6 B-scans, of which 1 are not beside it"),

@@ -9,7 +9,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from .. import degrade
 from ..config import Config, UserError
-from ..data.crops import Crops, batches, held_batches
+from ..data.crops import Crops, batches
 from ..device import FASTEST
 from ..models.networks import build
 from ..trained import load_weights
@@ -42,16 +42,12 @@ def training_pairs(paths, config: Config, device: torch.device, steps: int, seed
     paired = config.scale if config.degradation == "paired" else 0
     readers = parallel.size() * (max(1, config.workers) if device.type != "cuda" else 1)
     room = (4 << 30) // readers
-    crops = Crops(paths, config.crop, steps * config.batch, config.channels, seed, paired, config.bits, room)
-    part = parallel.share(config.batch)
-
-    def source(first: int):
-        if device.type != "cuda":
-            return batches(crops, config.batch, first, config.workers, part)
-        return held_batches(crops, config.batch, first, device, torch.cuda.get_device_properties(device).total_memory // 4, part)
+    place = (device, torch.cuda.get_device_properties(device).total_memory // 4) if device.type == "cuda" else ()
+    crops = Crops(paths, config.crop, steps * config.batch, config.channels, seed, paired, config.bits, room, *place)
+    workers, part = 0 if place else config.workers, parallel.share(config.batch)
 
     def stream(first: int):
-        for item in source(first):
+        for item in batches(crops, config.batch, first, workers, part):
             given, hr = item if paired else (None, item)
             hr = hr.to(device, non_blocking=True, memory_format=FASTEST)
             yield degrade.downsample(hr, *config.reduction) if given is None else given.to(device, memory_format=FASTEST), hr
