@@ -6,9 +6,10 @@ import torch
 from torch import nn
 
 from srlib.degrade import downsample, upsample
+from srlib.evaluation.methods import LinearFilter
 from srlib.metrics import checkerboard, spectrum
 from srlib.models import Discriminator, Generator
-from srlib.models.networks import LinearFilter, RowConv2d
+from srlib.models.networks import RowConv2d
 from srlib.sampler.network import Sampler
 from srlib.trained import rebuild
 
