@@ -60,9 +60,10 @@ class LinearFilter(nn.Module):
 
 
 class Networks(NamedTuple):
-    """What the methods need beside LR, the same for all images: the run's networks, and what was fitted to hold against them."""
+    """What the methods need beside LR, the same for all images: the run's networks, on `device`, and what was fitted to hold against them."""
 
     scale: int
+    device: torch.device
     srresnet: nn.Module
     srgan: nn.Module
     linear: LinearFilter

@@ -47,13 +47,12 @@ def evaluate_run(config: Config, root: Path, manifest: pd.DataFrame, folder: Pat
     - samples.csv, a row for each image that SRGAN is sampled on (`measure_samples`), and ranks.csv: region, rank, share, the mean over them;
     - unpaired.csv, patches against HR's (`Patches`); sr/<method>/<path>.png (`png_names`).
     """
-    out, device = folder / "evaluation", pick_device(config.device)
-    networks = load_networks(config, root, manifest, folder, device)
-    distance = lpips().to(device) if config.lpips else None
+    chosen = choose(manifest[manifest.split == "test"], config.max_test_images)
+    sampled, names = {*choose(chosen, config.sample_images).path}, png_names(chosen.path)
+    networks, out = load_networks(config, root, manifest, folder), folder / "evaluation"
+    distance = lpips().to(networks.device) if config.lpips else None
     methods = [name for name, method in METHODS.items() if method.notebook == "05"]
     patches = Patches(name for name in methods if METHODS[name].texture)
-    chosen = choose(manifest[manifest.split == "test"], config.max_test_images)
-    sampled, names = set(choose(chosen, config.sample_images).path), png_names(chosen.path)
     rows, samples, ranks = [], [], []
     for item in tqdm(chosen.itertuples(), total=len(chosen), desc="evaluate", unit="image", mininterval=1.0, ncols=100, file=sys.stdout):
         lr, hr = read_pair(root / item.path, config)
@@ -62,7 +61,7 @@ def evaluate_run(config: Config, root: Path, manifest: pd.DataFrame, folder: Pat
         truth, jpeg = None, jpeg_tables(root / item.path)
         if config.data == "phantom":
             truth, jpeg = phantom_truth(item.path, config), phantom_tables()
-        image, protocol = TestImage(lr, item.path, networks), Protocol(lr, hr, config.reduction, truth, distance, device)
+        image, protocol = TestImage(lr, item.path, networks), Protocol(lr, hr, config.reduction, truth, distance, networks.device)
         facts = {"image": item.path, "patient": item.patient, "label": item.label}
         if item.path in sampled:
             row, shares = measure_samples(image, hr, truth)
@@ -72,12 +71,12 @@ def evaluate_run(config: Config, root: Path, manifest: pd.DataFrame, folder: Pat
         with ThreadPoolExecutor(MEASURED) as pool:
             for method, measured in zip(methods, pool.map(protocol.measure, images.values()), strict=True):
                 size = {"height": len(hr), "width": hr.shape[1]}
-                rows += [facts | {"method": method} | row | size for row in measured]
+                rows += [facts | {"method": method} | values | size for values in measured]
                 write_image(out / "sr" / method / names[item.path], Image.fromarray(images[method]), compress_level=1)
         patches.add(images | {"hr": hr}, valid_region(hr), item.patient, image.seed % 2**32, jpeg)
     table = pd.DataFrame(rows).round(6)
     shares = pd.DataFrame(ranks, columns=["region", "rank", "share"]).groupby(["region", "rank"], sort=False).mean().reset_index()
-    compared = patches.measure(config.classifier_steps, config.seed, device)
+    compared = patches.measure(config.classifier_steps, config.seed, networks.device)
     for name, each in {"metrics": table, "samples": pd.DataFrame(samples), "ranks": shares, "unpaired": compared}.items():
         write(out / f"{name}.csv", each.round(6).to_csv(index=False))
     return table
@@ -93,9 +92,10 @@ def choose(rows: pd.DataFrame, limit: int) -> pd.DataFrame:
     return rows.loc[order[:limit]].sort_index()
 
 
-def load_networks(config: Config, root: Path, manifest: pd.DataFrame, folder: Path, device: torch.device) -> Networks:
+def load_networks(config: Config, root: Path, manifest: pd.DataFrame, folder: Path) -> Networks:
     """The networks of the run, the linear filter fitted on training crops (smaller ones where no scan has the settings' size), and the Gaussian
     texture fitted on FITTED validation images."""
+    device = pick_device(config.device)
     srresnet, srgan = (load_generator(folder / f"{name}.pt", device) for name in ("srresnet", "srgan"))
     train = manifest[manifest.split == "train"]
     sides, fits = train[["height", "width"]].min(axis=1), config
@@ -104,10 +104,11 @@ def load_networks(config: Config, root: Path, manifest: pd.DataFrame, folder: Pa
         print(f"evaluate: no training scan has {config.crop} pixels a side; linear is fitted on crops of {fits.crop}")
     paths = [root / path for path in train.path[sides >= fits.crop]]
     crops = training_pairs(paths, fits, torch.device("cpu"), -(-CROPS // config.batch), config.seed)
-    chosen = choose(manifest[manifest.split == "val"], FITTED).path
-    pairs = (read_pair(root / path, config) for path in chosen)
-    gaussian = GaussianTexture(config.scale, *held_by(config)).fit((upscale(lr, srresnet), lr, hr) for lr, hr in pairs)
-    return Networks(config.scale, srresnet, srgan, LinearFilter(config.scale).fit(crops(0)), gaussian)
+    linear = LinearFilter(config.scale).fit(crops(0))
+    pairs = (read_pair(root / path, config) for path in choose(manifest[manifest.split == "val"], FITTED).path)
+    reduction = held_by(config)
+    gaussian = GaussianTexture(config.scale, *reduction).fit((upscale(lr, srresnet), lr, hr) for lr, hr in pairs)
+    return Networks(config.scale, device, srresnet, srgan, linear, gaussian)
 
 
 # ------------------------------------------------------------------------------------------- samples of SRGAN
