@@ -7,9 +7,10 @@ from torch import nn
 
 from srlib.config import UserError
 from srlib.degrade import downsample, upsample
+from srlib.evaluation.methods import LinearFilter
 from srlib.metrics import checkerboard, spectrum
 from srlib.models import Discriminator, Generator
-from srlib.models.networks import LinearFilter, RowConv2d
+from srlib.models.networks import RowConv2d
 from srlib.sampler.network import Sampler
 from srlib.trained import rebuild
 

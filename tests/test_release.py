@@ -122,10 +122,10 @@ def test_the_card(run, packed):
         "192 x 160",
         "pretrain_steps | 4",
         "Draws of SRGAN beside",
-        "told from HR by a fresh classifier",
+        "C2ST: accuracy of a fresh classifier",
     ):
         assert words in card, words
-    regain = pd.read_csv(run / "evaluation/draws.csv", dtype={"patient": str}).groupby("patient").regain_db.mean().mean()
+    regain = pd.read_csv(run / "evaluation/samples.csv", dtype={"patient": str}).groupby("patient").regain_db.mean().mean()
     assert re.search(rf"\| regain: the mean of 8 over one \(dB\) \| {regain:.2f} ", card)
     patients = table[(table.region == "valid") & (table.method == "srgan")].groupby("patient").psnr.mean()
     assert re.search(rf"PSNR \(dB\) .*{patients.mean():.2f}", card)

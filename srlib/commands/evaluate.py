@@ -14,9 +14,9 @@ from tqdm import tqdm
 from .. import metrics
 from ..config import UserError, load_config
 from ..data.reading import few_values, find_images, jpeg_tables, page_of, png_name, png_names, read_image, read_pair, read_scan, slices
-from ..evaluation.patches import Patches
 from ..evaluation.protocol import Protocol
-from ..evaluation.statistics import MEASURES, by_patient, is_power, left_out
+from ..evaluation.run import Patches
+from ..evaluation.statistics import MEASURES, UNPAIRED, by_patient, is_power, left_out
 from ..files import write
 from ..metrics.regions import valid_region
 from ..models import features
@@ -148,10 +148,9 @@ def as_text(found: Measured) -> str:
             ("error that the draws predict for their mean; real error", mean.spread, f"{mean.error:.3f}"),
         ):
             lines.append(f"{what:72}{value:18.3f}   (correct draws: {right})")
-    titles = {"kid": "KID", "told_apart": "told from HR by a fresh classifier (0.5: cannot)"}
     for row in found.unpaired.itertuples():
         what = (
-            titles[row.measure]
+            UNPAIRED[row.measure]
             + (f" in features of {row.network}" if row.measure == "kid" else "")
             + ", HR against HR" * (row.method == "hr")
         )

@@ -18,7 +18,7 @@ from ..series.run_folder import NOTEBOOKS, Run
 from . import absolute, parser, report
 
 PAGES = REPOSITORY / "notebooks"
-SHOWN = ("comparison_1", "texture_closeups", "draws", "spectra", "measures", "srgan_curves")  # in RESULTS.md
+SHOWN = ("comparison_1", "texture_closeups", "samples", "spectra", "measures", "srgan_curves")  # in RESULTS.md
 MARK = "<!-- below: written by `pages` -->"  # in RESULTS.md; what stands above it stays
 PNG = re.compile(r"data:image/png;base64,([A-Za-z0-9+/=]+)")
 
@@ -103,7 +103,7 @@ def _embedded_jpeg(match: re.Match) -> str:
 
 def _results(run: Run) -> list[Path]:
     """The run's report as the last part of notebooks/RESULTS.md: what was found, the tables, the pictures."""
-    table, unpaired, drawn = (read_table(run.folder / "evaluation" / f"{name}.csv") for name in ("metrics", "unpaired", "draws"))
+    table, unpaired, samples = (read_table(run.folder / "evaluation" / f"{name}.csv") for name in ("metrics", "unpaired", "samples"))
     numbers = statistics.with_intervals(statistics.summarise(table))
     leading = statistics.titled(numbers.reindex(report.LEADING).dropna()).T
     config, made = run.config, run.provenance["made_by"]
@@ -113,11 +113,11 @@ def _results(run: Run) -> list[Path]:
         f"torch {made.get('versions', {}).get('torch', '')}, {made.get('cores', '')} CPU cores. **Not a result on OCT.**",
         f"{statistics.verdict(table, unpaired)} {statistics.caution(table)}",
         report.markdown(leading.rename_axis("method").reset_index()),
-        "<details><summary>all measures, tests, draws, patches</summary>",
+        "<details><summary>all measures, tests, samples, patches</summary>",
         report.markdown(statistics.titled(numbers).rename_axis("measure").reset_index()),
         "Texture error, patient by patient (paired Wilcoxon signed-rank tests, Holm's correction over the table's rows):",
         report.markdown(statistics.readable_tests(table, "texture_error_db")),
-        report.markdown(statistics.readable_draws(drawn).reset_index()),
+        report.markdown(statistics.readable_samples(samples).reset_index()),
         report.markdown(statistics.readable_unpaired(unpaired).rename_axis("patches of SR against patches of HR").reset_index()),
         "</details>",
         "Every picture stands in the [executed notebooks](executed/05_evaluate.ipynb); these are the ones to begin with.",

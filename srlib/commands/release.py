@@ -20,7 +20,7 @@ from ..data.phantom import bscan
 from ..data.reading import read_pair
 from ..degrade import crop_to_multiple, downsample, to_image, to_tensor
 from ..evaluation import statistics
-from ..evaluation.statistics import readable_draws, readable_tests, readable_unpaired
+from ..evaluation.statistics import readable_samples, readable_tests, readable_unpaired
 from ..figures import panels
 from ..files import WEIGHTS, file_hash, read_table, read_text, write, write_image, writing
 from ..sampler.network import NOISES
@@ -225,9 +225,9 @@ def _settings(config: Config) -> pd.DataFrame:
 def _draws_and_patches(evaluation: Path) -> str:
     """Tables of SRGAN's draws and of patches against HR's, as far as the run has measured them."""
     parts = []
-    if (file := evaluation / "draws.csv").exists():
-        parts += ["Draws of SRGAN beside what draws of the true posterior have, mean over patients [95 % interval]:"]
-        parts += [markdown(readable_draws(read_table(file)).reset_index())]
+    if (file := evaluation / "samples.csv").exists():
+        parts += ["Samples of SRGAN beside what samples of the true posterior have, mean over patients [95 % interval]:"]
+        parts += [markdown(readable_samples(read_table(file)).reset_index())]
     if (file := evaluation / "unpaired.csv").exists() and len(unpaired := read_table(file)):  # empty with fewer than two patients
         parts += ["Patches of SR against patches of HR, of the same unseen patients:"]
         parts += [markdown(readable_unpaired(unpaired).rename_axis("measure").reset_index())]
