@@ -1,8 +1,6 @@
 """What can be exchanged, and runs beside each other: registries, extractors, sweeps, noise between patients and seeds."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +8,7 @@ import pandas as pd
 import pytest
 import torch
 import torchvision
+from running import srlib
 from torch import nn
 
 from srlib import degrade
@@ -17,7 +16,6 @@ from srlib.__main__ import main
 from srlib.commands import sweep
 from srlib.config import PROFILES, UserError, load_config
 from srlib.evaluation import statistics
-from srlib.files import REPOSITORY
 from srlib.models import features, networks
 from srlib.models.features import EXTRACTORS, WeightsMissing, feature_extractor
 from srlib.sampler.network import Sampler, normal_noise
@@ -275,27 +273,31 @@ def written(path, points, **more):
     return str(path)
 
 
+def go(file, home, *words) -> int:
+    return sweep.main([file, "--run-dir", str(home), *map(str, words)])
+
+
 def test_a_sweep_runs_skips_fails_and_continues(series, tmp_path, capsys):
     ran, fails = series
     file, home = written(tmp_path / "two.yaml", [{}, {"width": 4}], settings={"phantoms": 8}), tmp_path / "out"
     fails["base-seed1"] = RuntimeError("a bad moment")
-    assert sweep.sweep(file, run_dir=str(home)) == 1
+    assert go(file, home) == 1
     names = ["base-seed0", "base-seed1", "width-4-seed0", "width-4-seed1"]
     assert ran == names  # the failed one does not end the loop
     said = capsys.readouterr().out
     assert "1 failed: base-seed1" in said and "a bad moment" in said and "3 finished" in said
     fails["base-seed1"] = KeyboardInterrupt()
     with pytest.raises(KeyboardInterrupt):
-        sweep.sweep(file, run_dir=str(home))
+        go(file, home)
     assert ran[4:] == ["base-seed1"]
-    sweep.sweep(file, run_dir=str(home), only_list=True)
+    go(file, home, "--list")
     assert "base-seed1: interrupted" in capsys.readouterr().out and len(ran) == 5
     fails.clear()
-    assert sweep.sweep(file, run_dir=str(home)) == 0 and ran[5:] == ["base-seed1"]
+    assert go(file, home) == 0 and ran[5:] == ["base-seed1"]
     table = pd.read_csv(home / "table.csv")
     assert set(table.group) == {"base", "width-4"} and (table.seeds == 2).all()
     assert table.gain_db[table.method == "srgan"].tolist() == [1.0 + 0.5, 1.0 + 0.5]
-    assert sweep.sweep(file, seeds=[0, 7], run_dir=str(home)) == 0 and ran[6:] == ["base-seed7", "width-4-seed7"]
+    assert go(file, home, "--seeds", 0, 7) == 0 and ran[6:] == ["base-seed7", "width-4-seed7"]
 
 
 def test_a_point_out_of_time_is_interrupted(series, tmp_path, capsys):
@@ -313,43 +315,45 @@ def test_a_point_out_of_time_is_interrupted(series, tmp_path, capsys):
     assert main(["sweep", file, "--run-dir", str(home)]) == 0 and ran[2:] == ["base-seed0", "base-seed0"]
 
 
+def names(content, home, *words) -> list[str]:
+    return [point.folder.name for point in sweep.make_points({"seeds": [0]} | content, home, *words)]
+
+
 def test_a_point_that_the_profile_already_has_is_left_out(tmp_path, capsys):
     content = {"points": [{}, {"blocks": PROFILES["smoke"]["blocks"]}, {"width": 4}], "seeds": [0, 1]}
-    names = [p.folder.name for p in sweep.make_points(content, tmp_path, "smoke")]
-    assert names == ["base-seed0", "base-seed1", "width-4-seed0", "width-4-seed1"]
+    assert names(content, tmp_path, "smoke") == ["base-seed0", "base-seed1", "width-4-seed0", "width-4-seed1"]
     assert capsys.readouterr().out.count("blocks-1-seed0 is base-seed0 under this profile") == 1
 
 
 def test_a_point_may_have_a_name(tmp_path):
-    content = {"points": [{"name": "an eighth", "width": 8}, {"name": "an eighth", "width": 16}], "seeds": [0]}
+    points = [{"name": "an eighth", "width": 8}, {"name": "an eighth", "width": 16}]
     with pytest.raises(UserError, match="two points of the sweep would be the folder an-eighth-seed0"):
-        sweep.make_points(content, tmp_path, "quick")
-    content["points"][1]["name"] = "a quarter"
-    found = sweep.make_points(content, tmp_path, "quick")
-    assert [(p.folder.name, p.config.width) for p in found] == [("an-eighth-seed0", 8), ("a-quarter-seed0", 16)]
+        names({"points": points}, tmp_path)
+    assert names({"points": [points[0], {"name": "a quarter", "width": 16}]}, tmp_path) == ["an-eighth-seed0", "a-quarter-seed0"]
 
 
 def test_changed_settings_make_points_stale(series, tmp_path, scan_folder, capsys):
     ran, _ = series
     file, home = written(tmp_path / "s.yaml", [{}], seeds=[0]), tmp_path / "out"
 
-    def go(**options):
-        sweep.sweep(file, data=str(scan_folder), run_dir=str(home), **options)
+    def said(*words):
+        go(file, home, "--data", scan_folder, *words)
         return capsys.readouterr().out
 
-    go()
-    assert "finished" in go() and "finished" in go(overrides={"device": "cpu"}) and ran == ["base-seed0"]
-    said = go(overrides={"gan_lr": 1e-3})
-    assert "stale: settings changed" in said and "--again" in said and "gain_db" not in said and len(ran) == 1
-    assert "stale" not in go(overrides={"gan_lr": 1e-3}, again=True).splitlines()[-1] and len(ran) == 2
+    said()
+    assert "finished" in said() and "finished" in said("-p", "device", "cpu") and ran == ["base-seed0"]
+    changed = "-p", "gan_lr", 1e-3
+    text = said(*changed)
+    assert "stale: settings changed" in text and "--again" in text and "gain_db" not in text and len(ran) == 1
+    assert "stale" not in said(*changed, "--again").splitlines()[-1] and len(ran) == 2
     assert len(list((home / "stale").iterdir())) == 1 and (home / "base-seed0/evaluation/metrics.csv").exists()
     (home / "base-seed0/sweep.json").unlink()
-    assert "stale: not made by a sweep" in go()
+    assert "stale: not made by a sweep" in said()
 
 
 def test_runs_on_other_images_are_left_out(series, tmp_path):
     file, home = written(tmp_path / "s.yaml", [{}, {"width": 4}, {"max_test_images": 8}]), tmp_path / "out"
-    sweep.sweep(file, run_dir=str(home))
+    go(file, home)
     (home / "width-4-seed1/manifest.csv").write_text("path,label,patient,split,sha256\na.png,x,1,test,b\n")
     means, facts, out = runs.read_runs(runs.find_runs(home), home / "base-seed1")
     assert list(facts.index) == ["base-seed1", "base-seed0", "width-4-seed0"] and facts.changed["width-4-seed0"] == {"width": 4}
@@ -374,25 +378,22 @@ def test_runs_without_a_common_patient_are_not_compared():
 def test_points_whose_weights_are_missing_are_skipped(series, tmp_path, capsys):
     ran, _ = series
     file = written(tmp_path / "f.yaml", [{"content_features": "vgg16:relu5_3"}, {"content_features": "none"}], seeds=[0])
-    assert sweep.sweep(file, overrides={"feature_weights": str(tmp_path)}, run_dir=str(tmp_path / "out")) == 0
+    assert go(file, tmp_path / "out", "-p", "feature_weights", tmp_path) == 0
     said = capsys.readouterr().out
     assert ran == ["content_features-none-seed0"] and "1 skipped" in said and "vgg16-397923af.pth" in said
 
 
-def test_a_sweep_gets_its_seeds_by_one_name(tmp_path):
-    """-p seed was taken and did nothing."""
-    with pytest.raises(UserError, match="give --seeds in the place of -p seed"):
-        sweep.sweep(written(tmp_path / "s.yaml", [{}], seeds=[0]), overrides={"seed": 1}, run_dir=str(tmp_path / "out"))
-
-
-def test_wrong_sweeps_are_one_sentence(tmp_path):
-    for text, words in (
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
         ("points: {scale: 2}", "points must be a list"),
+        ("points: [3]", "a point must be settings, such as '{blocks: 8}', not 3"),
+        ("points: [{1: 2}]", "a point must be settings, .* not {1: 2}"),
+        ("points: [{}]\nquick: 3", "quick must be settings"),
         ("- 1", "needs points"),
         ("points: [{}]\nseed: 1", "nothing else"),
         ("points: [", "is not YAML"),
         ("points: [{seed: 5}]", "seed is no setting of a point or of all; give them as 'seeds: "),
-        ("points: [{}]\nsettings: {seed: 5}", "seed is no setting"),
         ("points: [{}]\nquick: {seed: 5}", "seed is no setting"),
         ("points: [{}]\nsettings: {name: x}", "there is no setting 'name'"),
         ("points: [{}]\nseeds: 3", "seeds must be a list"),
@@ -400,13 +401,20 @@ def test_wrong_sweeps_are_one_sentence(tmp_path):
         ("points: [{}]\nseeds: [one]", "seeds must be a list"),
         ("points: [{}]\nseeds: [true]", "seeds must be a list"),
         ("points: [{scal: 2}]", "did you mean 'scale'"),
-    ):
-        (tmp_path / "x.yaml").write_text(text)
-        with pytest.raises(UserError, match=words):
-            sweep.sweep(str(tmp_path / "x.yaml"), run_dir=str(tmp_path / "out"))
-    with pytest.raises(UserError, match="features"):
-        sweep.sweep("feature")
+    ],
+)
+def test_wrong_sweeps_are_one_sentence(tmp_path, text, words):
+    (tmp_path / "x.yaml").write_text(text)
+    with pytest.raises(UserError, match=words):
+        go(str(tmp_path / "x.yaml"), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_sweeps_that_are_asked_for_wrongly(tmp_path):
+    with pytest.raises(UserError, match="features"):
+        go("feature", tmp_path)
+    with pytest.raises(UserError, match="give --seeds in the place of -p seed"):
+        go("features", tmp_path, "-p", "seed", 1)
 
 
 def test_shipped_sweeps(tmp_path):
@@ -425,21 +433,9 @@ def test_shipped_sweeps(tmp_path):
 
 def test_arguments_win_but_not_over_the_point(tmp_path):
     content = {"points": [{"width": 4}], "settings": {"blocks": 1, "batch": 4}, "profile": "smoke"}
-    (point,) = sweep.make_points(content, tmp_path, "quick", [3], "phantom", {"width": 99, "batch": 6})
+    (point,) = sweep.make_points(content, tmp_path, "quick", [3], {"width": 99, "batch": 6})
     assert (point.config.width, point.config.batch, point.config.blocks, point.config.seed) == (4, 6, 1, 3)
     assert point.config.profile == "quick" and point.folder.name == "width-4-seed3"
-
-
-def test_pretraining_that_was_taken_is_given_on(tmp_path):
-    theirs, mine = points = sweep.make_points({"points": [{}, {"gan_lr": 1e-3}], "seeds": [0]}, tmp_path, "smoke")
-    (theirs.folder / "pretrain").mkdir(parents=True)
-    for name in ("srresnet.pt", "manifest.csv"):
-        (theirs.folder / name).write_bytes(b"weights")
-    Run(theirs.folder, theirs.config).record("stages", "pretrain", finished="yes", taken_from="the first")
-    theirs.note(settings=theirs.settings, finished=None, error=None)
-    sweep._share_pretraining(mine, points)
-    assert Run(mine.folder, mine.config).provenance["stages"]["pretrain"]["taken_from"] == "the first"
-    assert (mine.folder / "srresnet.pt").read_bytes() == b"weights"
 
 
 def test_points_that_start_from_weights_share_their_pretraining(tmp_path, scan_folder, monkeypatch, capsys):
@@ -460,11 +456,12 @@ def test_points_that_start_from_weights_share_their_pretraining(tmp_path, scan_f
     file = written(
         tmp_path / "s.yaml", [{}, {"gan_lr": 1e-3}, {"gan_lr": 1e-4}], seeds=[0], settings=TINY | {"start": str(tmp_path / "first.pt")}
     )
-    assert sweep.sweep(file, data=str(scan_folder), run_dir=str(tmp_path / "out")) == 0
+    assert go(file, tmp_path / "out", "--data", scan_folder) == 0
     said = capsys.readouterr().out
     assert "3 finished" in said and said.count("pretraining taken from base-seed0") == 2
     for name in ("gan_lr-0.001-seed0", "gan_lr-0.0001-seed0"):
         other = tmp_path / "out" / name
+        assert Run(other, load_config("smoke")).provenance["stages"]["pretrain"]["taken_from"] == "base-seed0"
         assert (other / "start.pt").read_bytes() == (tmp_path / "first.pt").read_bytes()
         assert json.loads((other / "provenance.json").read_text())["networks"]["start"]["file"] == str(tmp_path / "first.pt")
 
@@ -473,17 +470,11 @@ def test_settings_under_a_profile_hold_in_that_profile_alone(tmp_path):
     content = {"points": [{}], "settings": {"blocks": 1, "batch": 4}, "quick": {"blocks": 3}}
     blocks = {p: sweep.make_points(content, tmp_path, p, [0])[0].config.blocks for p in ("", "quick", "smoke", "kaggle")}
     assert blocks == {"": 3, "quick": 3, "smoke": 1, "kaggle": 1}
-    with pytest.raises(UserError, match="quick must be settings"):
-        sweep.read_sweep(written(tmp_path / "bad.yaml", [{}], quick=3))
 
 
 @pytest.mark.slow
 def test_a_real_sweep(tmp_path):
     """Two points that share their pretraining, made through papermill, end as the plain run does, to the byte."""
-
-    def srlib(*args):
-        command = [sys.executable, "-m", "srlib", *map(str, args)]
-        return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=900)
 
     file = written(tmp_path / "real.yaml", [{"adversarial_share": 0.5}, {}], seeds=[1])
     done = srlib("sweep", file, "--run-dir", tmp_path / "out")

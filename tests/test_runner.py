@@ -15,6 +15,7 @@ from running import said, srlib
 from srlib.config import UserError
 from srlib.files import REPOSITORY
 from srlib.series.opening import open_run
+from srlib.series.run_folder import locked
 
 
 def test_later_notebooks_name_the_missing_stage(tmp_path):
@@ -63,7 +64,7 @@ def test_unknown_profile_and_notebook(tmp_path):
 
 def test_one_process_at_a_time(tmp_path):
     run = open_run("01", "smoke", str(tmp_path / "run"))
-    with run.lock():
+    with locked(run.folder):
         failed = srlib("run", "--profile", "smoke", "--run-dir", tmp_path / "run")
     assert failed.returncode == 1 and "in use by another process" in failed.stderr
 

@@ -88,11 +88,10 @@ def _finished(folder: Path) -> Run:
     run = Run(folder, read_config(folder / "config.json"))
     again = f"./run_all.sh --profile {run.config.profile} --run-dir {folder}"
     for stage in STAGES:
-        noted = run.provenance["stages"].get(stage, {})
-        missing = next((file for file in MAKES[stage] if not (folder / file).exists()), None)
-        if missing or not noted.get("finished"):
-            raise UserError(f"{folder}: {missing or stage} is not finished; {again} goes on with it")
-        if noted["fingerprint"] != run.fingerprint(stage):
+        missing = not (folder / MAKES[stage]).exists()
+        if missing or not run.provenance["stages"].get(stage, {}).get("finished"):
+            raise UserError(f"{folder}: {MAKES[stage] if missing else stage} is not finished; {again} goes on with it")
+        if run.changed(stage):
             todo = f"{again} --from 05 evaluates again" if stage == "evaluation" else "train in another --run-dir"
             raise UserError(f"{folder}: settings, images or weights are not those that {stage} was made from; {todo}")
     return run
