@@ -10,8 +10,9 @@ import torchvision
 from srlib.config import VGG, UserError, load_config, vgg_layers
 from srlib.files import WEIGHTS
 from srlib.models import features
-from srlib.models.features import feature_extractor
-from srlib.sampler.training import MeanContentLoss, sampler_extractor
+from srlib.models.features import Frozen, feature_extractor
+from srlib.sampler.features import LocalGrain
+from srlib.sampler.training import MeanContentLoss
 from srlib.training.losses import ADVERSARIAL, ContentLoss, adversarial_loss, discriminator_loss, gradient_penalty, pairing_loss, psnr_loss
 
 
@@ -191,7 +192,7 @@ class Power(torch.nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.net = sampler_extractor("local-grain")
+        self.net = Frozen(LocalGrain())
 
     def forward(self, image):
         return self.net(image)[:, :33]
@@ -297,7 +298,7 @@ def test_local_grain_hides_what_rounding_adds_and_has_a_gradient():
 def test_local_grain_knows_skewness_and_tails():
     """Its last maps tell a draw from its mirror image in brightness, and many small grains from few strong ones of
     the same power. It has a gradient, and no value of a flat image is nan."""
-    net = sampler_extractor("local-grain")
+    net = Frozen(LocalGrain())
     chance = torch.Generator().manual_seed(0)
     normal = torch.randn(1, 1, 96, 96, generator=chance)
     skewed = (torch.rand(1, 1, 96, 96, generator=chance).log() + 1) * -1  # exponential: skewness 2

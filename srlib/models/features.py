@@ -66,16 +66,14 @@ def feature_extractor(name: str = "vgg19:relu5_4", weights: str | Path | None = 
     the others torchvision's IMAGENET1K_V1, which is downloaded once. Raises UserError for an unknown name, WeightsMissing for weights that cannot be had.
     """
     network, _, layer = name.partition(":")
-    if network == "none":
-        return Frozen(nn.Identity())
     trained = network.removeprefix("random-")
     if trained in torchvision.models.list_models(torchvision.models):
         return Frozen(_layer(trained, layer, weights, trained == network))
-    if is_own(name):
-        return Frozen(own_part(name)(weights))
-    raise UserError(
-        f"content_features={name!r} is unknown; take vgg19:relu5_4, another network of torchvision, random-vgg19, none or MODULE:NAME"
-    )
+    if network != "none" and not is_own(name):
+        raise UserError(
+            f"content_features={name!r} is unknown; take vgg19:relu5_4, another network of torchvision, random-vgg19, none or MODULE:NAME"
+        )
+    return Frozen(nn.Identity() if network == "none" else own_part(name)(weights))
 
 
 def _layer(network: str, layer: str, weights: str | Path | None, trained: bool) -> nn.Module:

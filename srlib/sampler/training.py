@@ -14,12 +14,12 @@ import torch
 
 from ..config import Config
 from ..degrade import held_by
-from ..device import FASTEST, autocast_dtype
+from ..device import FASTEST, autocast_dtype, pick_device
 from ..models.features import Frozen, feature_extractor
 from ..training import parallel
-from ..training.adversarial import train_adversarially
+from ..training.adversarial import adversarial_pairs, run_adversarial
 from ..training.losses import ADVERSARIAL, CALIBRATION_BATCHES, LossWeights, gradient_penalty, loss_of, penalty_at
-from ..training.stage import Average, adam, autocast, placed, turn_log, update
+from ..training.stage import Average, adam, autocast, placed, pretrained_generator, turn_log, update
 from .features import LocalGrain
 from .network import Sampler, SamplerDiscriminator, normal_noise
 
@@ -57,13 +57,13 @@ class SamplerTraining:
         torch.manual_seed(config.seed + 1)
         self.generator = placed(Sampler(generator, config.texture, held_by(config)), device)
         self.discriminator = placed(SamplerDiscriminator(config.channels, config.d_width), device)
-        self.content_loss = None if extractor is None else MeanContentLoss(extractor).to(device, memory_format=FASTEST)
         self.average = Average(self.generator, config.ema)
         self.g_optimizer, self.d_optimizer = (adam(model, config.gan_lr, device) for model in (self.generator, self.discriminator))
+        self.weights = LossWeights(config)
+        self.content_loss = None if extractor is None else MeanContentLoss(extractor).to(device, memory_format=FASTEST)
         self.adversarial = loss_of(config.adversarial_loss, ADVERSARIAL)
         self.dtype = autocast_dtype(config.precision, device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype is torch.float16)
-        self.weights = LossWeights(config)
         kept = ("generator", "discriminator", "g_optimizer", "d_optimizer", "scaler", "weights")
         self.parts = {name: getattr(self, name) for name in kept} | {"averaged": self.average}
 
@@ -144,16 +144,18 @@ class SamplerTraining:
 def train_sampler(config: Config, train, val, folder, fingerprint: str = "", show=lambda history: None) -> pd.DataFrame:
     """The adversarial training of the sampler, on the frozen `folder/srresnet.pt`; arguments, files and history as of
     `training.adversarial.train_srgan`. `content_features` is local-grain, an extractor of `models.features`, or none."""
-    return train_adversarially(SamplerTraining, sampler_extractor, config, train, val, Path(folder), fingerprint, show)
-
-
-def sampler_extractor(name: str, weights: str = "") -> torch.nn.Module | None:
-    """The extractor of the sampler's content loss; None for 'none', whose pixel term is there already."""
-    if name == "local-grain":
-        return Frozen(LocalGrain())
-    return None if name == "none" else feature_extractor(name, weights)
+    folder, device = Path(folder), pick_device(config.device)
+    if count := parallel.processes(config, device):
+        return parallel.launch("srgan", count, config, folder, show)
+    stream = adversarial_pairs(train, config, device)
+    training = SamplerTraining(config, device, pretrained_generator(config, folder), content_extractor(config), lambda: stream(0))
+    return run_adversarial(training, stream, val, folder, fingerprint, show)
 
 
 def content_extractor(config: Config) -> torch.nn.Module | None:
-    """The extractor of the content loss that the settings ask for, the paper's or the sampler's; UserError where it cannot be had."""
-    return (sampler_extractor if config.texture else feature_extractor)(config.content_features, config.feature_weights)
+    """The extractor of the content loss that the settings ask for, the paper's or the sampler's; UserError where it cannot be had.
+
+    The sampler's may be local-grain, too; for 'none' it has no content loss (None), as its pixel term is there already."""
+    if config.texture and config.content_features in ("local-grain", "none"):
+        return Frozen(LocalGrain()) if config.content_features == "local-grain" else None
+    return feature_extractor(config.content_features, config.feature_weights)

@@ -11,15 +11,15 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from ..config import Config, UserError
+from ..config import Config
 from ..device import FASTEST, autocast_dtype, pick_device
 from ..models import Discriminator
 from ..models.features import feature_extractor
-from ..trained import load_weights, save_weights
+from ..trained import save_weights
 from . import diagnostics, parallel
 from .loop import Stage, run_steps
 from .losses import ADVERSARIAL, CALIBRATION_BATCHES, ContentLoss, LossWeights, gradient_penalty, loss_of, penalty_at
-from .stage import Average, adam, autocast, make_generator, placed, training_pairs, turn_log, update
+from .stage import Average, adam, autocast, placed, pretrained_generator, training_pairs, turn_log, update
 from .validation import Validation, watcher
 
 
@@ -38,13 +38,13 @@ class LedigTraining:
         torch.manual_seed(config.seed + 1)
         self.generator = placed(generator, device)
         self.discriminator = placed(Discriminator(config.channels, config.gan_crop, config.d_width), device)
-        self.content_loss = ContentLoss(extractor).to(device, memory_format=FASTEST)
         self.average = Average(self.generator, config.ema)
         self.g_optimizer, self.d_optimizer = (adam(model, config.gan_lr, device) for model in (self.generator, self.discriminator))
+        self.weights = LossWeights(config)
+        self.content_loss = ContentLoss(extractor).to(device, memory_format=FASTEST)
         self.adversarial = loss_of(config.adversarial_loss, ADVERSARIAL)
         self.dtype = autocast_dtype(config.precision, device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype is torch.float16)
-        self.weights = LossWeights(config)
         kept = ("generator", "discriminator", "g_optimizer", "d_optimizer", "scaler", "weights")
         self.parts = {name: getattr(self, name) for name in kept} | {"averaged": self.average}
 
@@ -108,24 +108,23 @@ def train_srgan(config: Config, train, val, folder, fingerprint: str = "", show=
     to the truth); the gradients' norms g_norm and d_norm; of the released weights gain_db, consistency_db, stripe_db and band1_db to
     bandN_db. What `diagnostics.warnings` says of it is printed, each warning once.
     """
-    return train_adversarially(LedigTraining, feature_extractor, config, train, val, Path(folder), fingerprint, show)
-
-
-def train_adversarially(
-    training_class: type, extractor_of: Callable, config: Config, train, val, folder: Path, fingerprint: str, show
-) -> pd.DataFrame:
-    """What `train_srgan` says, for a class such as `LedigTraining`; `extractor_of(content_features, feature_weights)` gives its extractor. On a machine
-    with several GPUs in a process for each, and `show` is called at the end."""
-    device = pick_device(config.device)
+    folder, device = Path(folder), pick_device(config.device)
     if count := parallel.processes(config, device):
         return parallel.launch("srgan", count, config, folder, show)
-    pretrained, generator = load_weights(folder / "srresnet.pt"), make_generator(config)
-    if generator.settings != {"generator": "srresnet"} | pretrained["settings"]:
-        raise UserError(f"{folder / 'srresnet.pt'} has another shape than the settings; run notebook 03 again or choose another run_dir")
-    generator.load_state_dict(pretrained["weights"])
-    stream = training_pairs(train, dataclasses.replace(config, crop=config.gan_crop), device, config.gan_steps, config.seed + 1)
-    extractor = extractor_of(config.content_features, config.feature_weights)
-    training, validation = training_class(config, device, generator, extractor, lambda: stream(0)), Validation(val, config, device)
+    stream = adversarial_pairs(train, config, device)
+    extractor = feature_extractor(config.content_features, config.feature_weights)
+    training = LedigTraining(config, device, pretrained_generator(config, folder), extractor, lambda: stream(0))
+    return run_adversarial(training, stream, val, folder, fingerprint, show)
+
+
+def adversarial_pairs(train, config: Config, device: torch.device):
+    """`stage.training_pairs` of the adversarial training: its own crops, drawn with its own seed."""
+    return training_pairs(train, dataclasses.replace(config, crop=config.gan_crop), device, config.gan_steps, config.seed + 1)
+
+
+def run_adversarial(training, stream: Callable, val, folder: Path, fingerprint: str, show: Callable) -> pd.DataFrame:
+    """Run the steps of `training`, a `LedigTraining` or one with its attributes, and write what `train_srgan` says."""
+    config, validation = training.config, Validation(val, training.config, training.device)
 
     def finish():
         model = copy.deepcopy(training.average.released(training.generator)).eval()

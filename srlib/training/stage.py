@@ -17,7 +17,7 @@ from . import parallel
 
 
 def make_generator(config: Config) -> torch.nn.Module:
-    """The generator of the settings, one of `models.networks.GENERATORS`; UserError for settings that it cannot have."""
+    """The generator of the settings (`models.networks.build`); UserError for settings that it cannot have."""
     names = ("generator", "scale", "channels", "width", "blocks", "global_skip", "batch_norm", "smooth")
     try:
         return build({name: getattr(config, name) for name in names})
@@ -32,6 +32,15 @@ def first_generator(config: Config, folder: Path) -> torch.nn.Module:
     if config.start:
         weights, own = load_weights(folder / "start.pt")["weights"], generator.state_dict()
         generator.load_state_dict(own | {name: weights[name] for name in own.keys() & weights.keys()})
+    return generator
+
+
+def pretrained_generator(config: Config, folder: Path) -> torch.nn.Module:
+    """The generator with the weights in `folder`/srresnet.pt; UserError where they are not there or of another shape."""
+    generator, stored = make_generator(config), load_weights(folder / "srresnet.pt")
+    if generator.settings != {"generator": "srresnet"} | stored["settings"]:
+        raise UserError(f"{folder / 'srresnet.pt'} has another shape than the settings; run notebook 03 again or choose another run_dir")
+    generator.load_state_dict(stored["weights"])
     return generator
 
 
