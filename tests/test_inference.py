@@ -24,8 +24,6 @@ from srlib.sampler import network as texture
 from srlib.sampler.network import Sampler
 from srlib.trained import load_generator, save_weights
 
-BICUBIC = ("bicubic", 0.0)
-
 
 @pytest.fixture
 def generator():
@@ -179,13 +177,13 @@ def test_evaluate_command(tmp_path, capsys):
     assert len(table) == 6 and set(table.region) == {"whole", "valid", "retina"}
     assert table.psnr.min() == pytest.approx(10 * np.log10(255**2 / 25), abs=0.05)
     main(["evaluate", str(tmp_path / "sr"), str(tmp_path / "hr"), "--scale", "2", "--steps", "0", "--out", str(tmp_path / "m.csv")])
-    assert len(pd.read_csv(tmp_path / "m.csv")) == 6  # its own table is overwritten, no other file
+    assert len(pd.read_csv(tmp_path / "m.csv")) == 6  # an earlier table is overwritten
     assert main(["evaluate", str(tmp_path / "sr"), str(tmp_path / "hr"), "--steps", "0", "--out", str(tmp_path / "hr/0.png")]) == 1
-    assert "is no table that evaluate wrote" in capsys.readouterr().err
+    assert "the table is a CSV file" in capsys.readouterr().err
 
 
-def test_evaluate_measures_draws(tmp_path, capsys):
-    """What `upscale --draws --spread` writes: the first draw is SR, all of them are draws; their spread is no image."""
+def test_evaluate_measures_samples(tmp_path, capsys):
+    """What `upscale --samples --spread` writes: the first draw is SR, all of them are draws; their spread is no image."""
     (tmp_path / "hr").mkdir()
     (tmp_path / "sr").mkdir()
     for k in range(3):
@@ -193,12 +191,12 @@ def test_evaluate_measures_draws(tmp_path, capsys):
         Image.fromarray(hr).save(tmp_path / "hr" / f"{k}.png")
         for n in range(1, 11):
             noisy = (hr + chance.normal(0, 10, hr.shape)).clip(0, 255).astype(np.uint8)
-            Image.fromarray(noisy).save(tmp_path / "sr" / f"{k}_draw{n}.png")
+            Image.fromarray(noisy).save(tmp_path / "sr" / f"{k}_sample{n}.png")
         Image.fromarray(hr // 20).save(tmp_path / "sr" / f"{k}_spread.png")
     assert main(["evaluate", str(tmp_path / "sr"), str(tmp_path / "hr"), "--steps", "5"]) == 0
     said = capsys.readouterr().out
-    assert "3 image(s) measured, 0 not" in said and "the mean of 10 draws over one" in said and "fresh classifier" in said
-    assert float(re.search(r"draws over one \(dB\) +(\S+)", said)[1]) > 6  # no posterior: HR is their mean
+    assert "3 image(s) measured, 0 not" in said and "the mean of 10 samples over one" in said and "fresh classifier" in said
+    assert float(re.search(r"samples over one \(dB\) +(\S+)", said)[1]) > 6  # no posterior: HR is their mean
 
 
 def test_load_generator_refuses_other_files(tmp_path):
@@ -246,9 +244,9 @@ def test_a_large_image_in_bounded_memory():
 
 
 # --------------------------------------------------------------------------------------------- draws
-def test_a_draw_is_that_of_its_seed_and_image(drawing):
+def test_a_sample_is_that_of_its_seed_and_image(drawing):
     image, other = bscan(1, 40, 56), bscan(2, 40, 56)
-    first, second = upscaling.draws(image, drawing, [3, 4])
+    first, second = upscaling.samples(image, drawing, [3, 4])
     assert (first == upscaling.upscale(image, drawing, seed=3)).all() and (second == upscaling.upscale(image, drawing, seed=4)).all()
     assert first.dtype == np.uint8 and first.shape == (160, 224) and (first != second).mean() > 0.5
     grain = [upscaling.upscale(i, drawing).astype(int) - upscaling.upscale(i, drawing, strength=0) for i in (image, other)]
@@ -259,28 +257,28 @@ def test_a_draw_is_that_of_its_seed_and_image(drawing):
     assert np.allclose(upscaling.spread([first, second]), np.std([first, second], 0), atol=1e-4)
 
 
-def test_draws_that_do_not_fit_at_once_are_the_same(drawing, monkeypatch):
+def test_samples_that_do_not_fit_at_once_are_the_same(drawing, monkeypatch):
     image = bscan(1, 40, 56)
-    together = upscaling.draws(image, drawing, range(3))
+    together = upscaling.samples(image, drawing, range(3))
     monkeypatch.setattr(upscaling, "AT_ONCE", 1)
-    assert all((a == b).all() for a, b in zip(together, upscaling.draws(image, drawing, range(3)), strict=True))
+    assert all((a == b).all() for a, b in zip(together, upscaling.samples(image, drawing, range(3)), strict=True))
 
 
-def test_the_trunk_is_computed_once_for_all_draws(drawing, generator, monkeypatch):
+def test_the_trunk_is_computed_once_for_all_samples(drawing, generator, monkeypatch):
     calls, prepare = [], Sampler.prepare
     monkeypatch.setattr(Sampler, "prepare", lambda self, lr: calls.append(1) or prepare(self, lr))
-    upscaling.draws(bscan(1, 40, 56), drawing, range(4))
+    upscaling.samples(bscan(1, 40, 56), drawing, range(4))
     assert len(calls) == 1
-    sr = upscaling.draws(bscan(1, 40, 56), generator, range(4))  # without noise: one SR for all
+    sr = upscaling.samples(bscan(1, 40, 56), generator, range(4))  # without noise: one SR for all
     assert len(sr) == 4 and all(image is sr[0] for image in sr)
 
 
-def test_draws_show_no_seam(drawing, monkeypatch):
+def test_samples_show_no_seam(drawing, monkeypatch):
     """Noise belongs to the image, not to the tile: cut into tiles, the draw is the same."""
     image = bscan(2, 150, 170)
-    whole = upscaling.draws(image, drawing, [0, 1])
+    whole = upscaling.samples(image, drawing, [0, 1])
     monkeypatch.setattr(upscaling, "TILE", 64)
-    tiled = upscaling.draws(image, drawing, [0, 1])
+    tiled = upscaling.samples(image, drawing, [0, 1])
     assert len(upscaling._spans(150)) > 1 and upscaling.spread(whole).mean() > 1
     assert max(np.abs(a.astype(int) - b).max() for a, b in zip(whole, tiled, strict=True)) <= 1
 
@@ -289,21 +287,21 @@ def test_draws_show_no_seam(drawing, monkeypatch):
 def test_strength_0_is_the_projected_srresnet(drawing, generator, monkeypatch, tile):
     monkeypatch.setattr(upscaling, "TILE", tile)
     image = bscan(2, 100, 90)
-    assert (upscaling.upscale(image, drawing, strength=0) == upscaling.upscale(image, generator, consistent=BICUBIC)).all()
+    assert (upscaling.upscale(image, drawing, strength=0) == upscaling.upscale(image, generator, consistent="bicubic")).all()
     half, one = (
-        upscaling.upscale(image, drawing, strength=a) - upscaling.upscale(image, generator, consistent=BICUBIC) * 1.0 for a in (0.5, 1)
+        upscaling.upscale(image, drawing, strength=a) - upscaling.upscale(image, generator, consistent="bicubic") * 1.0 for a in (0.5, 1)
     )
     assert np.abs(2 * half - one)[np.abs(one) < 20].mean() < 2
 
 
-def test_every_draw_agrees_with_lr(drawing, generator):
+def test_every_sample_agrees_with_lr(drawing, generator):
     blocks = np.kron(np.random.default_rng(0).integers(0, 256, (80, 120), dtype=np.uint8), np.ones((2, 2), np.uint8))
     images = [to_image(downsample(to_tensor(hr))) for hr in (bscan(1, 160, 240), blocks)]
     for image in images:
         for strength in (0.5, 1, 2):
-            for sr in upscaling.draws(image, drawing, range(3), strength):
+            for sr in upscaling.samples(image, drawing, range(3), strength):
                 assert metrics.consistency(sr, image) > 55
-        assert metrics.consistency(upscaling.upscale(image, generator, consistent=BICUBIC), image) > 55
+        assert metrics.consistency(upscaling.upscale(image, generator, consistent="bicubic"), image) > 55
     assert metrics.consistency(upscaling.upscale(images[0], generator), images[0]) < 45
 
 
@@ -311,17 +309,17 @@ def test_consistent_under_other_reductions(drawing, generator):
     image = bscan(1, 40, 60)
     for kind in ("area", "axial", "nearest", "bicubic-matlab", "gaussian"):
         for net in (generator, drawing):
-            sr = upscaling.upscale(image, net, consistent=(kind, 0.0))
+            sr = upscaling.upscale(image, net, consistent=kind)
             assert metrics.consistency(sr, image, 4, kind) > 45, kind
     for kind in ("speckle", "paired"):
         with pytest.raises(UserError, match=f"{kind}', which has no projection; there is one for bicubic, "):
-            upscaling.upscale(image, generator, consistent=(kind, 0.0))
+            upscaling.upscale(image, generator, consistent=kind)
     unprojected = Sampler(generator, 8, "").eval()  # of speckle or given pairs
-    assert upscaling.agreement(unprojected) is None
+    assert upscaling.consistent_kind(unprojected) == ""
     assert (upscaling.upscale(image, unprojected) == upscaling.upscale(image, generator)).all()
 
 
-def test_draws_of_colour_and_of_16_bit(drawing):
+def test_samples_of_colour_and_of_16_bit(drawing):
     grey = bscan(1, 40, 60)
     sr = upscaling.upscale(np.repeat(grey[..., None], 3, 2), drawing)
     assert (sr == sr[..., :1]).all()  # grain is grey
@@ -329,7 +327,7 @@ def test_draws_of_colour_and_of_16_bit(drawing):
     colour = np.stack([grey, grey[::-1], rng.integers(40, 216, grey.shape, dtype=np.uint8)], 2)
     sr = upscaling.upscale(colour, drawing)
     assert sr.shape == (160, 240, 3) and all(metrics.consistency(sr[..., c], colour[..., c]) > 55 for c in range(3))
-    assert upscaling.spread(upscaling.draws(colour, drawing, range(2))).shape == (160, 240)
+    assert upscaling.spread(upscaling.samples(colour, drawing, range(2))).shape == (160, 240)
     deep = np.minimum(grey.astype(int) * 257 + 100, 65535).astype(np.uint16)
     sr = upscaling.upscale(deep, drawing)
     assert sr.dtype == np.uint16 and len(np.unique(sr % 257)) > 100
@@ -340,13 +338,13 @@ def test_draws_of_colour_and_of_16_bit(drawing):
     assert sr.shape == (160, 240) and metrics.consistency(sr, grey) > 55
 
 
-def test_what_a_network_cannot_draw(drawing, generator):
+def test_what_a_network_cannot_sample(drawing, generator):
     image = bscan(1, 40, 56)
     for net, options, words in (
         (drawing, dict(seed=-1), "seed cannot be -1"),
         (drawing, dict(strength=-0.5), "strength cannot be -0.5"),
         (drawing, dict(strength=float("nan")), "strength cannot be nan"),
-        (generator, dict(strength=0.5), "draws no texture"),
+        (generator, dict(strength=0.5), "samples no texture"),
     ):
         with pytest.raises(UserError, match=words):
             upscaling.upscale(image, net, **options)
@@ -365,7 +363,7 @@ def pixels(path):
         return np.asarray(image)
 
 
-def test_draws_command(srgan, tmp_path, capsys):
+def test_samples_command(srgan, tmp_path, capsys):
     weights, scan = srgan
     generator = load_generator(weights)
 
@@ -375,24 +373,24 @@ def test_draws_command(srgan, tmp_path, capsys):
 
     assert "1 image(s) written, 0 failed; by srgan.pt, consistent with LR under bicubic" in run("out", "--seed", "5")
     assert (pixels(tmp_path / "out/eye.png") == upscaling.upscale(pixels(scan), generator, seed=5)).all()
-    run("out", "--seed", "5", "--draws", "3", "--spread")
-    names = ["eye.png", *(f"eye_draw{k}.png" for k in (1, 2, 3)), "eye_spread.png"]
+    run("out", "--seed", "5", "--samples", "3", "--spread")
+    names = ["eye.png", *(f"eye_sample{k}.png" for k in (1, 2, 3)), "eye_spread.png"]
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == names
-    assert (tmp_path / "out/eye_draw1.png").read_bytes() == (tmp_path / "out/eye.png").read_bytes()
-    drawn = [pixels(tmp_path / f"out/eye_draw{k}.png") for k in (1, 2, 3)]
+    assert (tmp_path / "out/eye_sample1.png").read_bytes() == (tmp_path / "out/eye.png").read_bytes()
+    drawn = [pixels(tmp_path / f"out/eye_sample{k}.png") for k in (1, 2, 3)]
     assert (drawn[2] == upscaling.upscale(pixels(scan), generator, seed=7)).all()
     assert np.abs(pixels(tmp_path / "out/eye_spread.png") - np.std(drawn, 0)).max() <= 0.51
     said = [Image.open(tmp_path / f"out/{name}").info for name in names]
     assert "seed 5, strength 1, consistent with LR under bicubic" in said[1]["Made by"] and "seed 7," in said[3]["Made by"]
-    assert "standard deviation of 3 draws" in said[4]["Description"] and "seeds 5 to 7" in said[4]["Made by"]
-    before = (tmp_path / "out/eye_draw2.png").read_bytes()
-    options = ("--seed", "5", "--draws", "4", "--spread", "--strength", "0.5")
+    assert "standard deviation of 3 samples" in said[4]["Description"] and "seeds 5 to 7" in said[4]["Made by"]
+    before = (tmp_path / "out/eye_sample2.png").read_bytes()
+    options = ("--seed", "5", "--samples", "4", "--spread", "--strength", "0.5")
     assert "1 image(s) written, 4 made earlier (--again overwrites), 0 failed" in run("out", *options)
-    assert (tmp_path / "out/eye_draw2.png").read_bytes() == before
+    assert (tmp_path / "out/eye_sample2.png").read_bytes() == before
     assert "5 image(s) written, 0 failed" in run("out", *options, "--again")
-    assert (tmp_path / "out/eye_draw2.png").read_bytes() != before
-    run("sr.png", "--draws", "2")
-    assert {p.name for p in tmp_path.glob("sr*.png")} == {"sr_draw1.png", "sr_draw2.png"}
+    assert (tmp_path / "out/eye_sample2.png").read_bytes() != before
+    run("sr.png", "--samples", "2")
+    assert {p.name for p in tmp_path.glob("sr*.png")} == {"sr_sample1.png", "sr_sample2.png"}
 
 
 def test_consistent_command(srgan, generator, tmp_path, capsys):
@@ -416,30 +414,30 @@ def test_consistent_command(srgan, generator, tmp_path, capsys):
         assert "cannot be made consistent with LR of kind " + words in error and error.count("\n") == 1
 
 
-def test_draw_errors_are_one_sentence(srgan, generator, tmp_path, capsys):
+def test_sample_errors_are_one_sentence(srgan, generator, tmp_path, capsys):
     save_weights(tmp_path / "plain.pt", generator)
     for name, options, words in (
         ("srgan.pt", ["--seed", "-1"], "seed cannot be -1"),
-        ("srgan.pt", ["--draws", "0"], "draws cannot be 0"),
+        ("srgan.pt", ["--samples", "0"], "samples cannot be 0"),
         ("srgan.pt", ["--strength", "-1"], "strength cannot be -1"),
-        ("srgan.pt", ["--spread"], "--draws 2 or more"),
-        ("plain.pt", ["--seed", "1"], "plain.pt draws no texture; leave out"),
-        ("plain.pt", ["--draws", "2"], "plain.pt draws no texture; leave out"),
-        ("plain.pt", ["--strength", "0.5"], "plain.pt draws no texture; leave out"),
+        ("srgan.pt", ["--spread"], "--samples 2 or more"),
+        ("plain.pt", ["--seed", "1"], "plain.pt samples no texture; leave out"),
+        ("plain.pt", ["--samples", "2"], "plain.pt samples no texture; leave out"),
+        ("plain.pt", ["--strength", "0.5"], "plain.pt samples no texture; leave out"),
     ):
         assert main(["upscale", str(srgan[1]), str(tmp_path / "o"), "--weights", str(tmp_path / name), *options]) == 1
         error = capsys.readouterr().err
         assert words in error and error.startswith("error: ") and error.count("\n") == 1 and not (tmp_path / "o").exists()
 
 
-def test_draws_are_never_written_over_a_source(srgan, drawing, tmp_path):
+def test_samples_are_never_written_over_a_source(srgan, drawing, tmp_path):
     scans = tmp_path / "in"
     scans.mkdir()
-    for name in ("a.png", "a_draw1.png"):
+    for name in ("a.png", "a_sample1.png"):
         Image.fromarray(bscan(1, 40, 56)).save(scans / name)
     with pytest.raises(UserError, match="would be overwritten"):
-        upscale_files(scans, scans, drawing, draws=2)
+        upscale_files(scans, scans, drawing, samples=2)
     Image.fromarray(bscan(1, 40, 56)).save(scans / "a.bmp")
-    written, _, failed, _ = upscale_files(scans, tmp_path / "out", drawing, draws=2)
-    stems = ["a.bmp_draw1", "a.bmp_draw2", "a.png_draw1", "a.png_draw2", "a_draw1_draw1", "a_draw1_draw2"]
+    written, _, failed, _ = upscale_files(scans, tmp_path / "out", drawing, samples=2)
+    stems = ["a.bmp_sample1", "a.bmp_sample2", "a.png_sample1", "a.png_sample2", "a_sample1_sample1", "a_sample1_sample2"]
     assert sorted(p.stem for p in written) == stems and not failed

@@ -14,7 +14,7 @@ import torch
 
 from ..degrade import to_image, to_tensor, upsample
 from ..models.networks import LinearFilter
-from ..upscaling import draws, upscale
+from ..upscaling import samples, upscale
 from .gaussian import GaussianTexture
 
 
@@ -43,7 +43,7 @@ class Scene:
 
     def draws(self, count: int) -> list[np.ndarray]:
         """`count` images of SRGAN, seeds 0 on; the first is `scene["srgan"]`."""
-        images = draws(self.lr, self.arms.srgan, range(count))
+        images = samples(self.lr, self.arms.srgan, range(count))
         self._made["srgan"] = images[0]
         return images
 
