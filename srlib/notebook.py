@@ -32,7 +32,7 @@ from .upscaling import upscale
 
 __all__ = [
     "HTML", "Markdown", "answer", "departures_table", "display", "downsample", "fold", "held_by", "load_generator", "metrics", "np",
-    "open_run", "panels", "pd", "pick_device", "plots", "plt", "project", "read_image", "read_pair", "read_table", "source", "to_image", "to_tensor", "torch", "upsample",
+    "open_run", "panels", "pd", "pick_device", "plots", "plt", "project", "read_image", "read_pair", "read_table", "samples", "source", "to_image", "to_tensor", "torch", "upsample",
     "upscale", "valid_region",
 ]  # fmt: skip
 
