@@ -80,19 +80,19 @@ def test_one_bad_target_does_not_end_a_batch(scans, monkeypatch, capsys):
 
 
 def test_an_image_without_memory_does_not_end_a_batch(scans, monkeypatch, capsys):
-    draws, calls = upscaling.draws, []
+    samples, calls = upscaling.samples, []
 
     def short(image, *args):
         calls.append(image)
         if len(calls) == 1:
             raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
-        return draws(image, *args)
+        return samples(image, *args)
 
-    monkeypatch.setattr(upscaling, "draws", short)
+    monkeypatch.setattr(upscaling, "samples", short)
     assert main(["upscale", str(scans / "sr"), str(scans / "out")]) == 1
     said = capsys.readouterr()
     assert f"error: {scans / 'sr/s0.png'}: memory ran out; cut it into parts" in said.err and "1 image(s) written, 1 failed" in said.out
-    monkeypatch.setattr(upscaling, "draws", lambda *args: 1 / 0)
+    monkeypatch.setattr(upscaling, "samples", lambda *args: 1 / 0)
     with pytest.raises(ZeroDivisionError):  # a mistake of ours is no sentence
         main(["upscale", str(scans / "sr"), str(scans / "other")])
 

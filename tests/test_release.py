@@ -135,7 +135,7 @@ def test_the_card(run, packed):
     history = pd.read_csv(run / "pretrain/history.csv")
     head = sum(p.numel() for p in load_generator(run / "srgan.pt").head.parameters())
     assert f"stands on SRResNet: frozen, with a head of {head:,} weights that draws texture from noise" in card
-    assert "--draws 8 --spread" in card and "--strength 0.5" in card and "second input `noise`" in card and "alpha" not in card
+    assert "--samples 8 --spread" in card and "--strength 0.5" in card and "second input `noise`" in card and "alpha" not in card
     assert "SRGAN's losses: adversarial (pairing), content (local-grain), pixels." in card
     assert "4 steps of 4 crops of 32 pixels" in card and f"best validation gain {history.gain_db.max():+.2f} dB" in card
 
@@ -198,7 +198,7 @@ def test_phantoms_only_when_allowed(tmp_path, scan, capsys):
     assert main(["release", str(folder), "--out", str(tmp_path / "out"), "--allow-phantom"]) == 0
     card = (tmp_path / "out/card-x4.md").read_text()
     assert "not a result on OCT" in card and "of the same shape, trained on from it" in card
-    assert not any(word in card for word in ("alpha", "--draws", "noise`"))
+    assert not any(word in card for word in ("alpha", "--samples", "noise`"))
     assert main(["upscale", str(scan), str(tmp_path / "sr.png"), "--weights", str(tmp_path / "out")]) == 0
     assert "by srgan-x4.pt (trained on phantoms)" in capsys.readouterr().out
     assert "trained on phantoms" in Image.open(tmp_path / "sr.png").info["Made by"]
@@ -302,7 +302,7 @@ def test_a_run_folder_and_what_does_not_fit(run, installed, scan, tmp_path, caps
     with Image.open(tmp_path / "sr.png") as sr:
         assert "Domain warning" not in sr.info
     for extra, words in (
-        (["--weights", "srresnet", "--strength", "0.5"], "srresnet-x4.pt draws no texture"),
+        (["--weights", "srresnet", "--strength", "0.5"], "srresnet-x4.pt samples no texture"),
         (["--scale", "2"], "weights for x4 only"),
         (["--scale", "2", "--weights", str(run)], "enlarges x4, not x2"),
         (["--weights", str(tmp_path / "none")], "no such file"),
@@ -358,7 +358,7 @@ def test_an_image_too_large_is_refused_alone(packed, scan, tmp_path, monkeypatch
     Image.fromarray(np.zeros((400, 300), np.uint8)).save(tmp_path / "in" / "b.png")
     monkeypatch.setattr(command, "LARGEST", 1_000_000)
     generator, name, known, learnt = choose(packed)
-    assert learnt == ("bicubic", 0.0)
+    assert learnt == "bicubic"
     assert choose(packed / "srgan-x4.pt")[2:] == (known, learnt) and known  # by its name it is the released one, too
     written, _, failed, warned = command.upscale_files(tmp_path / "in", tmp_path / "out", generator, name, known=known)
     assert len(written) == 1 and "would become 1200 x 1600 pixels" in failed[0] and not warned

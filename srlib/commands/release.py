@@ -64,8 +64,7 @@ def release(run_dir: str, out: str = "", data: str = "", source: str = "", allow
     test = [read_pair(root / path, config)[0] for path in table.image.unique()]
     known = domain.describe(read_pair(path, config)[0] for path in train[:: -(-len(train) // SAMPLE)])
     card = f"card-x{config.scale}"
-    _, kind, amount = config.reduction
-    entry = {"scale": config.scale, "reduction": kind, "amount": amount, "phantom": run.is_phantom}
+    entry = {"scale": config.scale, "reduction": config.reduction[1], "phantom": run.is_phantom}
     entry |= {"card": f"{card}.md", "picture": f"{card}.jpg", "domain": known}
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
@@ -177,7 +176,7 @@ def _srgan(config: Config, file: str, head: int) -> str:
     agrees = "Every draw reduces to LR, as it is projected. " * config.holds_lr
     return (
         f"SRGAN, `{file}`, stands on SRResNet: frozen, with a head of {head:,} weights that draws texture from noise, trained against a "
-        f"discriminator. {agrees}`--seed` gives another draw, `--draws` several, whose spread shows what LR does not say; `--strength` is the "
+        f"discriminator. {agrees}`--seed` gives another sample, `--samples` several, whose spread shows what LR does not say; `--strength` is the "
         "texture's factor, 0 is SRResNet's image. The texture is like that of HR, it is not that of HR: one draw has a lower PSNR than SRResNet, "
         "by about 3 dB where the draws are right."
     )
@@ -188,7 +187,7 @@ def upscale_commands(config: Config) -> str:
     command = "./run_all.sh upscale SCAN OUT" + f" --scale {config.scale}" * (config.scale != 4)  # 4 is what `upscale` takes without it
     lines = [f"{command}                       # SRGAN", f"{command} --weights srresnet"]
     if config.texture:
-        lines += [f"{command} --draws 8 --spread    # eight draws and where they differ"]
+        lines += [f"{command} --samples 8 --spread  # eight samples and where they differ"]
         lines += [f"{command} --strength 0.5        # half of the texture"]
     return "\n".join(lines)
 

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..degrade import to_image, to_tensor, upsample
-from ..upscaling import draws, upscale
+from ..upscaling import samples, upscale
 from .gaussian import GaussianTexture
 
 
@@ -85,7 +85,7 @@ class TestImage:
 
     def samples(self, count: int) -> list[np.ndarray]:
         """`count` images of SRGAN, seeds 0 on; the first is `image["srgan"]`."""
-        images = draws(self.lr, self.networks.srgan, range(count))
+        images = samples(self.lr, self.networks.srgan, range(count))
         self._made["srgan"] = images[0]
         return images
 
