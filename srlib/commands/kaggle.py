@@ -111,7 +111,9 @@ def build_dataset(user: str) -> Path:
 def content() -> dict[str, Path]:
     """The data set's files below srlib/, by their names there: what `pip install .` puts into the package."""
     package = REPOSITORY / "srlib"
-    files = {path.relative_to(package).as_posix(): path for kind in ("*.py", "commands/*.md", "commands/*.html") for path in package.rglob(kind)}
+    files = {
+        path.relative_to(package).as_posix(): path for kind in ("*.py", "commands/*.md", "commands/*.html") for path in package.rglob(kind)
+    }
     files |= {f"weights/{path.name}": path for kind in ("*.pt", "*.npz", "released.json") for path in WEIGHTS.glob(kind)}
     files |= {f"notebooks/{path.name}": path for path in NOTEBOOK_FOLDER.glob("*.ipynb")}
     files |= {f"notebooks/experiments/{path.name}": path for path in (NOTEBOOK_FOLDER / "experiments").glob("*.yaml")}
