@@ -48,10 +48,8 @@ def given(text: str) -> str:
 
 def value(text: str):
     """'0.1' a float, '3' an int, 'true' a bool, anything else text."""
-    if text.lower() in ("true", "false"):
-        return text.lower() == "true"
     try:
-        number = ast.literal_eval(text)
+        number = ast.literal_eval(text.title() if text.lower() in ("true", "false") else text)
     except (ValueError, SyntaxError):
         return text
     return number if isinstance(number, int | float) else text

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import itertools
-import statistics
 import time
 from collections.abc import Callable
 
@@ -68,20 +67,15 @@ def training_steps(device: torch.device) -> pd.DataFrame:
     }
     shapes = ((config.batch, config.channels, side, side) for side in (config.crop // config.scale, config.crop))
     batch = [torch.rand(shape).to(device, memory_format=FASTEST) for shape in shapes]
-    rows = {name: {"s": [], "GFLOP": _work(step, batch)} for name, step in steps.items()}
-    for _, (name, step) in itertools.product(range(REPEATS), steps.items()):
-        rows[name]["s"].append(_timed(device, lambda step=step: step(3, *batch)))
-    table = pd.DataFrame.from_dict(rows, orient="index")
-    table["s"] = table["s"].map(statistics.median)
+    work = {}
+    for name, step in steps.items():
+        step(2, *batch)  # the first one takes longer
+        with FlopCounterMode(display=False) as counter:
+            step(2, *batch)
+        work[name] = counter.get_total_flops() / 1e9
+    rounds = [{name: _timed(device, lambda step=step: step(3, *batch)) for name, step in steps.items()} for _ in range(REPEATS)]
+    table = pd.DataFrame({"s": pd.DataFrame(rounds).median(), "GFLOP": work})
     return table.assign(**{"images/s": config.batch / table.s, "GFLOP/s": table.GFLOP / table.s})
-
-
-def _work(step: Callable, batch: list[torch.Tensor]) -> float:
-    """GFLOP of a step, after one that is not counted."""
-    step(2, *batch)
-    with FlopCounterMode(display=False) as counter:
-        step(2, *batch)
-    return counter.get_total_flops() / 1e9
 
 
 def inference(device: torch.device) -> pd.DataFrame:

@@ -21,7 +21,7 @@ import yaml
 from ..config import PROFILES, Config, UserError, load_config, stage_of
 from ..files import NOTEBOOK_FOLDER, read_json, read_text, write, writing
 from ..series.provenance import timestamp
-from ..series.run_folder import MAKES, Run, run_path
+from ..series.run_folder import INPUTS, MAKES, Run, run_path
 from . import absolute, add_settings, parser, read_settings
 from .run import Paused, run_series
 
@@ -63,26 +63,24 @@ class Point:
 
 def read_sweep(which: str) -> tuple[str, dict]:
     """(name, content) of a YAML file, or of the one in notebooks/experiments with that name. Raises UserError, with what is wrong."""
-    named = EXPERIMENTS / f"{which}.yaml"
-    file = named if named.exists() else Path(which).expanduser()
+    shipped = {path.stem: path for path in sorted(EXPERIMENTS.glob("*.yaml"))}
+    file = shipped.get(which, Path(which).expanduser())
     if not file.is_file():
-        shipped = ", ".join(sorted(path.stem for path in EXPERIMENTS.glob("*.yaml")))
-        raise UserError(f"there is no sweep {which!r}; give a YAML file, or one of {shipped}")
+        raise UserError(f"there is no sweep {which!r}; give a YAML file, or one of {', '.join(shipped)}")
     try:
         content = yaml.safe_load(read_text(file))
     except yaml.YAMLError as error:
         raise UserError(f"{file} is not YAML ({str(error).splitlines()[0]})") from None
     if not isinstance(content, dict) or not KEYS >= content.keys() >= {"points"}:
         raise UserError(f"{file} needs points: a list of settings, and may have {', '.join(sorted(KEYS - {'points'}))}; nothing else")
-    if not isinstance(content["points"], list):
+    points, seeds = content["points"], content.setdefault("seeds", [0])
+    if not isinstance(points, list):
         raise UserError(f"{file}: points must be a list of settings, such as '- {{scale: 2}}'")
-    shared = {key: content.get(key, {}) for key in ("settings", *PROFILES)}
-    for key, settings in [*shared.items(), *(("a point", point) for point in content["points"])]:
+    for key, settings in [(key, content.get(key, {})) for key in ("settings", *PROFILES)] + [("a point", point) for point in points]:
         if not isinstance(settings, dict) or not all(isinstance(name, str) for name in settings):
             raise UserError(f"{file}: {key} must be settings, such as '{{blocks: 8}}', not {settings!r}")
         if "seed" in settings:
             raise UserError(f"{file}: seed is no setting of a point or of all; give them as 'seeds: [0, 1]'")
-    seeds = content.setdefault("seeds", [0])
     if not isinstance(seeds, list) or not seeds or not all(type(seed) is int and seed >= 0 for seed in seeds):
         raise UserError(f"{file}: seeds must be a list of whole numbers, such as 'seeds: [0, 1]'")
     return file.stem, content
@@ -164,20 +162,19 @@ def _share_pretraining(point: Point, points: list[Point]) -> None:
         record = theirs.provenance
         facts = record["stages"].get("pretrain", {})
         same = facts.get("finished") and theirs.settings("pretrain") == mine.settings("pretrain")
-        if same and other.record and not other.state.startswith("stale"):
-            inputs = [name for name in facts["made_from"] if name.endswith((".csv", ".pt"))]
-            part = point.folder.with_name(f"{point.folder.name}.part")  # half of it would look like a training of its own
-            shutil.rmtree(part, ignore_errors=True)
-            with writing(point.folder):
-                shutil.copytree(other.folder / "pretrain", part / "pretrain")
-                for name in (*inputs, MAKES["pretrain"]):
-                    shutil.copy2(other.folder / name, part)
-                part.rename(point.folder)
-            if point.config.start:
-                mine.record("networks", "start", **record["networks"]["start"])
-            mine.record("stages", "pretrain", **{"taken_from": other.folder.name} | facts)
-            print(f"    pretraining taken from {other.folder.name}", flush=True)
-            return
+        if not same or not other.record or other.state.startswith("stale"):
+            continue
+        part = point.folder.with_name(f"{point.folder.name}.part")  # half of it would look like a training of its own
+        shutil.rmtree(part, ignore_errors=True)
+        with writing(point.folder):
+            shutil.copytree(other.folder / "pretrain", part / "pretrain")
+            for name in facts["made_from"].keys() & set(INPUTS["pretrain"]) | {MAKES["pretrain"]}:
+                shutil.copy2(other.folder / name, part)
+            part.rename(point.folder)
+        if point.config.start:
+            mine.record("networks", "start", **record["networks"]["start"])
+        mine.record("stages", "pretrain", **{"taken_from": other.folder.name} | facts)
+        return print(f"    pretraining taken from {other.folder.name}", flush=True)
 
 
 def _table(home: Path, done: list[Point]) -> None:
