@@ -13,7 +13,10 @@ import pandas as pd
 from ..evaluation.methods import colour_of, named
 from ..metrics import bands
 from ..training import diagnostics
-from .panels import LINES, finish
+from .panels import finish
+
+# colour and dashes of the loss's terms: told apart in grey and by colour-blind readers
+TERMS = {"adversarial": ("#222222", "-"), "content": ("#E69F00", "--"), "pixel": ("#6A3D9A", "-."), "penalty": ("#8C564B", ":")}
 
 
 def spectra(curves: dict[str, dict[str, tuple[np.ndarray, np.ndarray]]], scale: int) -> plt.Figure:
@@ -84,7 +87,7 @@ def srgan_curves(history: pd.DataFrame) -> plt.Figure:
     axes[0].plot(steps, history.d_sr, label="D(SR)", color=colour_of("srgan"))
     axes[0].set(xlabel="step", ylabel="mean logit", title="Discriminator: the gap is what it knows")
     axes[0].legend()
-    for term, (colour, dashes) in zip(("adversarial", "content", "pixel", "penalty"), LINES, strict=False):
+    for term, (colour, dashes) in TERMS.items():
         if term in history and history[term].abs().max() > 0:
             axes[1].plot(steps, history[term], label=term if term != "penalty" else "D's penalty", color=colour, ls=dashes)
     axes[1].set(xlabel="step", ylabel="weighted term", title="Loss terms")
