@@ -237,7 +237,7 @@ def test_paired_folders(paired_folder):
 
 def test_pairs_train_and_are_evaluated(paired_folder, tmp_path):
     """Through the run folder's door: the setting and the folders must agree; then both stages and the evaluation use the given LR."""
-    overrides = {"degradation": "paired", "scale": 2, "pretrain_steps": 4, "gan_steps": 2}
+    overrides = {"degradation": "paired", "scale": 2, "pretrain_steps": 4, "gan_steps": 2, "classifier_steps": 1, "sample_images": 1}
     with pytest.raises(UserError, match=r"holds lr/ and hr/; take -p degradation paired"):
         open_run("01", "smoke", str(tmp_path / "a"), str(paired_folder), {}).make_manifest()
     with pytest.raises(UserError, match=r"needs the folders lr/ and hr/"):

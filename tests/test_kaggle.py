@@ -36,6 +36,7 @@ def test_the_series_is_one_notebook(out):
     assert metadata["enable_internet"] is False and metadata["machine_shape"] == "NvidiaTeslaT4" and metadata["is_private"] is True
     assert metadata["dataset_sources"] == ["someone/srgan-for-oct-srlib", "paultimothymooney/kermany2018"]
     notebook = nbformat.read(folder / "srgan-for-oct.ipynb", as_version=4)
+    assert notebook.metadata.kernelspec.name == "python3" and not any(c.get("outputs") or c.get("execution_count") for c in notebook.cells)
     (cell,) = [c for c in notebook.cells if "parameters" in c.metadata.get("tags", [])]
     exec(cell.source, {}, names := {})
     assert names == {"profile": "kaggle", "run_dir": "", "data": "", "overrides": {"gan_steps": 7}}
@@ -107,11 +108,8 @@ KERNEL, NOTEBOOK, DATASET = (
         (lambda b: change(b / KERNEL, dataset_sources=["someone/else"]), "the data set srgan-for-oct-srlib, which the kernel imports"),
         (lambda b: (b / KERNEL).write_text("[]"), "cannot be read"),
         (lambda b: (b / NOTEBOOK).unlink(), "cannot be read"),
-        (lambda b: alter(b / NOTEBOOK, lambda n: n["metadata"].pop("kernelspec")), "kernelspec.name must be 'python3'"),
-        (lambda b: alter(b / NOTEBOOK, lambda n: n["cells"][1].update(execution_count=3)), "outputs or execution counts"),
         (lambda b: alter(b / NOTEBOOK, lambda n: n["cells"][0].update(source="x" * 1_000_000)), "MB; Kaggle takes 1"),
         (lambda b: alter(b / NOTEBOOK, lambda n: n["cells"][2]["metadata"].clear()), "0 cells are tagged 'parameters'"),
-        (lambda b: alter(b / NOTEBOOK, lambda n: n["cells"][1].update(source="for x in")), "the cell 'for x in' is no Python"),
         (lambda b: change(b / DATASET, subtitle="short"), "subtitle must be"),
         (lambda b: change(b / DATASET, licenses=[]), "licenses must be [{'name': 'MIT'}], not []"),
         (lambda b: (b / "srgan-for-oct-srlib/srlib/commands/card.md").unlink(), "1 of srlib's files differ from this repository's, commands/card.md"),
