@@ -28,6 +28,7 @@ LINKS = re.compile(r"(?:\[[^\]]*\]\(\w+\.ipynb\)[\s|]*)+")  # a cell of nothing 
 BESIDE = r"(?m)^import sys\n\nsys\.path\.append\(.*\n", ""  # the set-up's way to srlib in a clone
 TO_REPOSITORY = r"\[([^\]]*)\]\((?!https?:|attachment:)[^)]*\)", r"\1"
 HERE = [  # what a notebook's text says of a clone: what is so in the kernel
+    (r"The default data are", "The default data of a clone are"),
     (r"set `data` below to", "set `data` at the top to"),
     (r"(?s)To run with other parameters, .*? in this one only\.", "Other parameters go into the cell at the top."),
     (r"\*\*Time and hardware\*\*: .*?(?=\*\*Before this)", ""),
@@ -41,7 +42,7 @@ INTRO = """# SRGAN for OCT
 
 {results}
 
-**What this is.** The six notebooks of the series as one kernel, from the first scan to the evaluated network. Its data: `{data}`. *Copy & Edit* and *Run All* repeat it; its code is the attached data set [{dataset}](https://www.kaggle.com/datasets/{dataset}). Set `profile = "smoke"` below for a run of minutes."""
+**What this is.** The six notebooks of the series as one kernel, from the first scan to the evaluated network, about two hours on two T4 (estimated). Its data: `{data}`. *Copy & Edit* and *Run All* repeat it; its code is the attached data set [{dataset}](https://www.kaggle.com/datasets/{dataset}). Set `profile = "smoke"` below for a run of minutes."""
 README = """# srlib, the code of SRGAN for OCT
 
 The module that the notebooks of this series import, with the weights that they need, the released networks, the notebooks and the sweeps. MIT
