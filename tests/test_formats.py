@@ -283,7 +283,7 @@ CASES = {  # file name: (how it is made, the pixels that are read or, of what is
     "labels.dcm": (lambda path: dicom(path, SCAN[None], sop=UID + "66.7"), NO_BSCAN),
     "many.dcm": (lambda path: dicom(path, SCAN[None], NumberOfFrames=2_000_000_000), "is cut off"),
     "no header.dcm": (content(b"\x08\0\x05\0CS\x0a\0ISO_IR 100" * 20), "not an image of a format that is read"),
-    "a.e2e": (content(b"CMDb" * 400), "e2e, which is not read; export it as .vol or XML"),
+    "a.e2e": (content(b"CMDb" * 400), "not an image of a format that is read"),
     "cut.vol": (lambda path: (vol(path), cut(path, 0.9)), "cut off|cannot be read"),
     "too many.vol": (content(b"HSF-OCT-103\0" + struct.pack("<3I", 80, 10**9, 64) + bytes(3000)), "is cut off or damaged"),
     "missing.xml": (lambda path: export(path, missing=True), "names 6 B-scans, of which 1 are not beside it"),
