@@ -32,17 +32,6 @@ def test_phantoms_are_seeded_and_differ():
         bscan(1, pathology="glaucoma")
 
 
-def test_phantom_looks_like_a_retina():
-    """Dark vitreous above, a bright band (RPE) in the middle, fading below."""
-    image = bscan(3).astype(float)
-    depth = image.mean(1)
-    rows = np.array([image[:, c : c + 8].mean(1).argmax() for c in range(0, 512, 8)])
-    assert depth[:60].mean() < 35
-    assert np.median(np.take_along_axis(image, rows.repeat(8)[None], 0)) > 150
-    assert np.mean(np.abs(np.diff(rows)) < 6) > 0.9  # but for a vessel here and there
-    assert image[-20:].mean() < 45
-
-
 def test_rotated_phantom_has_fill():
     region = valid_region(bscan(3, rotation=7))
     assert 0.05 < 1 - region.mean() < 0.3 and valid_region(bscan(3)).all()
@@ -176,23 +165,17 @@ def test_crops_avoid_fill(tmp_path):
     assert np.mean([(crops[k].numpy() >= 250).mean() > 0.5 for k in range(60)]) < 0.05
 
 
-def test_real_scans_leak_in_the_published_folders_but_not_here(real_scans):
-    table = build_manifest(real_scans)
-    check_split(table)
-    assert len(table) == 509 and not table.attrs["skipped"]
-    published = table.assign(folder=table.path.str.split("/").str[0])
-    assert (published.groupby("patient").folder.nunique() > 1).sum() == 22
-    assert table.groupby("label").split.nunique().eq(3).all()
-
-
 def test_the_split_of_the_real_scans_stays(real_scans, tmp_path):
-    """Image by image, whatever the seed: released weights must not meet their training patients in a test."""
+    """Image by image, whatever the seed: released weights must not meet their training patients in a test. The published folders leak."""
     for seed in (0, 7):
         run = open_run("01", "paper", str(tmp_path / f"{seed}"), str(real_scans), {"channels": 1, "seed": seed})
         table = run.make_manifest()
         lines = "\n".join(sorted(f"{path} {split}" for path, split in zip(table.path, table.split)))
-        assert table.split.value_counts().to_dict() == {"train": 346, "val": 54, "test": 109}
+        assert table.split.value_counts().to_dict() == {"train": 346, "val": 54, "test": 109} and not table.attrs["skipped"]
         assert hashlib.sha256(lines.encode()).hexdigest() == "a305c720c083eccf08787d0ddd7d54c982d25610832e1b8b9f3197a425776363"
+    published = table.assign(folder=table.path.str.split("/").str[0])
+    assert (published.groupby("patient").folder.nunique() > 1).sum() == 22
+    assert table.groupby("label").split.nunique().eq(3).all()
 
 
 @pytest.fixture
@@ -237,7 +220,7 @@ def test_paired_folders(paired_folder):
 
 def test_pairs_train_and_are_evaluated(paired_folder, tmp_path):
     """Through the run folder's door: the setting and the folders must agree; then both stages and the evaluation use the given LR."""
-    overrides = {"degradation": "paired", "scale": 2, "pretrain_steps": 4, "gan_steps": 2}
+    overrides = {"degradation": "paired", "scale": 2, "pretrain_steps": 4, "gan_steps": 2, "classifier_steps": 1, "sample_images": 1}
     with pytest.raises(UserError, match=r"holds lr/ and hr/; take -p degradation paired"):
         open_run("01", "smoke", str(tmp_path / "a"), str(paired_folder), {}).make_manifest()
     with pytest.raises(UserError, match=r"needs the folders lr/ and hr/"):

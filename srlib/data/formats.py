@@ -52,7 +52,7 @@ class Volume(NamedTuple):
 
 
 def kind(path: Path) -> str:
-    """What a file is by its first bytes: 'tiff', 'vol', 'e2e', 'dicom', 'xml' (an export of Heidelberg's), or 'picture' for Pillow to say."""
+    """What a file is by its first bytes: 'tiff', 'vol', 'dicom', 'xml' (an export of Heidelberg's), or 'picture' for Pillow to say."""
     with open(path, "rb") as file:
         head = file.read(1 << 16 if path.suffix.lower() == ".xml" else 1024)
     if head[128:132] == b"DICM":  # before TIFF: some files can be read as either
@@ -61,8 +61,6 @@ def kind(path: Path) -> str:
         return "tiff"
     if head.startswith(b"HSF-OCT") or (head.startswith(b"ep-v") and path.suffix.lower() == ".vol"):
         return "vol"
-    if head.startswith((b"CMDb", b"MDbMDir")):
-        return "e2e"
     return "xml" if b"<HEDX" in head.replace(b"\0", b"") else "picture"
 
 
@@ -90,7 +88,9 @@ def opened(path: Path) -> Iterator[Volume]:
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except UnidentifiedImageError:
-        raise UserError(f"{path}: is not an image of a format that is read, whatever its name says; save it as PNG or TIFF") from None
+        raise UserError(
+            f"{path}: is not an image of a format that is read, whatever its name says; save it as PNG or TIFF (.e2e: as .vol or XML)"
+        ) from None
     except Exception as error:
         needed = "imagecodecs" if "imagecodecs" in str(error) else getattr(error, "name", None) if isinstance(error, ImportError) else None
         if needed:
@@ -216,10 +216,6 @@ def _vol(path: Path) -> Volume:
     return Volume(scans, lambda k: Page(Image.fromarray(grey(content.bscans[k].data))), patient)
 
 
-def _e2e(path: Path) -> Volume:
-    raise UserError(f"{path}: is Heidelberg's .e2e, which is not read; export it as .vol or XML")
-
-
 def _xml(path: Path) -> Volume:
     """Heidelberg's XML export: the B-scans that it names, of every series, images in its own folder."""
     root = ElementTree.fromstring(path.read_bytes())
@@ -267,4 +263,4 @@ def _dicom(path: Path) -> Volume:
     return Volume(frames, page, str(data.get("PatientID") or data.get("PatientName") or "").strip())
 
 
-READERS = {"tiff": _tiff, "vol": _vol, "e2e": _e2e, "xml": _xml, "dicom": _dicom, "picture": _picture}
+READERS = {"tiff": _tiff, "vol": _vol, "xml": _xml, "dicom": _dicom, "picture": _picture}
