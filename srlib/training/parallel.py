@@ -7,6 +7,8 @@ talk through gloo.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import json
 import os
 import signal
 import subprocess
@@ -102,6 +104,11 @@ def launch(stage: str, count: int, config: Config, folder: Path, show=lambda his
 
     What the processes print stands in this one's output. Raises UserError where one of them ended with an error (which is printed) or died, OutOfTime
     after `max_hours`, KeyboardInterrupt after an interrupt: the same call continues from the last checkpoint."""
+    stored = folder / "config.json"  # from which the processes take their settings
+    if not stored.exists() or json.loads(stored.read_text(encoding="utf-8")) != dataclasses.asdict(config):
+        raise UserError(
+            f"{stored} does not hold these settings, so {count} processes cannot train by them; set gpus=1, or train in a notebook"
+        )
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}", "-m", "srlib.training"]
     found = [str(REPOSITORY), os.getcwd(), os.environ.get("PYTHONPATH", "")]  # own parts may lie in the current folder
     around = {"PYTHONPATH": os.pathsep.join(filter(None, found)), "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(GRACE_SECONDS - 30)}
