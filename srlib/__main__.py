@@ -17,8 +17,8 @@ def main(argv: list[str] | None = None) -> int:
     if name not in ("-h", "--help"):
         print(f"error: there is no command {name!r}; {nearest(name, COMMANDS)}", file=sys.stderr)
         return 2
-    print("usage: python -m srlib COMMAND ...\n\nCOMMAND is one of (COMMAND --help lists its arguments):\n  " + "\n  ".join(COMMANDS))
-    return 0
+    usage = "usage: python -m srlib COMMAND ...\n\nCOMMAND is one of (COMMAND --help lists its arguments):\n  " + "\n  ".join(COMMANDS)
+    return in_one_line(lambda: print(usage))
 
 
 if __name__ == "__main__":

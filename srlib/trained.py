@@ -114,8 +114,8 @@ def choose(
     if scale and generator.settings["scale"] != scale:
         raise UserError(f"{weights} enlarges x{generator.settings['scale']}, not x{scale}; leave --scale out or name other weights")
     if entry:
-        said = f"{path.name} (trained on phantoms)" if entry["phantom"] else path.name
-        return generator, said, entry["domain"], reduction(entry, "reduction")
+        title = f"{path.name} (trained on phantoms)" if entry["phantom"] else path.name
+        return generator, title, entry["domain"], reduction(entry, "reduction")
     try:
         config = json.loads((path.parent / "config.json").read_text(encoding="utf-8"))
         learnt = reduction({"kind": config["degradation"], "amount": config.get("degradation_amount")})

@@ -365,7 +365,7 @@ def test_health_in_words():
     """Each sickness is named at once, a sound training is left in peace."""
     rows = {"step": [0, 10, 20, 30, 40], "d_right": [np.nan, 0.5, 0.6, 0.7, 0.7], "gain_db": 0.9, "consistency_db": 63.0}
     sound = pd.DataFrame(rows | {"adversarial_share": [np.nan, 0.4, 0.4, 0.4, 0.4]})
-    assert diagnostics.warnings(sound) == {}
+    assert diagnostics.adversarial_warnings(sound) == {}
     for kind, change, words in (
         ("won", {"d_right": 0.99}, "right with probability 0.99"),
         ("blind", {"d_right": 0.505}, "cannot tell"),
@@ -373,15 +373,17 @@ def test_health_in_words():
         ("collapse", {"adversarial_share": 0.99}, "99% of its loss"),
         ("inconsistent", {"consistency_db": 33.0}, "33.0 dB from LR"),
     ):
-        found = diagnostics.warnings(sound.assign(**change))
+        found = diagnostics.adversarial_warnings(sound.assign(**change))
         assert list(found) == [kind] and words in found[kind]
     won_once = sound.assign(d_right=[np.nan, 0.5, 0.6, 0.7, 0.99])
-    assert diagnostics.warnings(won_once) == {} and diagnostics.warnings(sound[:1]) == {} == diagnostics.warnings(sound[:2])
+    assert diagnostics.adversarial_warnings(won_once) == {} and diagnostics.adversarial_warnings(
+        sound[:1]
+    ) == {} == diagnostics.adversarial_warnings(sound[:2])
     blind_thrice = sound[1:].assign(d_right=0.505)[:3]  # too early to say
-    assert diagnostics.warnings(blind_thrice) == {}
-    assert diagnostics.warnings(sound.assign(consistency_db=np.nan)) == {}  # speckle, given pairs
+    assert diagnostics.adversarial_warnings(blind_thrice) == {}
+    assert diagnostics.adversarial_warnings(sound.assign(consistency_db=np.nan)) == {}  # speckle, given pairs
     draws = sound.assign(gain_db=-2.0)  # a right draw lies there
-    assert diagnostics.warnings(draws) == {}
+    assert diagnostics.adversarial_warnings(draws) == {}
 
 
 def test_a_pretraining_that_diverges_is_named():

@@ -103,7 +103,7 @@ def srgan_curves(history: pd.DataFrame) -> plt.Figure:
     axes[4].plot(steps, history.stripe_db, color=colour_of("srgan"))
     axes[4].set(xlabel="step", ylabel="dB", ylim=(0, None), title="Stripe index: 1 to 2 has none")
     end = history.iloc[-1]
-    notes = list(diagnostics.warnings(history).values()) or ["Nothing to warn of."]
+    notes = list(diagnostics.adversarial_warnings(history).values()) or ["Nothing to warn of."]
     if np.isfinite(end.consistency_db):
         notes.append(f"Data consistency: {end.consistency_db:.0f} dB.")
     notes.append(f"The discriminator is right with probability {end.d_right:.2f} (0.5: it cannot tell).")

@@ -139,10 +139,10 @@ def find_weights(weights: str | Path, network: str) -> Path:
     if path.is_file():
         return path
     folders = [path, *mounts("datasets", str(weights))]
-    found = [p for f in folders for p in sorted((*f.glob("*.pt*"), *f.glob("*/*.pt*"))) if network in p.name]
-    if not found:
+    files = [p for f in folders for p in sorted((*f.glob("*.pt*"), *f.glob("*/*.pt*"))) if network in p.name]
+    if not files:
         raise WeightsMissing(f"feature_weights={str(weights)!r}: no {network} weights there; {WEIGHTS_HELP.format(network=network)}")
-    return found[0]
+    return files[0]
 
 
 def lpips() -> nn.Module:

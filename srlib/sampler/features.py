@@ -10,7 +10,7 @@ from ..models.features import IMAGENET_STD
 
 
 class LocalGrain(nn.Module):
-    """Local statistics of the grain: its logarithmic power spectrum, skewness and kurtosis, and nothing of where each grain lies.
+    """Local statistics of speckle texture: its logarithmic power spectrum, skewness and kurtosis, and nothing of where each grain lies.
 
     (N, 3, H, W) to (N, 37, about H / 8, W / 8), of the mean of the channels, in windows of 16 pixels, 8 apart. The first 33 maps are the logarithm
     of the mean power of each wave of an 8 x 8 Fourier transform (33 frequencies and directions, all but the mean). The last four are skewness and

@@ -106,7 +106,7 @@ def train_srgan(config: Config, train, val, folder, fingerprint: str = "", show=
     what is validated has a value: step, session, seconds; loss and its terms adversarial, content and pixel (weighted, as they enter
     it), each with its share; d_loss, penalty (weighted), d_hr and d_sr (D's mean logits for HR and SR), d_right (the mean probability that D gives
     to the truth); the gradients' norms g_norm and d_norm; of the released weights gain_db, consistency_db, stripe_db and band1_db to
-    bandN_db. What `diagnostics.warnings` says of it is printed, each warning once.
+    bandN_db. What `diagnostics.adversarial_warnings` says of it is printed, each warning once.
     """
     folder, device = Path(folder), pick_device(config.device)
     if count := parallel.processes(config, device):
@@ -138,7 +138,7 @@ def run_adversarial(training, stream: Callable, val, folder: Path, fingerprint: 
         step=training.step,
         validate=lambda: validation(training.average.released(training.generator)),
         finish=finish,
-        watch=watcher("srgan", folder, validation, diagnostics.warnings, show),
+        watch=watcher("srgan", folder, validation, diagnostics.adversarial_warnings, show),
     )
     often = dataclasses.replace(config, validate_every=min(config.validate_every, -(-config.gan_steps // 9)))  # nine times at least
     return run_steps(stage, often, folder, fingerprint)

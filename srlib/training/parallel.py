@@ -110,11 +110,11 @@ def launch(stage: str, count: int, config: Config, folder: Path, show=lambda his
             f"{stored} does not hold these settings, so {count} processes cannot train by them; set gpus=1, or train in a notebook"
         )
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}", "-m", "srlib.training"]
-    found = [str(REPOSITORY), os.getcwd(), os.environ.get("PYTHONPATH", "")]  # own parts may lie in the current folder
-    around = {"PYTHONPATH": os.pathsep.join(filter(None, found)), "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(GRACE_SECONDS - 30)}
+    places = [str(REPOSITORY), os.getcwd(), os.environ.get("PYTHONPATH", "")]  # own parts may lie in the current folder
+    environment = {"PYTHONPATH": os.pathsep.join(filter(None, places)), "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(GRACE_SECONDS - 30)}
     end = session_end(config)
-    around["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // count))
-    process = subprocess.Popen([*command, str(folder), stage], env=os.environ | around, start_new_session=True)
+    environment["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // count))
+    process = subprocess.Popen([*command, str(folder), stage], env=os.environ | environment, start_new_session=True)
     try:
         status = process.wait()
     except BaseException:  # an interrupt ends torchrun, which ends its processes, which save

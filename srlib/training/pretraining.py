@@ -66,11 +66,11 @@ def pretrain_generator(config: Config, train, val, folder, fingerprint: str = ""
     training, validation, best = Pretraining(config, device, first_generator(config, folder)), Validation(val, config, device), Best()
 
     def validate():
-        found = validation(training.generator)
+        measured = validation(training.generator)
         if config.train_on_val:
             best.score = float("-inf")  # the last are taken: on seen patients nothing can be chosen
-        best.offer(found["gain_db"], training.generator)
-        return found
+        best.offer(measured["gain_db"], training.generator)
+        return measured
 
     def finish():
         model = make_generator(config)
