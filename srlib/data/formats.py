@@ -227,6 +227,8 @@ def _xml(path: Path) -> Volume:
 
     def page(k: int) -> Page:
         with opened(files[k]) as volume:
+            if volume.pages > 1:
+                raise UserError(f"{files[k]}: holds {volume.pages} images, but is one B-scan of {path.name}; export it again")
             return volume.page(0)
 
     return Volume(len(files), page, patients.pop() if patients else "")
