@@ -125,6 +125,7 @@ def test_the_card(run, packed):
         "95 % interval",
         "48 x 40 pixels",
         "By class:",
+        "Made by git ",
         "pretrain_steps | 4",
         "Samples of SRGAN beside",
         "told from HR by a fresh classifier",
