@@ -125,6 +125,7 @@ def test_the_card(run, packed):
         "95 % interval",
         "48 x 40 pixels",
         "By class:",
+        "Made by git ",
         "pretrain_steps | 4",
         "Samples of SRGAN beside",
         "C2ST: accuracy of a fresh classifier",
@@ -240,7 +241,7 @@ def test_notebook_05_measures_what_was_released(run, packed, tmp_path, monkeypat
     """`-p networks FOLDER`: 01, 02 and 05 on any scans, nothing trained; the same numbers as the run's but for half precision."""
     scans, ran = run.parent / "scans", []
     monkeypatch.setattr(runner, "_run_notebook", lambda r, number, *a, **k: ran.append(number))
-    settings = {"networks": str(packed), "crop": 32, "test_share": TINY["test_share"]}
+    settings = {"networks": str(packed)} | {name: TINY[name] for name in ("crop", "test_share", "classifier_steps", "sample_images")}
     runner.run_series("smoke", str(tmp_path / "run"), str(scans), settings)
     assert ran == ["01", "02", "05"]
     mine = open_run("01", "smoke", str(tmp_path / "run"), str(scans), settings)
@@ -458,9 +459,9 @@ def test_the_files_in_the_repository_are_those_of_the_list_and_the_card(card):
 
 @pytest.mark.skipif(not RELEASED, reason="no weights are released")
 def test_the_released_networks_on_unseen_real_scans(real_scans):
-    """Two test patients of the card's split: SRResNet beats bicubic, SRGAN does not contradict LR, and adds what SRResNet lacks."""
+    """Four test patients of the card's split: SRResNet beats bicubic, SRGAN does not contradict LR, and adds what SRResNet lacks."""
     table = build_manifest(real_scans)
-    paths = choose_images(table[table.split == "test"], 2).path
+    paths = choose_images(table[table.split == "test"], 4).path
     config, gains, held, power = load_config("quick"), [], [], []
     networks = {name: load_generator(name) for name in ("srresnet", "srgan")}
     for path in paths:

@@ -67,11 +67,11 @@ print("srlib from", home, "" if Path(home, "version-{version}.txt").exists() els
 """
 
 
-def build_kernel(user: str, profile: str, data: str, overrides: dict, public: bool = False) -> Path:
+def build_kernel(user: str, profile: str, data: str, overrides: dict) -> Path:
     """Write the kernel's folder (the notebook, kernel-metadata.json) below OUT; returns it. Its settings are checked. Internet is off: what it needs
     is attached. Raises UserError for a wrong setting or user."""
     config = load_config(profile, **overrides, **({"data": data} if data else {}))
-    metadata = kernel_metadata(user) | {"is_private": not public}
+    metadata = kernel_metadata(user)
     metadata["dataset_sources"] += [KERMANY] * (config.data == "kermany")
     parameters = {"profile": profile, "run_dir": "", "data": data, "overrides": overrides}
     write(OUT / KERNEL / f"{KERNEL}.ipynb", nbformat.writes(_notebook(user, parameters, config.data)) + "\n")
@@ -139,7 +139,7 @@ def attached(user: str) -> str:
 def _notebook(user: str, parameters: dict, data: str):
     """All notebooks as one: what a reader sees first, srlib, the parameters, their cells."""
     page = (REPOSITORY / "README.md").read_text(encoding="utf-8")
-    results = without_links(page.partition("\n## Results\n")[2].partition("\n## ")[0].strip())
+    results = re.sub(*TO_REPOSITORY, page.partition("\n## Results\n")[2].partition("\n## ")[0].strip())
     picture = base64.b64encode((NOTEBOOK_FOLDER / "pictures" / "comparison.jpg").read_bytes()).decode()
     text = INTRO.format(results=results, dataset=f"{user}/{DATASET}", data=data)
     cells = [new_markdown_cell(text, attachments={"result.jpg": {"image/jpeg": picture}}, id="intro")]
@@ -165,11 +165,6 @@ def _cells(number: str) -> list:
     return cells
 
 
-def without_links(text: str) -> str:
-    """Markdown without links that lead into the repository."""
-    return re.sub(*TO_REPOSITORY, text)
-
-
 def check() -> list[str]:
     """What Kaggle would refuse or misread in what was built: a sentence each."""
     wrong = []
@@ -183,7 +178,8 @@ def check() -> list[str]:
 
 
 def _wrong_kernel(folder: Path, metadata: dict):
-    right = kernel_metadata(metadata["id"].partition("/")[0]) | {"is_private": metadata["is_private"]}
+    right = kernel_metadata(metadata["id"].partition("/")[0])
+    del right["is_private"]  # as its owner likes
     if right.pop("dataset_sources")[0] not in metadata["dataset_sources"]:
         yield f"the data set {DATASET}, which the kernel imports, is not attached; build it again"
     yield from _different(metadata, right)
@@ -215,12 +211,11 @@ def main(argv: list[str]) -> int:
     )
     words.add_argument("action", choices=("build", "check"))
     words.add_argument("--user", default=os.environ.get("KAGGLE_USERNAME", ""), help="your name on Kaggle (default: KAGGLE_USERNAME)")
-    words.add_argument("--public", action="store_true", help="everybody may see the kernel (default: private)")
     add_settings(words, "kaggle")
     args = words.parse_args(argv)
     if args.action == "build":
         data, overrides = read_settings(args)
-        print(build_kernel(args.user, args.profile, data, overrides, args.public), build_dataset(args.user), sep="\n")
+        print(build_kernel(args.user, args.profile, data, overrides), build_dataset(args.user), sep="\n")
         return 0
     wrong = check()
     for sentence in wrong:

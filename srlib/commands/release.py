@@ -141,6 +141,7 @@ def model_card(run: Run, table: pd.DataFrame, entry: dict, facts: dict) -> str:
     """card.md with what the run's records say of the pair: all that a user must know before trusting an output."""
     config, known, made = run.config, entry["domain"], run.provenance["made_by"]
     begun = run.provenance["networks"]["start"] if config.start else None
+    commits = dict.fromkeys(stage["git"] for stage in run.provenance["stages"].values())
     measures = statistics.titled(statistics.with_intervals(statistics.summarise(table)))
     counts = (f"{len(rows)} of {rows.patient.nunique()} patients ({split})" for split, rows in run.manifest.groupby("split", sort=False))
     words = {
@@ -154,7 +155,7 @@ def model_card(run: Run, table: pd.DataFrame, entry: dict, facts: dict) -> str:
         "trainings": f"{_training(run, 'pretrain', 'SRResNet')}\n{_training(run, 'srgan', 'SRGAN')}",
         "begun": f" SRResNet began with the weights {Path(begun['file']).name} (SHA-256 `{begun['sha256']}`)." if begun else "",
         "chosen_by": "at the end (trained on the validation scans, too)" if config.train_on_val else "with the best validation PSNR",
-        "made_by": f"git {made['git']}, " + ", ".join(f"{name} {version}" for name, version in made["versions"].items()),
+        "made_by": ", ".join([f"git {' and '.join(commits)}", *(f"{name} {version}" for name, version in made["versions"].items())]),
         "settings": _settings(config),
         "command": training_command(config),
         "caution": statistics.caution(table),

@@ -34,12 +34,9 @@ TOMOGRAPHY, NO_SCANS = "1.2.840.10008.5.1.4.1.1.77.1.5.4", ("1.2.840.10008.5.1.4
 FLIPS = {2: 1, 3: (0, 1), 4: 0, 6: 1, 7: (0, 1), 8: 0}  # TIFF's orientations: axes to flip, from 5 on after a transposition
 
 
-class Page(NamedTuple):
-    """One page: `values`, a Pillow image of 8 bit, or an integer array of more, of which `white` is the largest value that the file's depth
-    allows (0: it is a Pillow image). An array is grey (H, W), RGB (H, W, 3), or RGB with straight alpha (H, W, 4)."""
-
-    values: Image.Image | np.ndarray
-    white: int = 0
+# A Pillow image of 8 bit and 0; or an integer array, grey (H, W), RGB (H, W, 3) or RGB with straight alpha (H, W, 4), and the largest value
+# that the file's depth allows
+Page = tuple[Image.Image | np.ndarray, int]
 
 
 class Volume(NamedTuple):
@@ -112,8 +109,8 @@ def _page(path: Path, values: np.ndarray, bits: int, inverted: bool) -> Page:
     values = values.astype(f"u{values.dtype.itemsize}")
     values = white - np.minimum(values, white) if inverted else values
     if bits <= 8 and values.max() <= white:
-        return Page(Image.fromarray(np.round(values * (255 / white)).astype(np.uint8)))
-    return Page(values, white)
+        return Image.fromarray(np.round(values * (255 / white)).astype(np.uint8)), 0
+    return values, white
 
 
 def _picture(path: Path) -> Volume:
@@ -131,12 +128,12 @@ def _picture(path: Path) -> Volume:
         shown = ImageOps.exif_transpose(image)
         if not shown.mode.startswith("I"):
             shown.load()
-            return Page(shown)
+            return shown, 0
         stated = re.fullmatch(r"0 to (\d+)", str(shown.info.get("Values", "")))  # by `upscale`
         values, hidden = np.asarray(shown), shown.info.get("transparency")  # one grey level that is transparent
         if isinstance(hidden, int):
             values = np.stack([values] * 3 + [np.where(values == hidden, 0, 65535)], -1)
-        return Page(values, int(stated[1]) if stated and shown.info.get("Software") == "srlib" else 65535)
+        return values, int(stated[1]) if stated and shown.info.get("Software") == "srlib" else 65535
 
     return Volume(1, page, close=image.close)
 
@@ -190,9 +187,9 @@ def _tiff_page(path: Path, page: tifffile.TiffPage, values: np.ndarray) -> Page:
     values = np.ascontiguousarray(np.flip(np.swapaxes(values, 0, 1) if orientation in (5, 6, 7, 8) else values, FLIPS.get(orientation, ())))
     if colours == "PALETTE":
         table = page.colormap if page.colormap.max() <= 255 else page.colormap >> 8  # some programs write one of 8 bit
-        return Page(Image.fromarray(np.moveaxis(table.astype(np.uint8)[:, values], 0, -1)))
+        return Image.fromarray(np.moveaxis(table.astype(np.uint8)[:, values], 0, -1)), 0
     values, white = _page(path, values, bits, colours == "MINISWHITE")
-    return Page(values[..., [0, 0, 0, 1]] if white and samples == 2 else values, white)
+    return values[..., [0, 0, 0, 1]] if white and samples == 2 else values, white
 
 
 def grey(reflectivity: np.ndarray) -> np.ndarray:
@@ -213,7 +210,7 @@ def _vol(path: Path) -> Volume:
         raise UserError(f"{path}: is cut off or damaged; it says that it holds {scans} B-scans of {width} x {height} pixels")
     content = HeVolReader(path).parsed_file
     patient = content.patient_id.strip("\0 ") or str(content.pid or "")
-    return Volume(scans, lambda k: Page(Image.fromarray(grey(content.bscans[k].data))), patient)
+    return Volume(scans, lambda k: (Image.fromarray(grey(content.bscans[k].data)), 0), patient)
 
 
 def _xml(path: Path) -> Volume:
@@ -230,6 +227,8 @@ def _xml(path: Path) -> Volume:
 
     def page(k: int) -> Page:
         with opened(files[k]) as volume:
+            if volume.pages > 1:
+                raise UserError(f"{files[k]}: holds {volume.pages} images, but is one B-scan of {path.name}; export it again")
             return volume.page(0)
 
     return Volume(len(files), page, patients.pop() if patients else "")

@@ -174,9 +174,7 @@ def read_pair(path: Path, config: Config) -> tuple[np.ndarray, np.ndarray]:
 
 def subfolder(folder: Path, name: str) -> Path | None:
     """The folder `name` in `folder`, in capitals or not; None where there is none."""
-    if (folder / name).is_dir():
-        return folder / name
-    return next((f for f in sorted(folder.iterdir()) if f.name.lower() == name and f.is_dir()), None) if folder.is_dir() else None
+    return next((f for f in sorted(folder.glob("*")) if f.name.lower() == name and f.is_dir()), None)
 
 
 def lr_partner(path: Path) -> Path:
