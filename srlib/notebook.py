@@ -28,7 +28,7 @@ from .files import read_table
 from .metrics.regions import valid_region
 from .series.opening import open_run
 from .trained import load_generator
-from .upscaling import upscale
+from .upscaling import samples, upscale
 
 __all__ = [
     "HTML", "Markdown", "answer", "departures_table", "display", "downsample", "fold", "held_by", "load_generator", "metrics", "np",
