@@ -2,13 +2,16 @@
 
 Tensors are NCHW, float, in [0, 1]. The low-resolution images of the paper's experiments (Ledig et al. 2017, section 3.2)
 are bicubic reductions; the kernel is widened by the scale (antialiasing), as in Pillow and MATLAB. The other kinds ask what a
-network does that has seen another reduction. All but speckle are two matrices, `down @ hr @ across.T`; a new kind is a line in KINDS.
+network does that has seen another reduction. All but speckle are two matrices, `down @ hr @ across.T`; a kind of
+your own, 'MODULE:NAME', is a function of hr and scale.
 
 `project` goes the other way: of all images that reduce to a given LR it finds the one nearest to a given SR.
 """
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import math
 import zlib
 from collections.abc import Callable
@@ -108,8 +111,12 @@ def held_by(config) -> str:
 
 
 def _named(kind: str) -> tuple[Callable, float]:
-    """(reduction, its number) of 'gaussian:1.6'; without a number 0, which means the usual one."""
+    """(reduction, its number) of 'gaussian:1.6'; without a number 0, which means the usual one; of 'my_parts:peak' one's own."""
     name, _, amount = kind.partition(":")
+    with contextlib.suppress(ImportError, AttributeError):
+        if name not in KINDS and amount:  # MODULE:NAME of one's own, a function of hr and scale
+            own = getattr(importlib.import_module(name), amount)
+            return lambda hr, scale, _: own(hr, scale), 0.0
     if name not in KINDS:
         raise ValueError(f"kind must be one of {tuple(KINDS)}, not {kind!r}")
     return KINDS[name], float(amount or 0)

@@ -14,7 +14,7 @@ FASTEST = torch.channels_last  # 1.6 times faster than NCHW in bf16 on a CPU
 def pick_device(name: str = "auto") -> torch.device:
     """'auto' takes cuda, then mps, then cpu; a name that this machine lacks raises UserError."""
     have = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    name = next(k for k, there in have.items() if there) if name == "auto" else name
+    name = next(k for k, exists in have.items() if exists) if name == "auto" else name
     if not have.get(name):
         raise UserError(f"device={name!r} is not on this machine; it has {', '.join(k for k in have if have[k])}")
     if name == "cuda" and "LOCAL_RANK" in os.environ:  # started by torchrun: one of several processes, each with its GPU
@@ -36,6 +36,6 @@ def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     if device.type == "cpu":
-        able = getattr(torch.cpu, "get_capabilities", dict)()  # torch before 2.6 cannot say
+        able = torch.cpu.get_capabilities()
         return torch.bfloat16 if able.get("avx512_bf16") or able.get("amx_bf16") else None
     return None

@@ -21,9 +21,8 @@ KAGGLE = Path(os.environ.get("SRLIB_KAGGLE", "/kaggle"))  # tests set another
 KAGGLE_INPUT = KAGGLE / "input"
 ON_KAGGLE = "KAGGLE_KERNEL_RUN_TYPE" in os.environ
 INSTALLED = not (REPOSITORY / "environment.yml").exists()  # by pip or as Kaggle's data set, which have both folders in srlib
-WEIGHTS, NOTEBOOK_FOLDER = (
-    REPOSITORY / name for name in (("srlib/weights", "srlib/notebooks") if INSTALLED else ("data/weights", "notebooks"))
-)
+WEIGHTS = REPOSITORY / ("srlib/weights" if INSTALLED else "data/weights")
+NOTEBOOK_FOLDER = REPOSITORY / ("srlib/notebooks" if INSTALLED else "notebooks")
 # what relative paths start from and where data/ and runs/ are: Kaggle's mounts cannot be written to
 HOME = KAGGLE / "working" if ON_KAGGLE else Path.cwd() if INSTALLED else REPOSITORY
 
@@ -39,8 +38,8 @@ def writing(path: str | Path):
     try:
         yield
     except OSError as error:
-        todo = dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "free the disk, or choose another folder")
-        advice = (todo | {errno.ENAMETOOLONG: "give a shorter name"}).get(error.errno, "choose another place")
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        advice = "free the disk, or choose another folder" if full else "choose another place"
         raise UserError(f"{path} cannot be written ({error.strerror or error}); {advice}") from None
 
 
@@ -49,19 +48,16 @@ def write(path: str | Path, content: bytes | str, keep: Path | None = None) -> N
     given. Raises UserError where the disk refuses."""
     path = Path(path)
     part = path.with_name(f"{path.name[:40]}.{uuid.uuid4().hex}.part")  # its own: the same command may run twice at once
-    try:
-        with writing(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with open(part, "wb") as file:
-                file.write(content.encode() if isinstance(content, str) else content)
-                file.flush()
-                os.fsync(file.fileno())
-            if keep and path.exists():
-                path.replace(keep)
-            part.replace(path)
-    finally:
-        with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)
+    with writing(path), contextlib.ExitStack() as last:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        last.callback(part.unlink, missing_ok=True)
+        with open(part, "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        if keep and path.exists():
+            path.replace(keep)
+        part.replace(path)
 
 
 def write_image(path: str | Path, image: Image.Image, **options) -> None:
@@ -82,12 +78,9 @@ def read_text(path: str | Path) -> str:
 def read_json(path: str | Path) -> dict:
     """A JSON object that this project wrote. Raises UserError where it is damaged, OSError where it is not there."""
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-        if not isinstance(content, dict):
-            raise ValueError("it holds no JSON object")
-    except ValueError as error:
+        return dict(json.loads(Path(path).read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
         raise damaged(path, error) from None
-    return content
 
 
 def damaged(path: str | Path, why) -> UserError:
@@ -97,27 +90,21 @@ def damaged(path: str | Path, why) -> UserError:
 NAMES = {  # columns of a run's tables that hold names
     "path", "sha256", "label", "patient", "split", "image", "method", "region", "measure", "network", "trained", "tested", "reason", "group",
 }  # fmt: skip
-NEEDED = {"manifest.csv": ("path", "label", "patient", "split"), "metrics.csv": ("image", "patient", "label", "method", "region")}
 
 
 def read_table(path: str | Path) -> pd.DataFrame:
     """A table that this project wrote (CSV, UTF-8): names stay text whatever they look like (a patient 'NA', a class 'None' or '0'), the other columns
     are numbers. Raises UserError where it is damaged, OSError where it is not there."""
+    text = read_text(path)
+    numbers = {name: ["", "nan"] for name in text.partition("\n")[0].split(",") if name not in NAMES}
     try:
-        columns = pd.read_csv(path, nrows=0, encoding="utf-8").columns
-        numbers = {name: ["", "nan"] for name in columns if name not in NAMES}
-        table = pd.read_csv(path, dtype=dict.fromkeys(NAMES, str), keep_default_na=False, na_values=numbers, encoding="utf-8")
-    except ValueError as error:  # pandas' and Unicode's are among them
+        if not text.endswith("\n"):
+            raise ValueError("its end is missing")
+        table = pd.read_csv(io.StringIO(text), dtype=dict.fromkeys(NAMES, str), keep_default_na=False, na_values=numbers)
+        if len(table) and (wrong := [name for name in numbers if not pd.api.types.is_numeric_dtype(table[name])]):
+            raise ValueError(f"column {wrong[0]} is not all numbers")
+    except ValueError as error:  # pandas' are among them
         raise damaged(path, " ".join(str(error).split())) from None
-    needed = NEEDED.get(Path(path).name, ())
-    if needed and not Path(path).read_bytes().endswith(b"\n"):
-        raise damaged(path, "its end is missing")
-    for name in needed:  # of a row that was cut off, the last one is empty
-        if name not in table or not len(table) or (name == needed[-1] and (table[name].isna() | (table[name] == "")).any()):
-            raise damaged(path, f"it has no whole column {name}")
-    for name in table.columns.difference(NAMES):
-        if len(table) and not pd.api.types.is_numeric_dtype(table[name]):
-            raise damaged(path, f"column {name} is not all numbers")
     return table
 
 

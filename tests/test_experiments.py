@@ -1,216 +1,28 @@
 """What can be exchanged, and runs beside each other: registries, extractors, sweeps, noise between patients and seeds."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-import torch
-import torchvision
-from torch import nn
+from running import srlib
 
 from srlib import degrade
 from srlib.__main__ import main
 from srlib.commands import sweep
 from srlib.config import PROFILES, UserError, load_config
 from srlib.evaluation import statistics
-from srlib.files import REPOSITORY
-from srlib.models import features, networks
-from srlib.models.features import EXTRACTORS, WeightsMissing, feature_extractor
-from srlib.sampler.network import Sampler, normal_noise
 from srlib.series import runs
 from srlib.series.opening import open_run
 from srlib.series.run_folder import Run
-from srlib.trained import load_generator, save_weights
-from srlib.training import adversarial, checkpoint, losses, pretraining
+from srlib.trained import save_weights
+from srlib.training import checkpoint
 from srlib.training.stage import make_generator
 
 TINY = dict(
     crop=32, gan_crop=32, batch=4, pretrain_steps=3, gan_steps=2, validate_every=2, checkpoint_every=3, width=8, blocks=1, d_width=4
 )
-
-
-@pytest.fixture(scope="module")
-def random_weights(tmp_path_factory):
-    """State dicts without meaning of three networks in a folder, named as torchvision names them."""
-    folder = tmp_path_factory.mktemp("weights")
-    torch.manual_seed(0)
-    for name, file in (("vgg19", "vgg19-dcbb9e9d.pth"), ("vgg16", "vgg16-397923af.pth")):
-        torch.save(getattr(torchvision.models, name)(weights=None).features.state_dict(), folder / file)
-    torch.save(torchvision.models.resnet50(weights=None).state_dict(), folder / "resnet50-0676ba61.pth")
-    return folder
-
-
-class Plain(nn.Module):
-    """A generator with nothing of SRResNet's."""
-
-    def __init__(self, scale, channels, **_):
-        super().__init__()
-        self.scale, self.body = scale, nn.Conv2d(channels, channels * scale**2, 3, padding=1)
-
-    def forward(self, lr):
-        return degrade.upsample(lr, self.scale) + nn.functional.pixel_shuffle(self.body(lr).float(), self.scale)
-
-
-# --------------------------------------------------------------------------------------------- registries
-@pytest.mark.parametrize("name", networks.GENERATORS)
-@pytest.mark.parametrize("scale", [3, 4])
-def test_every_generator_scales_and_comes_back_from_its_file(name, scale, tmp_path):
-    net = make_generator(load_config("smoke", generator=name, scale=scale, crop=48, gan_crop=48)).eval()
-    lr = torch.rand(2, 1, 12, 10)
-    torch.testing.assert_close(net(lr), degrade.upsample(lr, scale))  # the global skip's start
-    nn.init.normal_(net.tail.weight, std=0.01)
-    save_weights(tmp_path / "a.pt", net)
-    again = load_generator(tmp_path / "a.pt")
-    assert again.settings == net.settings and again.settings["generator"] == name and type(again) is type(net)
-    torch.testing.assert_close(again(lr), net(lr))
-    drawing, noise = Sampler(net, 4), normal_noise(0, 2, 12 * scale, 10 * scale)
-    nn.init.normal_(drawing.head.tail.weight, std=0.05)
-    save_weights(tmp_path / "b.pt", drawing)
-    again = load_generator(tmp_path / "b.pt")
-    assert again.settings == drawing.settings and type(again.trunk) is type(net) and type(again) is Sampler
-    torch.testing.assert_close(again(lr, noise), drawing(lr, noise))
-
-
-def test_a_file_without_the_name_is_srresnet(tmp_path):
-    net = networks.Generator(4, 1, 8, 1)
-    assert "generator" not in net.settings  # as files were written before
-    save_weights(tmp_path / "old.pt", net)
-    assert type(load_generator(tmp_path / "old.pt")) is networks.Generator
-
-
-@pytest.mark.parametrize("texture", [4, 0])
-def test_what_a_cell_registers_trains(images, tmp_path, monkeypatch, texture):
-    """One entry of each kind, known to load_config and used by both stages; the weights say which network they are. A network without
-    `with_maps` can be the trunk that texture is drawn on; a reduction that is not linear is not projected by."""
-    used = []
-
-    def noted(name, function):
-        def call(*args):
-            used.append(name)
-            return function(*args)
-
-        return call
-
-    with pytest.raises(UserError, match="generator cannot be 'plain'"):
-        load_config("smoke", generator="plain")
-    monkeypatch.setitem(networks.GENERATORS, "plain", Plain)
-    monkeypatch.setitem(degrade.KINDS, "peak", noted("peak", lambda hr, scale, amount: nn.functional.max_pool2d(hr, scale)))
-    monkeypatch.setitem(losses.PRETRAIN, "fourth", noted("fourth", lambda sr, hr: ((sr - hr) ** 4).mean()))
-    squares = losses.Adversarial(
-        noted("g", lambda sr, hr: ((sr - 1) ** 2).mean()), noted("d", lambda hr, sr: ((hr - 1) ** 2).mean() + (sr**2).mean())
-    )
-    monkeypatch.setitem(losses.ADVERSARIAL, "squares", squares)
-    monkeypatch.setitem(features.EXTRACTORS, "pool", noted("pool", lambda layer, weights: nn.AvgPool2d(2)))
-    chosen = dict(generator="plain", degradation="peak", pretrain_loss="fourth", adversarial_loss="squares", content_features="pool")
-    config = load_config("smoke", **TINY, **chosen, texture=texture)
-    pretraining.pretrain_generator(config, *images, tmp_path)
-    history = adversarial.train_srgan(config, *images, tmp_path)
-    assert set(used) == {"peak", "fourth", "g", "d", "pool"} and history.content.iloc[-1] > 0
-    found = load_generator(tmp_path / "srgan.pt")
-    assert type(found.trunk if texture else found) is Plain and found.settings.get("kind", "") == ""
-    monkeypatch.delitem(networks.GENERATORS, "plain")
-    with pytest.raises(UserError, match="register it"):
-        load_generator(tmp_path / "srgan.pt")
-
-
-@pytest.mark.parametrize(
-    ("setting", "words"),
-    [
-        ({"generator": "srresnt"}, "did you mean 'srresnet'"),
-        ({"content_features": "vgg91:relu5_4"}, "did you mean 'vgg19'"),
-        ({"adversarial_loss": "relative"}, "did you mean 'relativistic'"),
-        ({"degradation": "gausian"}, "did you mean 'gaussian'"),
-    ],
-)
-def test_misspelt_entries(setting, words):
-    with pytest.raises(UserError, match=words):
-        load_config("smoke", **setting)
-
-
-def test_the_settings_know_every_entry():
-    """What `choices` lists without torch is what the registries hold."""
-    from srlib.config import FIELDS
-
-    known = {"generator": networks.GENERATORS, "pretrain_loss": losses.PRETRAIN, "adversarial_loss": losses.ADVERSARIAL}
-    for name, registry in (known | {"content_features": EXTRACTORS}).items():
-        assert set(FIELDS[name].metadata["choices"]) == set(registry), name
-
-
-def test_a_loss_without_size_cannot_be_calibrated(images, tmp_path, monkeypatch):
-    monkeypatch.setitem(losses.ADVERSARIAL, "negative", losses.Adversarial(lambda sr, hr: -(sr**2).mean() - 1, losses.discriminator_loss))
-    config = load_config("smoke", **TINY, adversarial_loss="negative", content_features="random-vgg19:relu1_2")
-    pretraining.pretrain_generator(config, *images, tmp_path)
-    with pytest.raises(UserError, match="content_weight=0 cannot be calibrated"):
-        adversarial.train_srgan(config, *images, tmp_path)
-
-
-# --------------------------------------------------------------------------------------------- extractors
-@pytest.mark.parametrize(
-    ("name", "channels", "stride"),
-    [("vgg16:relu5_3", 512, 16), ("vgg16", 512, 16), ("resnet50:layer1", 256, 4), ("resnet50:layer3", 1024, 16), ("resnet50", 1024, 16)],
-)
-def test_extractors_of_other_networks(random_weights, name, channels, stride):
-    """Each finds its own file in the folder, and stops at its layer."""
-    net = feature_extractor(name, random_weights)
-    maps = net.train()(torch.rand(1, 1, 64, 64))
-    assert maps.shape == (1, channels, 64 // stride, 64 // stride)
-    assert not any(p.requires_grad for p in net.parameters()) and not any(m.training for m in net.modules())
-
-
-def test_resnet_has_its_files_weights(random_weights):
-    state = torch.load(random_weights / "resnet50-0676ba61.pth", weights_only=True)
-    body = feature_extractor("resnet50:layer2", random_weights).body
-    assert torch.equal(body[0].weight, state["conv1.weight"]) and torch.equal(body[5][0].conv2.weight, state["layer2.0.conv2.weight"])
-    with pytest.raises(UserError, match="another network than resnet50"):
-        feature_extractor("resnet50:layer2", random_weights / "vgg16-397923af.pth")
-    with pytest.raises(UserError, match="has no layer 'layer5'"):
-        feature_extractor("resnet50:layer5", random_weights)
-
-
-def test_random_vgg_is_the_same_each_time_and_disturbs_nothing():
-    torch.manual_seed(5)
-    expected = torch.rand(3)
-    torch.manual_seed(5)
-    one = feature_extractor("random-vgg19:relu1_2")
-    assert torch.equal(torch.rand(3), expected)
-    image = torch.rand(1, 1, 16, 16)
-    assert torch.equal(one(image), feature_extractor("random-vgg19:relu1_2")(image)) and one(image).std() > 0
-
-
-def test_none_is_the_error_of_pixels():
-    sr, hr = torch.rand(2, 1, 8, 8), torch.rand(2, 1, 8, 8)
-    scale = sum(1 / s**2 for s in features.IMAGENET_STD) / 3
-    assert losses.ContentLoss(feature_extractor("none"))(sr, hr).item() == pytest.approx(scale * ((sr - hr) ** 2).mean().item(), rel=1e-5)
-
-
-def test_missing_weights_say_how_to_get_them(tmp_path):
-    for name in ("vgg16:relu5_3", "resnet50:layer3"):
-        with pytest.raises(WeightsMissing, match=r"feature_weights.*\.pth"):
-            feature_extractor(name, tmp_path)
-
-
-def test_extractors_start_at_the_same_share_of_the_loss(images, tmp_path):
-    """Calibrated: on the first batches the content term has its stated share beside the adversarial one, whichever the extractor; and it is
-    recorded. Where texture is drawn, 'none' means no content loss, as there is the pixel term; otherwise it is the content loss of no network."""
-    pretraining.pretrain_generator(load_config("smoke", **TINY), *images, tmp_path / "a")
-    for name, texture in (("none", 0), ("none", 4), ("random-vgg19:relu1_2", 4), ("local-grain", 4)):
-        config = load_config("smoke", **TINY, content_features=name, content_weight=0.0, texture=texture, adversarial_share=0.4)
-        folder = tmp_path / f"{name.replace(':', '')}-{texture}"
-        folder.mkdir()
-        (folder / "srresnet.pt").write_bytes((tmp_path / "a/srresnet.pt").read_bytes())
-        history = adversarial.train_srgan(config, *images, folder)
-        recorded = torch.load(folder / "srgan.pt", weights_only=True)["loss_weights"]
-        assert recorded["adversarial"] == config.adversarial_weight and recorded["pixel"] > 0
-        if name == "none" and texture:
-            assert "content" not in history
-            continue
-        last = history.iloc[-1]
-        assert last.adversarial / (last.adversarial + last.content) == pytest.approx(0.4, abs=0.12), name
-        assert recorded["content"] > 0
 
 
 # --------------------------------------------------------------------------------------------- beyond the noise
@@ -275,27 +87,31 @@ def written(path, points, **more):
     return str(path)
 
 
+def go(file, home, *words) -> int:
+    return sweep.main([file, "--run-dir", str(home), *map(str, words)])
+
+
 def test_a_sweep_runs_skips_fails_and_continues(series, tmp_path, capsys):
     ran, fails = series
     file, home = written(tmp_path / "two.yaml", [{}, {"width": 4}], settings={"phantoms": 8}), tmp_path / "out"
     fails["base-seed1"] = RuntimeError("a bad moment")
-    assert sweep.sweep(file, run_dir=str(home)) == 1
+    assert go(file, home) == 1
     names = ["base-seed0", "base-seed1", "width-4-seed0", "width-4-seed1"]
     assert ran == names  # the failed one does not end the loop
     said = capsys.readouterr().out
     assert "1 failed: base-seed1" in said and "a bad moment" in said and "3 finished" in said
     fails["base-seed1"] = KeyboardInterrupt()
     with pytest.raises(KeyboardInterrupt):
-        sweep.sweep(file, run_dir=str(home))
+        go(file, home)
     assert ran[4:] == ["base-seed1"]
-    sweep.sweep(file, run_dir=str(home), only_list=True)
+    go(file, home, "--list")
     assert "base-seed1: interrupted" in capsys.readouterr().out and len(ran) == 5
     fails.clear()
-    assert sweep.sweep(file, run_dir=str(home)) == 0 and ran[5:] == ["base-seed1"]
+    assert go(file, home) == 0 and ran[5:] == ["base-seed1"]
     table = pd.read_csv(home / "table.csv")
     assert set(table.group) == {"base", "width-4"} and (table.seeds == 2).all()
     assert table.gain_db[table.method == "srgan"].tolist() == [1.0 + 0.5, 1.0 + 0.5]
-    assert sweep.sweep(file, seeds=[0, 7], run_dir=str(home)) == 0 and ran[6:] == ["base-seed7", "width-4-seed7"]
+    assert go(file, home, "--seeds", 0, 7) == 0 and ran[6:] == ["base-seed7", "width-4-seed7"]
 
 
 def test_a_point_out_of_time_is_interrupted(series, tmp_path, capsys):
@@ -313,43 +129,45 @@ def test_a_point_out_of_time_is_interrupted(series, tmp_path, capsys):
     assert main(["sweep", file, "--run-dir", str(home)]) == 0 and ran[2:] == ["base-seed0", "base-seed0"]
 
 
+def names(content, home, *words) -> list[str]:
+    return [point.folder.name for point in sweep.make_points({"seeds": [0]} | content, home, *words)]
+
+
 def test_a_point_that_the_profile_already_has_is_left_out(tmp_path, capsys):
     content = {"points": [{}, {"blocks": PROFILES["smoke"]["blocks"]}, {"width": 4}], "seeds": [0, 1]}
-    names = [p.folder.name for p in sweep.make_points(content, tmp_path, "smoke")]
-    assert names == ["base-seed0", "base-seed1", "width-4-seed0", "width-4-seed1"]
+    assert names(content, tmp_path, "smoke") == ["base-seed0", "base-seed1", "width-4-seed0", "width-4-seed1"]
     assert capsys.readouterr().out.count("blocks-1-seed0 is base-seed0 under this profile") == 1
 
 
 def test_a_point_may_have_a_name(tmp_path):
-    content = {"points": [{"name": "an eighth", "width": 8}, {"name": "an eighth", "width": 16}], "seeds": [0]}
+    points = [{"name": "an eighth", "width": 8}, {"name": "an eighth", "width": 16}]
     with pytest.raises(UserError, match="two points of the sweep would be the folder an-eighth-seed0"):
-        sweep.make_points(content, tmp_path, "quick")
-    content["points"][1]["name"] = "a quarter"
-    found = sweep.make_points(content, tmp_path, "quick")
-    assert [(p.folder.name, p.config.width) for p in found] == [("an-eighth-seed0", 8), ("a-quarter-seed0", 16)]
+        names({"points": points}, tmp_path)
+    assert names({"points": [points[0], {"name": "a quarter", "width": 16}]}, tmp_path) == ["an-eighth-seed0", "a-quarter-seed0"]
 
 
 def test_changed_settings_make_points_stale(series, tmp_path, scan_folder, capsys):
     ran, _ = series
     file, home = written(tmp_path / "s.yaml", [{}], seeds=[0]), tmp_path / "out"
 
-    def go(**options):
-        sweep.sweep(file, data=str(scan_folder), run_dir=str(home), **options)
+    def said(*words):
+        go(file, home, "--data", scan_folder, *words)
         return capsys.readouterr().out
 
-    go()
-    assert "finished" in go() and "finished" in go(overrides={"device": "cpu"}) and ran == ["base-seed0"]
-    said = go(overrides={"gan_lr": 1e-3})
-    assert "stale: settings changed" in said and "--again" in said and "gain_db" not in said and len(ran) == 1
-    assert "stale" not in go(overrides={"gan_lr": 1e-3}, again=True).splitlines()[-1] and len(ran) == 2
+    said()
+    assert "finished" in said() and "finished" in said("-p", "device", "cpu") and ran == ["base-seed0"]
+    changed = "-p", "gan_lr", 1e-3
+    text = said(*changed)
+    assert "stale: settings changed" in text and "--again" in text and "gain_db" not in text and len(ran) == 1
+    assert "stale" not in said(*changed, "--again").splitlines()[-1] and len(ran) == 2
     assert len(list((home / "stale").iterdir())) == 1 and (home / "base-seed0/evaluation/metrics.csv").exists()
     (home / "base-seed0/sweep.json").unlink()
-    assert "stale: not made by a sweep" in go()
+    assert "stale: not made by a sweep" in said()
 
 
 def test_runs_on_other_images_are_left_out(series, tmp_path):
     file, home = written(tmp_path / "s.yaml", [{}, {"width": 4}, {"max_test_images": 8}]), tmp_path / "out"
-    sweep.sweep(file, run_dir=str(home))
+    go(file, home)
     (home / "width-4-seed1/manifest.csv").write_text("path,label,patient,split,sha256\na.png,x,1,test,b\n")
     means, facts, out = runs.read_runs(runs.find_runs(home), home / "base-seed1")
     assert list(facts.index) == ["base-seed1", "base-seed0", "width-4-seed0"] and facts.changed["width-4-seed0"] == {"width": 4}
@@ -374,25 +192,22 @@ def test_runs_without_a_common_patient_are_not_compared():
 def test_points_whose_weights_are_missing_are_skipped(series, tmp_path, capsys):
     ran, _ = series
     file = written(tmp_path / "f.yaml", [{"content_features": "vgg16:relu5_3"}, {"content_features": "none"}], seeds=[0])
-    assert sweep.sweep(file, overrides={"feature_weights": str(tmp_path)}, run_dir=str(tmp_path / "out")) == 0
+    assert go(file, tmp_path / "out", "-p", "feature_weights", tmp_path) == 0
     said = capsys.readouterr().out
     assert ran == ["content_features-none-seed0"] and "1 skipped" in said and "vgg16-397923af.pth" in said
 
 
-def test_a_sweep_gets_its_seeds_by_one_name(tmp_path):
-    """-p seed was taken and did nothing."""
-    with pytest.raises(UserError, match="give --seeds in the place of -p seed"):
-        sweep.sweep(written(tmp_path / "s.yaml", [{}], seeds=[0]), overrides={"seed": 1}, run_dir=str(tmp_path / "out"))
-
-
-def test_wrong_sweeps_are_one_sentence(tmp_path):
-    for text, words in (
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
         ("points: {scale: 2}", "points must be a list"),
+        ("points: [3]", "a point must be settings, such as '{blocks: 8}', not 3"),
+        ("points: [{1: 2}]", "a point must be settings, .* not {1: 2}"),
+        ("points: [{}]\nquick: 3", "quick must be settings"),
         ("- 1", "needs points"),
         ("points: [{}]\nseed: 1", "nothing else"),
         ("points: [", "is not YAML"),
         ("points: [{seed: 5}]", "seed is no setting of a point or of all; give them as 'seeds: "),
-        ("points: [{}]\nsettings: {seed: 5}", "seed is no setting"),
         ("points: [{}]\nquick: {seed: 5}", "seed is no setting"),
         ("points: [{}]\nsettings: {name: x}", "there is no setting 'name'"),
         ("points: [{}]\nseeds: 3", "seeds must be a list"),
@@ -400,13 +215,20 @@ def test_wrong_sweeps_are_one_sentence(tmp_path):
         ("points: [{}]\nseeds: [one]", "seeds must be a list"),
         ("points: [{}]\nseeds: [true]", "seeds must be a list"),
         ("points: [{scal: 2}]", "did you mean 'scale'"),
-    ):
-        (tmp_path / "x.yaml").write_text(text)
-        with pytest.raises(UserError, match=words):
-            sweep.sweep(str(tmp_path / "x.yaml"), run_dir=str(tmp_path / "out"))
-    with pytest.raises(UserError, match="features"):
-        sweep.sweep("feature")
+    ],
+)
+def test_wrong_sweeps_are_one_sentence(tmp_path, text, words):
+    (tmp_path / "x.yaml").write_text(text)
+    with pytest.raises(UserError, match=words):
+        go(str(tmp_path / "x.yaml"), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_sweeps_that_are_asked_for_wrongly(tmp_path):
+    with pytest.raises(UserError, match="features"):
+        go("feature", tmp_path)
+    with pytest.raises(UserError, match="give --seeds in the place of -p seed"):
+        go("features", tmp_path, "-p", "seed", 1)
 
 
 def test_shipped_sweeps(tmp_path):
@@ -425,21 +247,9 @@ def test_shipped_sweeps(tmp_path):
 
 def test_arguments_win_but_not_over_the_point(tmp_path):
     content = {"points": [{"width": 4}], "settings": {"blocks": 1, "batch": 4}, "profile": "smoke"}
-    (point,) = sweep.make_points(content, tmp_path, "quick", [3], "phantom", {"width": 99, "batch": 6})
+    (point,) = sweep.make_points(content, tmp_path, "quick", [3], {"width": 99, "batch": 6})
     assert (point.config.width, point.config.batch, point.config.blocks, point.config.seed) == (4, 6, 1, 3)
     assert point.config.profile == "quick" and point.folder.name == "width-4-seed3"
-
-
-def test_pretraining_that_was_taken_is_given_on(tmp_path):
-    theirs, mine = points = sweep.make_points({"points": [{}, {"gan_lr": 1e-3}], "seeds": [0]}, tmp_path, "smoke")
-    (theirs.folder / "pretrain").mkdir(parents=True)
-    for name in ("srresnet.pt", "manifest.csv"):
-        (theirs.folder / name).write_bytes(b"weights")
-    Run(theirs.folder, theirs.config).record("stages", "pretrain", finished="yes", taken_from="the first")
-    theirs.note(settings=theirs.settings, finished=None, error=None)
-    sweep._share_pretraining(mine, points)
-    assert Run(mine.folder, mine.config).provenance["stages"]["pretrain"]["taken_from"] == "the first"
-    assert (mine.folder / "srresnet.pt").read_bytes() == b"weights"
 
 
 def test_points_that_start_from_weights_share_their_pretraining(tmp_path, scan_folder, monkeypatch, capsys):
@@ -460,11 +270,12 @@ def test_points_that_start_from_weights_share_their_pretraining(tmp_path, scan_f
     file = written(
         tmp_path / "s.yaml", [{}, {"gan_lr": 1e-3}, {"gan_lr": 1e-4}], seeds=[0], settings=TINY | {"start": str(tmp_path / "first.pt")}
     )
-    assert sweep.sweep(file, data=str(scan_folder), run_dir=str(tmp_path / "out")) == 0
+    assert go(file, tmp_path / "out", "--data", scan_folder) == 0
     said = capsys.readouterr().out
     assert "3 finished" in said and said.count("pretraining taken from base-seed0") == 2
     for name in ("gan_lr-0.001-seed0", "gan_lr-0.0001-seed0"):
         other = tmp_path / "out" / name
+        assert Run(other, load_config("smoke")).provenance["stages"]["pretrain"]["taken_from"] == "base-seed0"
         assert (other / "start.pt").read_bytes() == (tmp_path / "first.pt").read_bytes()
         assert json.loads((other / "provenance.json").read_text())["networks"]["start"]["file"] == str(tmp_path / "first.pt")
 
@@ -473,17 +284,11 @@ def test_settings_under_a_profile_hold_in_that_profile_alone(tmp_path):
     content = {"points": [{}], "settings": {"blocks": 1, "batch": 4}, "quick": {"blocks": 3}}
     blocks = {p: sweep.make_points(content, tmp_path, p, [0])[0].config.blocks for p in ("", "quick", "smoke", "kaggle")}
     assert blocks == {"": 3, "quick": 3, "smoke": 1, "kaggle": 1}
-    with pytest.raises(UserError, match="quick must be settings"):
-        sweep.read_sweep(written(tmp_path / "bad.yaml", [{}], quick=3))
 
 
 @pytest.mark.slow
 def test_a_real_sweep(tmp_path):
     """Two points that share their pretraining, made through papermill, end as the plain run does, to the byte."""
-
-    def srlib(*args):
-        command = [sys.executable, "-m", "srlib", *map(str, args)]
-        return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=900)
 
     file = written(tmp_path / "real.yaml", [{"adversarial_share": 0.5}, {}], seeds=[1])
     done = srlib("sweep", file, "--run-dir", tmp_path / "out")

@@ -1,5 +1,5 @@
-"""In a headless Chromium driven by its remote-debugging protocol: a notebook in the real JupyterLab (Run All, outputs, pictures, links), and the
-report at three widths, light and dark."""
+"""In a headless Chromium driven by its remote-debugging protocol: the notebooks in the real JupyterLab (Run All, outputs, pictures, links), and the
+report of what they made at three widths, light and dark."""
 
 import contextlib
 import json
@@ -15,12 +15,13 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from running import srlib
 
+from srlib.commands.report import build_report
 from srlib.files import REPOSITORY
 from srlib.series.run_folder import NOTEBOOKS
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(not BROWSER, reason="needs chromium on the PATH, which this machine lacks")]
 FLAGS = ("headless", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-background-networking", "disable-component-update",
          "disable-sync", "disable-dev-shm-usage", "remote-debugging-port=0", "window-size=1400,1000")  # fmt: skip
 
@@ -82,8 +83,6 @@ def answered(what, seconds: float = 90):
 @contextlib.contextmanager
 def browsing(folder: Path):
     """A tab of a new browser, whose files lie in `folder`."""
-    if not BROWSER:
-        pytest.skip("needs chromium on the PATH, which this machine lacks")
     browser = [BROWSER, *(f"--{flag}" for flag in FLAGS), f"--user-data-dir={folder / 'browser'}", "about:blank"]
     with started(browser, folder / "browser.log"):
         tools = answered(lambda: (folder / "browser/DevToolsActivePort").read_text().splitlines()[0])
@@ -94,8 +93,6 @@ def browsing(folder: Path):
 @pytest.fixture
 def lab(tmp_path):
     """A tab on JupyterLab, which serves copies of the notebooks with the smoke profile; (page, address)."""
-    if not BROWSER:
-        pytest.skip("needs chromium on the PATH, which this machine lacks")
     (tmp_path / "srlib").symlink_to(REPOSITORY / "srlib")  # found from the notebooks' folder, as in the repository
     (tmp_path / "notebooks").mkdir()
     for path in (REPOSITORY / "notebooks").glob("*.ipynb"):
@@ -115,9 +112,8 @@ def lab(tmp_path):
         yield page, address
 
 
-@pytest.mark.slow
-def test_run_all_in_jupyterlab(lab):
-    """All six notebooks, one after the other, by Run All; each link at the end opens the next."""
+def test_run_all_in_jupyterlab_and_the_report(lab, tmp_path):
+    """All six notebooks, one after the other, by Run All; each link at the end opens the next. The report of that run fits every screen."""
     page, address = lab
     page.call("Emulation.setFocusEmulationEnabled", enabled=True)  # a headless page has no focus, so that no tab would be the current one
     names = [name for name, _, _ in NOTEBOOKS.values()]
@@ -142,6 +138,9 @@ def test_run_all_in_jupyterlab(lab):
         page.js(f"{link}.click()")
         page.wait(f"[...jupyterapp.shell.widgets('main')].some(w => w.context?.path === '{following}.ipynb')", 60)
         page.js(f"{opened}.sessionContext.shutdown().then(() => true)")
+    (tmp_path / "second").mkdir()
+    with browsing(tmp_path / "second") as page:  # JupyterLab would ask before it is left
+        report_fits(page, build_report(tmp_path / "run"))
 
 
 WIDER = """[...document.body.querySelectorAll('*')].filter(e => {
@@ -149,25 +148,22 @@ WIDER = """[...document.body.querySelectorAll('*')].filter(e => {
   return e.getBoundingClientRect().right > document.documentElement.clientWidth + 1 }).map(e => e.outerHTML.slice(0, 80))"""
 
 
-@pytest.mark.slow
-def test_the_report_fits_every_screen(tmp_path):
-    done = srlib("run", "--profile", "smoke", "--run-dir", tmp_path / "run")
-    assert done.returncode == 0, done.stderr
-    with browsing(tmp_path) as page:
-        page.call("Page.enable")
-        page.call(
-            "Page.addScriptToEvaluateOnNewDocument", source="window.wrong = []; addEventListener('error', e => wrong.push(e.message), true)"
-        )
-        for width in (1280, 1024, 390):
-            page.call("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=width < 500)
-            for scheme in ("light", "dark"):
-                page.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
-                page.call("Page.navigate", url=f"file://{tmp_path / 'run/index.html'}?{width}{scheme}")
-                page.wait(f"location.search === '?{width}{scheme}' && document.readyState === 'complete' && document.images.length > 5", 60)
-                page.js("document.querySelectorAll('details').forEach(d => d.open = true)")
-                assert not page.js(WIDER), (width, scheme)
-                assert page.js("[...document.images].every(i => i.complete && i.naturalWidth > 10)") and not page.js("wrong")
-                ink, paper = (page.js(f"getComputedStyle(document.body).{what}") for what in ("color", "backgroundColor"))
-                assert (sum(map(int, re.findall(r"\d+", ink))) < sum(map(int, re.findall(r"\d+", paper)))) == (scheme == "light")
-        anchors = page.js("[...document.querySelectorAll('nav a')].map(a => !!document.querySelector(a.getAttribute('href')))")
-        assert len(anchors) == 7 and all(anchors)
+def report_fits(page: Page, report: Path) -> None:
+    """At three widths, light and dark: nothing is wider than the page, every picture is there, the links lead somewhere."""
+    page.call("Page.enable")
+    page.call(
+        "Page.addScriptToEvaluateOnNewDocument", source="window.wrong = []; addEventListener('error', e => wrong.push(e.message), true)"
+    )
+    for width in (1280, 1024, 390):
+        page.call("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=width < 500)
+        for scheme in ("light", "dark"):
+            page.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+            page.call("Page.navigate", url=f"file://{report}?{width}{scheme}")
+            page.wait(f"location.search === '?{width}{scheme}' && document.readyState === 'complete' && document.images.length > 5", 60)
+            page.js("document.querySelectorAll('details').forEach(d => d.open = true)")
+            assert not page.js(WIDER), (width, scheme)
+            assert page.js("[...document.images].every(i => i.complete && i.naturalWidth > 10)") and not page.js("wrong")
+            ink, paper = (page.js(f"getComputedStyle(document.body).{what}") for what in ("color", "backgroundColor"))
+            assert (sum(map(int, re.findall(r"\d+", ink))) < sum(map(int, re.findall(r"\d+", paper)))) == (scheme == "light")
+    anchors = page.js("[...document.querySelectorAll('nav a')].map(a => !!document.querySelector(a.getAttribute('href')))")
+    assert len(anchors) == 7 and all(anchors)

@@ -1,20 +1,14 @@
-"""The series when something is wrong, or stops it: a sentence, the right exit status, nothing lost."""
+"""The series when something is wrong: a sentence, the right exit status, nothing lost. (How it is stopped and continued: test_series.py.)"""
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 
-import pandas as pd
-import psutil  # comes with ipykernel
 import pytest
 from running import said, srlib
 
+from srlib.__main__ import main
 from srlib.config import UserError
-from srlib.files import REPOSITORY
 from srlib.series.opening import open_run
+from srlib.series.run_folder import locked
 
 
 def test_later_notebooks_name_the_missing_stage(tmp_path):
@@ -27,8 +21,8 @@ def test_later_notebooks_name_the_missing_stage(tmp_path):
         open_run("05", "smoke", str(tmp_path / "new"))
     with pytest.raises(UserError, match="profile='smoke', not 'quick'"):
         open_run("03", "quick", str(tmp_path / "new"))
-    changed = open_run("03", "smoke", str(tmp_path / "new"), overrides={"pretrain_steps": 5})
-    assert changed.config.pretrain_steps == 5
+    changed = open_run("03", "smoke", str(tmp_path / "new"), overrides={"pretrain_steps": 5, "pretrain_lr": "1e-3"})
+    assert changed.config.pretrain_steps == 5 and changed.config.pretrain_lr == 1e-3  # checked as any setting is
     assert json.loads((tmp_path / "new/config.json").read_text())["pretrain_steps"] == 5
 
 
@@ -43,63 +37,33 @@ def test_later_notebooks_name_the_missing_stage(tmp_path):
 )
 def test_bad_data_is_one_sentence(tmp_path, make, words):
     make(tmp_path / "in")
+    with pytest.raises(UserError, match=f"{tmp_path / 'in'}.*{words}"):
+        open_run("01", "smoke", str(tmp_path / "run"), str(tmp_path / "in")).make_manifest()
+
+
+def test_what_a_notebook_says_is_one_sentence_of_the_command(tmp_path):
     failed = srlib("run", "--profile", "smoke", "--data", tmp_path / "in", "--run-dir", tmp_path / "run")
-    assert failed.returncode == 1 and words in failed.stderr and "01_explore_data, cell" in failed.stderr
-    assert str(tmp_path / "in") in failed.stderr and len(said(failed)) == 1
+    assert failed.returncode == 1 and len(said(failed)) == 1, failed.stderr
+    assert failed.stderr.startswith("error: 01_explore_data, cell [") and f"{tmp_path / 'in'} is not a folder" in failed.stderr
 
 
-def test_a_run_folder_that_cannot_be_written(tmp_path):
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ("--run-dir", "{tmp}/file/run"),
+            "{tmp}/file/run cannot be written (Not a directory); choose another folder with run_dir (--run-dir)",
+        ),
+        (
+            ("--run-dir", "{tmp}/used"),
+            "{tmp}/used is in use by another process; wait for it, or choose another folder with run_dir (--run-dir)",
+        ),
+        (("--run-dir", "{tmp}/new", "--profile", "quik"), "there is no profile 'quik'; did you mean 'quick'?"),
+        (("--run-dir", "{tmp}/new", "--only", "07"), "there is no notebook '07'; there are 01, 02, 03, 04, 05, 06"),
+    ],
+)
+def test_a_run_that_cannot_begin_is_one_sentence(tmp_path, capsys, words, message):
     (tmp_path / "file").write_text("in the way")
-    failed = srlib("run", "--profile", "smoke", "--run-dir", tmp_path / "file" / "run")
-    assert failed.returncode == 1 and "cannot be written" in failed.stderr and len(said(failed)) == 1
-
-
-def test_unknown_profile_and_notebook(tmp_path):
-    failed = srlib("run", "--profile", "quik", "--run-dir", tmp_path / "run")
-    assert failed.returncode == 1 and failed.stderr == "error: there is no profile 'quik'; did you mean 'quick'?\n"
-    failed = srlib("run", "--only", "07", "--run-dir", tmp_path / "run")
-    assert failed.returncode == 1 and "there is no notebook '07'" in failed.stderr
-
-
-def test_one_process_at_a_time(tmp_path):
-    run = open_run("01", "smoke", str(tmp_path / "run"))
-    with run.lock():
-        failed = srlib("run", "--profile", "smoke", "--run-dir", tmp_path / "run")
-    assert failed.returncode == 1 and "in use by another process" in failed.stderr
-
-
-def test_stopped_by_a_signal_and_continued(tmp_path):
-    """TERM, then Ctrl-C at the terminal, in the middle of pretraining: exit status 130, kernel gone, state saved; the same command
-    goes on, and ends the run."""
-    folder = tmp_path / "run"
-    command = [sys.executable, "-m", "srlib", "run", "--profile", "smoke", "--run-dir", str(folder), "-p", "pretrain_steps", "600"]
-    history = folder / "pretrain/history.csv"
-    rows = 0
-    for stop in (lambda pid: os.kill(pid, signal.SIGTERM), lambda pid: os.killpg(pid, signal.SIGINT)):
-        runner = subprocess.Popen(
-            command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-        )
-        deadline = time.monotonic() + 120
-        while not (history.exists() and len(pd.read_csv(history)) > rows) and time.monotonic() < deadline:
-            time.sleep(0.1)
-        kernels = psutil.Process(runner.pid).children(recursive=True)
-        assert any("ipykernel_launcher" in " ".join(k.cmdline()) for k in kernels)
-        stop(runner.pid)
-        out, err = runner.communicate(timeout=90)
-        assert runner.returncode == 130, out + err
-        assert "the same command continues" in err and not (folder / "srresnet.pt").exists()
-        assert not [k for k in kernels if k.is_running() and k.status() != psutil.STATUS_ZOMBIE]
-        rows = len(pd.read_csv(history))
-    again = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=300)
-    assert again.returncode == 0, again.stderr
-    table = pd.read_csv(history)
-    assert list(table.step) == list(range(0, 601, 5)) and table.session.max() == 3
-    executed = (folder / "notebooks/03_pretrain_generator.ipynb").read_text()
-    assert "continuing at step" in executed
-
-
-def test_the_end_of_max_hours_is_no_failure(tmp_path):
-    done = srlib("run", "--profile", "smoke", "--run-dir", tmp_path / "run", "-p", "max_hours", "1e-9")
-    assert done.returncode == 130 and done.stderr == "stopped; the same command continues\n", done.stdout + done.stderr
-    assert "pretrain: max_hours=1e-09 are over, saved at step 1; run the same again to continue\n" in done.stdout
-    assert (tmp_path / "run/pretrain/checkpoint.pt").exists() and not (tmp_path / "run/srresnet.pt").exists()
+    with locked(tmp_path / "used"):
+        assert main(["run", "--profile", "smoke", *(word.replace("{tmp}", str(tmp_path)) for word in words)]) == 1
+    assert capsys.readouterr().err == f"error: {message.replace('{tmp}', str(tmp_path))}\n"

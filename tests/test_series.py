@@ -2,15 +2,20 @@
 
 import html
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
+import time
 
 import nbformat
 import pandas as pd
+import psutil  # comes with ipykernel
 import pytest
-from running import said, srlib
+from running import srlib
 
+from srlib.__main__ import main
 from srlib.files import REPOSITORY
 from srlib.models import networks
 from srlib.notebook import plain_code
@@ -86,25 +91,21 @@ def test_ruff():
 
 
 # --------------------------------------------------------------------------------------------- the whole series
+SMOKE = ("run", "--profile", "smoke", "-p", "pretrain_steps", "300")  # long enough to be stopped in
+
+
 @pytest.fixture(scope="module")
 def smoke_run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "smoke"
-    done = srlib("run", "--profile", "smoke", "--run-dir", folder)
+    done = srlib(*SMOKE, "--run-dir", folder)
     assert done.returncode == 0, done.stdout + done.stderr
     return folder, done.stdout
 
 
 def test_smoke_run_makes_everything(smoke_run):
     folder, said = smoke_run
-    for made in (
-        "config.json",
-        "provenance.json",
-        "manifest.csv",
-        "srresnet.pt",
-        "srgan.pt",
-        "pretrain/history.csv",
-        "srgan/checkpoint.pt",
-    ):
+    files = "config.json provenance.json manifest.csv srresnet.pt srgan.pt pretrain/history.csv srgan/checkpoint.pt"
+    for made in files.split():
         assert (folder / made).exists(), made
     table = pd.read_csv(folder / "evaluation/metrics.csv")
     assert list(table.method.unique()) == ["nearest", "bicubic", "linear", "srresnet", "srgan", "noise"]
@@ -162,35 +163,63 @@ def test_report_needs_no_network(smoke_run):
 def test_finished_notebooks_are_skipped_and_the_table_repeats(smoke_run):
     folder, _ = smoke_run
     table = (folder / "evaluation/metrics.csv").read_bytes()
-    again = srlib("run", "--profile", "smoke", "--run-dir", folder)
+    again = srlib(*SMOKE, "--run-dir", folder)
     assert again.returncode == 0 and again.stdout.count("finished earlier, skipped") == 6
     once_more = srlib("run", "--profile", "smoke", "--run-dir", folder, "--only", "05")
     assert once_more.returncode == 0 and "[05/06]" in once_more.stdout and "[04/06]" not in once_more.stdout
     assert (folder / "evaluation/metrics.csv").read_bytes() == table
 
 
-def test_a_run_refuses_what_contradicts_it(smoke_run):
-    folder, _ = smoke_run
-    before = {p: p.read_bytes() for p in folder.rglob("*.pt")}
-    for extra, words in (
+@pytest.mark.parametrize(
+    ("extra", "words"),
+    [
         (("-p", "gan_steps", "9"), r"gan_steps=6, not 9.*--run-dir"),
         (("-p", "scale", "2"), r"scale=4, not 2.*--run-dir"),
         (("--profile", "quick"), r"profile='smoke', not 'quick'"),
         (("-p", "gan_step", "9"), r"did you mean 'gan_steps'"),
         (("--only", "04", "-p", "width", "4"), r"width is 8 in .* belongs to 03_pretrain_generator"),
-    ):
-        failed = srlib("run", "--profile", "smoke", "--run-dir", folder, *extra)
-        assert failed.returncode == 1 and re.search(words, failed.stderr), failed.stderr
-        assert len(said(failed)) == 1
+    ],
+)
+def test_a_run_refuses_what_contradicts_it(smoke_run, capsys, extra, words):
+    folder, _ = smoke_run
+    before = {p: p.read_bytes() for p in folder.rglob("*.pt")}
+    assert main([*SMOKE, "--run-dir", str(folder), *extra]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.search(words, line), line
     assert {p: p.read_bytes() for p in folder.rglob("*.pt")} == before
 
 
-def test_one_seed_repeats_to_the_byte(smoke_run, tmp_path):
-    """Training again from nothing with the same seed and number of threads gives the same bytes."""
-    folder, _ = smoke_run
-    done = srlib("run", "--profile", "smoke", "--run-dir", tmp_path / "again")
-    assert done.returncode == 0, done.stderr
-    assert (tmp_path / "again/evaluation/metrics.csv").read_bytes() == (folder / "evaluation/metrics.csv").read_bytes()
+def test_stopped_and_continued_to_the_same_bytes(smoke_run, tmp_path):
+    """Out of time, then TERM, then Ctrl-C at the terminal, in the middle of the pretraining: exit status 130, kernel gone, state saved. The same
+    command goes on, and ends as the run that was never stopped: one seed and number of threads give the same bytes."""
+    folder = tmp_path / "run"
+    words = [*SMOKE, "--run-dir", str(folder)]
+    done = srlib(*words, "-p", "max_hours", "1e-9")
+    assert done.returncode == 130 and done.stderr == "stopped; the same command continues\n", done.stdout + done.stderr
+    assert "pretrain: max_hours=1e-09 are over, saved at step 1; run the same again to continue\n" in done.stdout
+    history, rows = folder / "pretrain/history.csv", 1
+    for stop in (lambda pid: os.kill(pid, signal.SIGTERM), lambda pid: os.killpg(pid, signal.SIGINT)):
+        command = [sys.executable, "-m", "srlib", *words, "-p", "max_hours", "0"]
+        runner = subprocess.Popen(
+            command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        )
+        deadline = time.monotonic() + 120
+        while len(pd.read_csv(history)) <= rows and time.monotonic() < deadline:
+            time.sleep(0.1)
+        kernels = psutil.Process(runner.pid).children(recursive=True)
+        assert any("ipykernel_launcher" in " ".join(k.cmdline()) for k in kernels)
+        stop(runner.pid)
+        out, err = runner.communicate(timeout=90)
+        assert runner.returncode == 130, out + err
+        assert "the same command continues" in err and not (folder / "srresnet.pt").exists()
+        assert not [k for k in kernels if k.is_running() and k.status() != psutil.STATUS_ZOMBIE]
+        rows = len(pd.read_csv(history))
+    again = srlib(*words, "-p", "max_hours", "0")
+    assert again.returncode == 0, again.stderr
+    table = pd.read_csv(history)
+    assert list(table.step) == list(range(0, 301, 5)) and table.session.max() == 4
+    assert "continuing at step" in (folder / "notebooks/03_pretrain_generator.ipynb").read_text()
+    assert (folder / "evaluation/metrics.csv").read_bytes() == (smoke_run[0] / "evaluation/metrics.csv").read_bytes()
 
 
 # --------------------------------------------------------------------------------------------- other data

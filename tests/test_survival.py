@@ -46,7 +46,7 @@ for stage in (pretraining.pretrain_generator, adversarial.train_srgan):
 def test_killed_at_random_moments(images, tmp_path, kills):
     """kill -9, checkpoint writes included: the weights of the run that was never killed, and never more than one interval repeated."""
     settings = TINY | {"pretrain_steps": 8 + 7 * kills, "gan_steps": 12 + 7 * kills, "checkpoint_every": 3}
-    chance = random.Random(kills)
+    rng = random.Random(kills)
 
     def start(folder):
         folder.mkdir(exist_ok=True)
@@ -63,7 +63,7 @@ def test_killed_at_random_moments(images, tmp_path, kills):
         process, before = start(cut), len(steps(cut))
         while process.poll() is None and len(steps(cut)) <= before + settings["checkpoint_every"]:
             time.sleep(0.005)  # one checkpoint at least
-        time.sleep(chance.uniform(0, 0.3))
+        time.sleep(rng.uniform(0, 0.3))
         process.kill()
         assert process.wait(), "the training ended before it was killed often enough"
         hit += 1
@@ -151,19 +151,24 @@ def test_interrupt_of_a_kernel(images, tmp_path):
         manager.shutdown_kernel(now=True)
 
 
-@pytest.mark.parametrize("workers", [0, 1, 3])
-def test_resume_is_exact_at_any_number_of_workers(images, tmp_path, workers):
+def test_resume_is_exact_at_any_number_of_workers(images, tmp_path):
     """N steps, a stop, N steps: bit for bit 2N steps of a run without workers; optimisers, schedules and averages included."""
+
+    def parts(folder, name):
+        return flat(torch.load(tmp_path / folder / name / "checkpoint.pt", weights_only=True)["parts"])
+
     for stage, name in ((pretraining.pretrain_generator, "pretrain"), (adversarial.train_srgan, "srgan")):
         stage(load_config("smoke", **TINY), *images, tmp_path / "whole")
-        with pytest.raises(UserError, match="max_hours"):
-            stage(load_config("smoke", **TINY, max_hours=1e-9), *images, tmp_path / "cut")
-        stage(load_config("smoke", **TINY, workers=workers), *images, tmp_path / "cut")
-        parts = [torch.load(tmp_path / f / name / "checkpoint.pt", weights_only=True)["parts"] for f in ("whole", "cut")]
-        assert flat(parts[0]).keys() == flat(parts[1]).keys()
-        for key, value in flat(parts[0]).items():
-            other = flat(parts[1])[key]
-            assert torch.equal(value, other) if torch.is_tensor(value) else value == other, key
+        expected = parts("whole", name)
+        for workers in (0, 1, 3):
+            cut = f"cut{workers}"
+            with pytest.raises(UserError, match="max_hours"):
+                stage(load_config("smoke", **TINY, max_hours=1e-9), *images, tmp_path / cut)
+            stage(load_config("smoke", **TINY, workers=workers), *images, tmp_path / cut)
+            resumed = parts(cut, name)
+            assert resumed.keys() == expected.keys()
+            for key, value in expected.items():
+                assert torch.equal(value, resumed[key]) if torch.is_tensor(value) else value == resumed[key], (workers, key)
 
 
 def flat(tree, path=""):

@@ -48,13 +48,11 @@ def given(text: str) -> str:
 
 def value(text: str):
     """'0.1' a float, '3' an int, 'true' a bool, anything else text."""
-    if text.lower() in ("true", "false"):
-        return text.lower() == "true"
     try:
-        number = ast.literal_eval(text)
+        number = ast.literal_eval(text.title() if text.lower() in ("true", "false") else text)
     except (ValueError, SyntaxError):
         return text
-    return number if isinstance(number, int | float | bool) else text
+    return number if isinstance(number, int | float) else text
 
 
 def in_one_line(work: Callable[[], int | None]) -> int:
@@ -65,22 +63,24 @@ def in_one_line(work: Callable[[], int | None]) -> int:
             stream.reconfigure(errors="replace")
     try:
         status = work() or 0
-        print(end="", flush=True)
+        sys.stdout.flush()
         return status
     except KeyboardInterrupt:
         print("stopped; the same command continues", file=sys.stderr)
         return 130
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-    except BrokenPipeError:  # `| head` has read enough
-        _leave_output()
     except OSError as error:
         if error.errno is None and error.filename is None:
             raise
-        where = error.filename if error.filename is not None else "a file or the output"  # (writing names no file)
-        advice = "" if isinstance(error, FileNotFoundError) else "; choose another place or free it"
-        print(f"error: {where}: {error.strerror or error}{advice}", file=sys.stderr)
-        _leave_output()
+        if not isinstance(error, BrokenPipeError):  # `| head` has read enough
+            where = error.filename if error.filename is not None else "a file or the output"  # (writing names no file)
+            advice = "" if isinstance(error, FileNotFoundError) else "; choose another place or free it"
+            print(f"error: {where}: {error.strerror}{advice}", file=sys.stderr)
+        try:
+            sys.stdout.flush()
+        except OSError:  # what is left goes nowhere: Python would try again at its end and complain
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (MemoryError, RuntimeError) as error:
         from ..device import memory_ran_out
 
@@ -88,11 +88,3 @@ def in_one_line(work: Callable[[], int | None]) -> int:
             raise
         print("error: memory ran out; close other programs, or give smaller images or a smaller batch", file=sys.stderr)
     return 1
-
-
-def _leave_output() -> None:
-    """Where the output takes no more, what is left goes nowhere: Python would try again at its end and complain."""
-    try:
-        print(end="", flush=True)
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

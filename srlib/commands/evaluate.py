@@ -15,8 +15,8 @@ from .. import metrics
 from ..config import Config, UserError
 from ..data.reading import few_values, jpeg_tables, named_patient, page_of, png_name, png_names, read_image, read_scan
 from ..degrade import crop_to_multiple, downsample, to_image, to_tensor
-from ..evaluation.patches import Patches
 from ..evaluation.protocol import Protocol
+from ..evaluation.run import Patches
 from ..evaluation.statistics import MEASURES, by_patient, is_power, left_out, readable_unpaired, titled
 from ..files import write
 from ..metrics.regions import valid_region

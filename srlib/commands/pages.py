@@ -6,6 +6,7 @@ import base64
 import io
 import re
 from pathlib import Path
+from string import Template
 
 import nbformat
 from PIL import Image
@@ -18,7 +19,8 @@ from ..series.run_folder import NOTEBOOKS, Run
 from . import absolute, parser, report
 
 PAGES = REPOSITORY / "notebooks"
-SHOWN = ("comparison_1", "texture_closeups", "draws", "spectra", "measures", "srgan_curves")  # in RESULTS.md
+SHOWN = ("comparison_1", "texture_closeups", "samples", "spectra", "measures", "srgan_curves")  # in RESULTS.md
+RESULTS = Path(__file__).with_name("results.md")  # a string.Template
 MARK = "<!-- below: written by `pages` -->"  # in RESULTS.md; what stands above it stays
 PNG = re.compile(r"data:image/png;base64,([A-Za-z0-9+/=]+)")
 
@@ -33,30 +35,25 @@ def update_pages(run_dir: str, profile: str = "quick") -> list[Path]:
     written = []
     for name, _, _ in NOTEBOOKS.values():
         notebook = nbformat.read(PAGES / f"{name}.ipynb", as_version=4)
-        written += _attach(run, name, notebook)
+        written += _attach(run, notebook)
         write(PAGES / f"{name}.ipynb", nbformat.writes(notebook) + "\n")
-        written.append(_executed(run, name, notebook))
+        _take_outputs(run, name, notebook)
+        write(PAGES / "executed" / f"{name}.ipynb", nbformat.writes(notebook) + "\n")
+        written.append(PAGES / "executed" / f"{name}.ipynb")
     return [*written, *_results(run)]
 
 
-def _attach(run: Run, name: str, notebook) -> list[Path]:
+def _attach(run: Run, notebook) -> list[Path]:
     """The pictures that the notebook's first cell names, from the run's figures, as its attachments and in notebooks/pictures/."""
     written, first = [], notebook.cells[0]
     for stem in re.findall(r"attachment:([\w-]+)\.jpg", first.source):
-        figure = next((f for f in (run.figures / f"{stem}.png", run.figures / f"{stem}_1.png") if f.exists()), None)
-        if figure is None:
-            raise UserError(f"{run.figures / stem}.png is missing, which {name}.ipynb begins with; --from 01 makes it")
+        numbered = run.folder / "figures" / f"{stem}_1.png"
+        figure = numbered if numbered.exists() else numbered.with_name(f"{stem}.png")
         small = _jpeg(figure.read_bytes(), 800, 72)  # all six go into a Kaggle kernel of 1 MB
         first["attachments"] = {f"{stem}.jpg": {"image/jpeg": base64.b64encode(small).decode()}}
-        written.append(_picture(figure, stem))
+        written.append(PAGES / "pictures" / f"{stem}.jpg")
+        write(written[-1], _jpeg(figure.read_bytes()))
     return written
-
-
-def _picture(figure: Path, stem: str) -> Path:
-    """The figure as a JPEG in notebooks/pictures/."""
-    target = PAGES / "pictures" / f"{stem}.jpg"
-    write(target, _jpeg(figure.read_bytes()))
-    return target
 
 
 def _jpeg(png: bytes, width: int = 1000, quality: int = 82) -> bytes:
@@ -68,8 +65,8 @@ def _jpeg(png: bytes, width: int = 1000, quality: int = 82) -> bytes:
     return buffer.getvalue()
 
 
-def _executed(run: Run, name: str, notebook) -> Path:
-    """The present notebook with the outputs of the run in notebooks/executed/ (its text may be older): pictures as JPEG, without this machine's paths."""
+def _take_outputs(run: Run, name: str, notebook) -> None:
+    """Give the present notebook the outputs of the run (its text may be older): pictures as JPEG, without this machine's paths."""
     executed = nbformat.read(run.folder / "notebooks" / f"{name}.ipynb", as_version=4)
     code = [c for c in executed.cells if c.cell_type == "code" and "injected-parameters" not in c.metadata.get("tags", [])]
     own = [c for c in notebook.cells if c.cell_type == "code"]
@@ -78,55 +75,45 @@ def _executed(run: Run, name: str, notebook) -> Path:
     for cell, ran in zip(own, code, strict=True):
         cell.outputs, cell.execution_count = ran.outputs, ran.execution_count
         for output in cell.outputs:
-            _for_the_page(output)
-    target = PAGES / "executed" / f"{name}.ipynb"
-    write(target, nbformat.writes(notebook) + "\n")
-    return target
+            if "text" in output:
+                output.text = re.sub(r"^.*\r", "", output.text, flags=re.M).replace(f"{HOME}/", "")  # of a progress bar its last state
+            data = output.get("data", {})
+            if "image/png" in data:
+                data["image/jpeg"] = _small(data.pop("image/png"))
+                data["text/plain"] = "a figure"
+            for kind in data.keys() & {"text/html", "text/markdown", "text/plain"}:
+                data[kind] = PNG.sub(lambda match: "data:image/jpeg;base64," + _small(match[1]), data[kind]).replace(f"{HOME}/", "")
 
 
-def _for_the_page(output) -> None:
-    """Turn an output's pictures into JPEG and its absolute paths into relative ones, in place."""
-    if "text" in output:
-        output.text = re.sub(r"^.*\r", "", output.text, flags=re.M).replace(f"{HOME}/", "")  # of a progress bar its last state
-    data = output.get("data", {})
-    if "image/png" in data:
-        data["image/jpeg"] = base64.b64encode(_jpeg(base64.b64decode(data.pop("image/png")), 10_000)).decode()
-        data["text/plain"] = "a figure"
-    for kind in ("text/html", "text/markdown", "text/plain"):
-        if kind in data:
-            data[kind] = PNG.sub(_embedded_jpeg, data[kind]).replace(f"{HOME}/", "")
-
-
-def _embedded_jpeg(match: re.Match) -> str:
-    return "data:image/jpeg;base64," + base64.b64encode(_jpeg(base64.b64decode(match[1]), 10_000)).decode()
+def _small(png: str) -> str:
+    """Base64 of a PNG as that of a JPEG, whatever its width."""
+    return base64.b64encode(_jpeg(base64.b64decode(png), 10_000)).decode()
 
 
 def _results(run: Run) -> list[Path]:
     """The run's report as the last part of notebooks/RESULTS.md: what was found, the tables, the pictures."""
-    table, unpaired, drawn = (read_table(run.folder / "evaluation" / f"{name}.csv") for name in ("metrics", "unpaired", "draws"))
+    table, unpaired, samples = (read_table(run.folder / "evaluation" / f"{name}.csv") for name in ("metrics", "unpaired", "samples"))
     numbers = statistics.with_intervals(statistics.summarise(table))
     leading = statistics.titled(numbers.reindex(report.LEADING).dropna()).T
     config, made = run.config, run.provenance["made_by"]
-    text = [
-        "## Phantoms, one run",
-        f"Profile {config.profile}, x{config.scale}, {config.pretrain_steps:,} pretraining steps, {config.gan_steps:,} adversarial steps, seed {config.seed}; "
-        f"torch {made.get('versions', {}).get('torch', '')}, {made.get('cores', '')} CPU cores. **Not a result on OCT.**",
-        f"{statistics.verdict(table, unpaired)} {statistics.caution(table)}",
-        report.markdown(leading.rename_axis("method").reset_index()),
-        "<details><summary>all measures, tests, draws, patches</summary>",
-        report.markdown(statistics.titled(numbers).rename_axis("measure").reset_index()),
-        "Texture error, patient by patient (paired Wilcoxon signed-rank tests, Holm's correction over the table's rows):",
-        report.markdown(statistics.readable_tests(table, "texture_error_db")),
-        report.markdown(statistics.readable_draws(drawn).reset_index()),
-        report.markdown(statistics.readable_unpaired(unpaired).rename_axis("patches of SR against patches of HR").reset_index()),
-        "</details>",
-        "Every picture stands in the [executed notebooks](executed/05_evaluate.ipynb); these are the ones to begin with.",
-    ]
-    shown = [(_picture(figure, figure.stem), caption) for figure, caption in report.pictures(run.folder) if figure.stem in SHOWN]
-    text += [f"![phantom](pictures/{picture.name})\n\n*Phantom. {caption}*" for picture, caption in shown]
+    pictures = {PAGES / "pictures" / f"{f.stem}.jpg": (f, caption) for f, caption in report.pictures(run.folder) if f.stem in SHOWN}
+    for target, (figure, _) in pictures.items():
+        write(target, _jpeg(figure.read_bytes()))
+    text = Template(read_text(RESULTS)).substitute(
+        vars(config) | {name: f"{getattr(config, name):,}" for name in ("pretrain_steps", "gan_steps")},
+        torch=made["versions"]["torch"],
+        cores=made["cores"],
+        verdict=f"{statistics.verdict(table, unpaired)} {statistics.caution(table)}",
+        leading=report.markdown(leading.rename_axis("method").reset_index()),
+        measures=report.markdown(statistics.titled(numbers).rename_axis("measure").reset_index()),
+        tests=report.markdown(statistics.readable_tests(table, "texture_error_db")),
+        samples=report.markdown(statistics.readable_samples(samples).reset_index()),
+        patches=report.markdown(statistics.readable_unpaired(unpaired).rename_axis("patches of SR against patches of HR").reset_index()),
+        pictures="\n\n".join(f"![phantom](pictures/{t.name})\n\n*Phantom. {caption}*" for t, (_, caption) in pictures.items()),
+    )
     page = PAGES / "RESULTS.md"
-    write(page, read_text(page).partition(MARK)[0] + MARK + "\n\n" + "\n\n".join(text) + "\n")
-    return [*(picture for picture, _ in shown), page]
+    write(page, read_text(page).partition(MARK)[0] + MARK + "\n\n" + text)
+    return [*pictures, page]
 
 
 def main(argv: list[str]) -> None:

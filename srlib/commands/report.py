@@ -6,42 +6,28 @@ import base64
 import html
 import re
 from pathlib import Path
+from string import Template
 
 import pandas as pd
 
 from ..config import FIELDS, Config, UserError
 from ..evaluation import statistics
-from ..evaluation.drawn import DRAWS
 from ..evaluation.methods import named
-from ..files import file_hash, read_json, read_table, write
+from ..files import file_hash, read_json, read_table, read_text, write
 from ..series.run_folder import NOTEBOOKS, read_config
 
-CSS = """
-:root { --ink: #1c2024; --soft: #5b6570; --line: #dfe3e8; --paper: #ffffff; --plate: #ffffff; --accent: #b34700; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e8eaed; --soft: #a2abb5; --line: #3a4149; --paper: #17191c; --plate: #f4f4f4; --accent: #ff9d5c; } }
-body { font: 16px/1.55 system-ui, sans-serif; color: var(--ink); background: var(--paper); max-width: 60rem; margin: 0 auto; padding: 1.5rem; overflow-wrap: anywhere; }
-h1 { font-size: 1.7rem; margin: 0.2em 0; } h2 { font-size: 1.2rem; margin: 2em 0 0.5em; } h3 { font-size: 1rem; margin: 1.5em 0 0.5em; }
-p.lead { font-size: 1.1rem; } p.note { color: var(--soft); } p.phantom { color: var(--accent); font-weight: 600; }
-nav a { margin-right: 1em; display: inline-block; }
-div.wide { overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 0.9rem; overflow-wrap: normal; }
-td small { white-space: nowrap; color: var(--soft); } th, td { padding: 0.3rem 0.5rem; border-bottom: 1px solid var(--line); text-align: right; vertical-align: top; }
-th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: var(--paper); }
-figure { margin: 1.5rem 0; } figure img { max-width: 100%; height: auto; background: var(--plate); border-radius: 4px; }
-figcaption { color: var(--soft); font-size: 0.9rem; } a { color: var(--accent); } summary { cursor: pointer; color: var(--accent); }
-"""
+PAGE = Path(__file__).with_name("report.html")  # a string.Template
 LEADING = ("gain_db", "ssim", "texture_error_db", "stripe_db", "consistency")
 
 CAPTIONS = {  # figure file stem (without a trailing number): caption, in the order of the report
     "comparison": "{label}: the framed square of a test scan at four times its size. SRGAN should have HR's grain, at other places than HR.",
     "measures": "PSNR gain against texture error, with 95 % intervals over patients: up and to the left is better.",
     "texture_closeups": "Texture at four times its size, at a layer, in plain tissue and in the vitreous: SRResNet, the Gaussian texture, SRGAN and HR.",
-    "draws": "The mean of eight draws of SRGAN, two of them, and HR: the draws differ where LR says nothing, and their mean is smooth.",
+    "samples": "The mean of eight samples of SRGAN, two of them, and HR: the samples differ where LR says nothing, and their mean is smooth.",
     "spectra": "SR's power over HR's by spatial frequency, mean over test scans: 0 is as much as HR has. Right of the first dotted line LR knows nothing.",
     "texture": "Texture and speckle in the retina, as distances to HR: zero is as HR.",
-    "ranks": "HR's rank among eight draws of SRGAN: correct draws have equal shares (dashed).",
-    "calibration": "The error of the mean against the error that the spread predicts: on the dashed line the prediction is right, above it too sure.",
-    "uncertainty": "The spread of eight draws, large where SRGAN makes up what LR does not say, beside the error of their mean: the same places should be bright.",
+    "ranks": "HR's rank among eight samples of SRGAN: correct samples have equal shares (dashed).",
+    "uncertainty": "The spread of eight samples, large where SRGAN makes up what LR does not say, beside the error of their mean: the same places should be bright.",
     "strengths": "The texture at strength 0, 0.5 and 1, and HR.",
     "profile": "Grey levels through the layers, along the line: SRResNet and SRGAN should be as steep as HR.",
     "errors": "Where each method differs from HR. Most of SRGAN's error is speckle that LR does not determine.",
@@ -67,6 +53,38 @@ def pictures(folder: Path) -> list[tuple[Path, str]]:
     return found
 
 
+def build_report(folder: Path) -> Path:
+    """Write `folder`/index.html from what the run folder holds, and notebooks/*.html; returns its path."""
+    folder = Path(folder)
+    config, provenance = read_config(folder / "config.json"), read_json(folder / "provenance.json")
+    files = {name: folder / "evaluation" / f"{name}.csv" for name in ("metrics", "samples", "unpaired")}
+    tables = {name: read_table(file) for name, file in files.items() if file.exists()}
+    verdict = "<p class=phantom>Made from phantoms (synthetic B-scans): not a result on OCT.</p>" if config.data == "phantom" else ""
+    if tables:
+        verdict = f"<p class=lead>{html.escape(statistics.verdict(tables['metrics'], tables.get('unpaired')))}</p>{verdict}"
+    trained = f"{config.pretrain_steps:,} MSE steps, {config.gan_steps:,} adversarial steps, seed {config.seed}, content loss {config.content_features}"
+    first, *others = [_figure(*picture) for picture in pictures(folder)] or [""]
+    measured = "".join(_measured(tables)) if tables else ""
+    hidden = ("pretrain", "srgan") if config.networks else ()
+    settings = {name: value for name, value in vars(config).items() if FIELDS[name].metadata.get("stage") not in hidden}
+    page = Template(read_text(PAGE)).substitute(
+        name=html.escape(folder.name),
+        verdict=verdict,
+        profile=config.profile,
+        scale=config.scale,
+        made=html.escape(f"networks from {config.networks}, not trained here" if config.networks else trained),
+        nav="".join(f'<a href="#{head}">{head.title()}</a>' for head in re.findall(r"<h2 id=(\w+)", measured + read_text(PAGE))),
+        first=first,
+        measured=measured,
+        pictures="\n".join(others),
+        notebooks="".join(_notebooks(folder, provenance)),
+        facts=html.escape("; ".join(f"{key} {value}" for key, value in _facts(folder, config, provenance).items() if value != "")),
+        settings="".join(f"<tr><td>{name}<td>{html.escape(str(value))}" for name, value in settings.items()),
+    )
+    write(folder / "index.html", page)
+    return folder / "index.html"
+
+
 def _html(table: pd.DataFrame, corner: str) -> str:
     table = table.replace(r" (\[.*)$", r"<br><small>\1</small>", regex=True)
     return f"<div class=wide>{table.to_html(border=0, escape=False).replace('<th></th>', f'<th>{corner}</th>', 1)}</div>"
@@ -77,60 +95,23 @@ def _figure(picture: Path, caption: str) -> str:
     return f'<figure><img alt="{html.escape(caption)}" src="{source}"><figcaption>{html.escape(caption)}</figcaption></figure>'
 
 
-def build_report(folder: Path) -> Path:
-    """Write `folder`/index.html from what the run folder holds, and notebooks/*.html; returns its path."""
-    folder = Path(folder)
-    config, provenance = read_config(folder / "config.json"), read_json(folder / "provenance.json")
-    files = {name: folder / "evaluation" / f"{name}.csv" for name in ("metrics", "draws", "unpaired")}
-    tables = {name: read_table(file) for name, file in files.items() if file.exists()}
-    measured = "metrics" in tables
-    shown = [_figure(*picture) for picture in pictures(folder)]
-    heads = [*(("Result", "Tests", "Draws", "Patches") if measured else ()), "Pictures", "Notebooks", "Settings"]
-    trained = f"{config.pretrain_steps:,} MSE steps, {config.gan_steps:,} adversarial steps, seed {config.seed}, content loss {config.content_features}"
-    made = f"networks from {config.networks}, not trained here" if config.networks else trained
-    parts = [
-        f"<h1>SRGAN for OCT: {html.escape(folder.name)}</h1>",
-        f"<p class=lead>{html.escape(statistics.verdict(tables['metrics'], tables.get('unpaired')))}</p>" if measured else "",
-        "<p class=phantom>Made from phantoms (synthetic B-scans): not a result on OCT.</p>" if config.data == "phantom" else "",
-        _note(f"Profile {config.profile}, x{config.scale}, {made}. Research only: super-resolved detail is synthetic."),
-        "<nav>" + "".join(f'<a href="#{head.lower()}">{head}</a>' for head in heads) + "</nav>",
-        *shown[:1],
-        *(_measured(tables) if measured else ()),
-        "<h2 id=pictures>Pictures</h2>",
-        *shown[1:],
-        "<h2 id=notebooks>Notebooks</h2><ul>",
-        *_notebooks(folder, provenance),
-        "</ul><h2 id=settings>Settings and provenance</h2>",
-        _settings(folder, config, provenance),
-    ]
-    head = (
-        f'<meta name=viewport content="width=device-width, initial-scale=1"><title>{html.escape(folder.name)}</title><style>{CSS}</style>'
-    )
-    out = folder / "index.html"
-    write(out, f"<!doctype html><html lang=en><meta charset=utf-8>{head}<body>{''.join(parts)}</body></html>\n")
-    return out
-
-
-def _note(text: str) -> str:
-    return f"<p class=note>{html.escape(text)}</p>"
-
-
 def _measured(tables: dict[str, pd.DataFrame]):
-    """What was measured: the leading measures, all of them, the tests, the draws, the patches."""
+    """What was measured: the leading measures, all of them, the tests, the samples, the patches."""
     table = tables["metrics"]
     shown = statistics.with_intervals(statistics.summarise(table))
     leading = shown.reindex(LEADING).dropna()
     names = [f"{statistics.MEASURES[m][0]}<br><small>{statistics.MEASURES[m][1]}</small>" for m in leading.index]
     yield f"<h2 id=result>Result</h2>{_html(leading.set_axis(names).rename(columns=named).T, 'method')}"
-    yield _note(f"Valid region, mean by patient. {statistics.caution(table)}")
+    yield f"<p class=note>Valid region, mean by patient. {html.escape(statistics.caution(table))}</p>"
     better = [statistics.MEASURES[name][1] for name in shown.index]
     yield f"<details><summary>all measures</summary>{_html(statistics.titled(shown).assign(better=better), 'measure')}</details>"
-    yield "<h2 id=tests>Tests</h2>" + _note("Paired Wilcoxon signed-rank tests; p (Holm) is corrected for all rows of its table.")
+    yield "<h2 id=tests>Tests</h2><p class=note>Paired Wilcoxon signed-rank tests; p (Holm) is corrected for all rows of its table.</p>"
     for measure in ("psnr", "texture_error_db"):
         text = statistics.readable_tests(table, measure).to_html(border=0, index=False)
         yield f"<h3>{statistics.MEASURES[measure][0]}, patient by patient</h3><div class=wide>{text}</div>"
-    if "draws" in tables:
-        yield f"<h2 id=draws>{DRAWS} draws of SRGAN: is HR one more of them?</h2>{_html(statistics.readable_draws(tables['draws']), '')}"
+    if "samples" in tables:
+        text = _html(statistics.readable_samples(tables["samples"]), "")
+        yield f"<h2 id=samples>{statistics.SAMPLES} samples of SRGAN: is HR one more of them?</h2>{text}"
     if "unpaired" in tables:
         yield f"<h2 id=patches>Patches of SR against patches of HR</h2>{_html(statistics.readable_unpaired(tables['unpaired']), '')}"
 
@@ -145,17 +126,12 @@ def _notebooks(folder: Path, provenance: dict):
             yield f'<li><a href="notebooks/{name}.html">{name}</a>{f" ({seconds:.0f} s)" if seconds else ""}</li>'
 
 
-def _settings(folder: Path, config: Config, provenance: dict) -> str:
-    """What made the run, in a line, and all settings."""
+def _facts(folder: Path, config: Config, provenance: dict) -> dict:
+    """What made the run."""
     made, manifest = provenance.get("made_by", {}), folder / "manifest.csv"
     facts = {key: made.get(key, "") for key in ("created", "git", "python", "system", "cores")} | made.get("versions", {})
     facts |= {"seed": config.seed, "images": provenance.get("data", {}).get("images", {}).get("count", "")}
-    facts |= {"SHA-256 of the manifest, which has that of each image": file_hash(manifest) if manifest.exists() else ""}
-    hidden = ("pretrain", "srgan") if config.networks else ()
-    settings = {name: value for name, value in vars(config).items() if FIELDS[name].metadata.get("stage") not in hidden}
-    rows = "".join(f"<tr><td>{name}<td>{html.escape(str(value))}" for name, value in settings.items())
-    note = _note("; ".join(f"{key} {value}" for key, value in facts.items() if value != ""))
-    return f"{note}<details><summary>all settings</summary><div class=wide><table>{rows}</table></div></details>"
+    return facts | {"SHA-256 of the manifest, which has that of each image": file_hash(manifest) if manifest.exists() else ""}
 
 
 def notebook_html(source: Path) -> Path:

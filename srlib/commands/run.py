@@ -1,31 +1,25 @@
-"""Run the notebooks in order through papermill, into a run folder; stop and continue cleanly."""
+"""`run`: the notebooks in order through papermill, into a run folder; stop and continue cleanly."""
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 import re
 import signal
 import sys
-import threading
 import time
 import warnings
 from pathlib import Path
+from unittest import mock
 
 from ..config import OutOfTime, UserError
 from ..files import NOTEBOOK_FOLDER
 from ..series.opening import UNTRAINED, open_run
-from ..series.run_folder import NOTEBOOKS, Run, run_path
+from ..series.run_folder import NOTEBOOKS, Run, locked, run_path
 from . import absolute, add_settings, parser, read_settings
-from .report import build_report
 
 STOP_SECONDS = 60  # that an interrupted cell gets to save
 LOG_SECONDS = 15  # between progress lines where the output is no terminal
-
-
-class NotebookError(UserError):
-    """A notebook failed: which, in which cell, and its message."""
 
 
 class Paused(KeyboardInterrupt):
@@ -33,55 +27,44 @@ class Paused(KeyboardInterrupt):
 
 
 def run_series(
-    profile: str = "quick",
-    run_dir: str = "",
-    data: str = "",
-    overrides: dict | None = None,
-    start: str | None = None,
-    only: str | None = None,
+    profile: str = "quick", run_dir: str = "", data: str = "", overrides: dict | None = None, start: str = "", only: str = ""
 ) -> Path:
     """Run the notebooks that are not finished; `start` begins at one, `only` runs one, finished or not. Returns the report's path.
 
-    Raises UserError for settings that cannot be, NotebookError where a notebook fails, KeyboardInterrupt on SIGINT and SIGTERM
+    Raises UserError for settings that cannot be and where a notebook fails, KeyboardInterrupt on SIGINT and SIGTERM
     (the kernel was stopped, what it trained is saved), Paused where `max_hours` ended a training.
     """
-    for number in (start, only):
-        if number is not None and number not in NOTEBOOKS:
-            raise UserError(f"there is no notebook {number!r}; there are {', '.join(NOTEBOOKS)}")
-    numbers = [only] if only else [n for n in NOTEBOOKS if start is None or n >= start]
+    from .report import build_report
+
+    if (begin := start or only or "01") not in NOTEBOOKS:
+        raise UserError(f"there is no notebook {begin!r}; there are {', '.join(NOTEBOOKS)}")
+    numbers = [only] if only else [n for n in NOTEBOOKS if n >= begin]
     folder = run_path(profile, run_dir).resolve()
     parameters = {"profile": profile, "run_dir": str(folder), "data": data, "overrides": overrides or {}}
-    with Run(folder, None).lock():
-        began = os.environ.get("SRLIB_STARTED")  # a session that is older than this call: `max_hours` counts from there
-        os.environ |= {"SRLIB_LOCKED": str(folder), "SRLIB_STARTED": began or str(time.time())}
-        try:
-            run = open_run(numbers[0], **parameters)
-            print(f"run folder: {folder}", flush=True)
-            if run.config.networks:
-                numbers = [n for n in numbers if n in UNTRAINED]
-                print(f"nothing is trained, {run.config.networks} is measured: notebooks {', '.join(numbers)}", flush=True)
-            for number in numbers:
-                _run_notebook(run, number, parameters, asked=bool(start or only))
-        finally:
-            del os.environ["SRLIB_LOCKED"]
-            if not began:
-                del os.environ["SRLIB_STARTED"]
+    # a session that is older than this call: `max_hours` counts from there
+    around = {"SRLIB_LOCKED": str(folder), "SRLIB_STARTED": os.environ.get("SRLIB_STARTED") or str(time.time())}
+    with locked(folder), mock.patch.dict(os.environ, around):
+        run = open_run(begin, **parameters)
+        print(f"run folder: {folder}", flush=True)
+        if run.config.networks:
+            numbers = [n for n in numbers if n in UNTRAINED]
+            print(f"nothing is trained, {run.config.networks} is measured: notebooks {', '.join(numbers)}", flush=True)
+        for number in numbers:
+            _run_notebook(run, number, parameters, asked=bool(start or only))
         return build_report(folder)
 
 
 def _run_notebook(run: Run, number: str, parameters: dict, asked: bool) -> None:
+    """Execute a notebook, where it is asked for or not finished; a training that is not to go on is kept under another name."""
     name, stage, _ = NOTEBOOKS[number]
     out = run.folder / "notebooks" / f"{name}.ipynb"
     depends = stage or ("data" if number == "02" else "evaluation")
-    earlier = run.provenance["notebooks"].get(number, {})
-    finished = out.exists() and earlier.get("fingerprint") == run.fingerprint(depends)
+    finished = out.exists() and run.provenance["notebooks"].get(number, {}).get("fingerprint") == run.fingerprint(depends)
     if finished and not asked:
         print(f"[{number}/06] {name}: finished earlier, skipped (--from {number} does it again)", flush=True)
         return
-    before = run.provenance["stages"].get(stage, {}).get("fingerprint")
-    if run.is_trained(depends) and asked and (finished or before != run.fingerprint(depends)):  # train again, and keep the earlier one
-        kept = run.folder / f"{stage}-{time.strftime('%Y%m%d-%H%M%S')}"
-        (run.folder / stage).rename(kept)
+    if asked and run.is_trained(depends) and (finished or run.changed(depends)):
+        kept = (run.folder / depends).rename(run.folder / f"{depends}-{time.strftime('%Y%m%d-%H%M%S')}")
         print(f"        the earlier training is kept in {kept}", flush=True)
     print(f"[{number}/06] {name}", flush=True)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -94,76 +77,59 @@ def _run_notebook(run: Run, number: str, parameters: dict, asked: bool) -> None:
 
 
 def _execute(notebook: Path, out: Path, parameters: dict) -> None:
-    """papermill in a thread, so that the main thread can take signals and hand them to the kernel."""
+    """papermill, whose kernel gets the signals: the first one interrupts the cell, which saves; a second one, or STOP_SECONDS, ends the kernel."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import papermill
-        from papermill.clientwrap import PapermillNotebookClient
-        from papermill.engines import NBClientEngine, papermill_engines
+    from jupyter_client import AsyncKernelManager
 
     logging.getLogger("papermill").setLevel(logging.ERROR)
-    kernels, failure = [], []
+    kernels, asked = [], []
 
-    class Client(PapermillNotebookClient):
-        def start_new_kernel(self, **kwargs):
-            # this Python, not that of a kernelspec "python3" of the user's
-            self.km.kernel_spec.argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
-            super().start_new_kernel(**kwargs)
-            kernels.append(self.km)
+    class Kernel(AsyncKernelManager):
+        """A kernel of this Python, not that of a kernelspec "python3" of the user's; without a word on its transport, nor on the interrupt."""
 
-    class Engine(NBClientEngine):
-        @classmethod
-        def execute_managed_notebook(cls, nb_man, kernel_name, **kwargs):
-            for unused in ("input_path", "timeout", "startup_timeout", "start_timeout", "execution_timeout"):
-                kwargs.pop(unused, None)
-            quiet = ["--IPKernelApp.log_level=50"]  # no word on loopback TCP, nor on the interrupt that ends it
-            return Client(nb_man, kernel_name=kernel_name, extra_arguments=quiet, **kwargs).execute()
+        def format_kernel_cmd(self, extra_arguments=None):
+            kernels.append(self)
+            return [sys.executable, "-m", "ipykernel_launcher", "-f", self.connection_file, "--IPKernelApp.log_level=50"]
 
-    papermill_engines.register("srlib", Engine)
+    def stop(*_):
+        asked.append(True)
+        if not kernels or not kernels[0].has_kernel:
+            raise KeyboardInterrupt
+        if len(asked) == 1:
+            print("\n        stopping: waiting for the notebook to save", flush=True)
+            signal.alarm(STOP_SECONDS)
+        os.killpg(kernels[0].provisioner.pid, signal.SIGINT if len(asked) == 1 else signal.SIGKILL)
 
-    def work():
-        try:
-            paths = (str(path).replace("{", "{{").replace("}", "}}") for path in (notebook, out))  # papermill would fill them in
-            papermill.execute_notebook(
-                *paths, parameters, engine_name="srlib", kernel_name="python3", cwd=str(NOTEBOOK_FOLDER),
-                progress_bar=False, coalesce_streams=True, stdout_file=_Progress(False), stderr_file=_Progress(True),
-            )  # fmt: skip
-        except BaseException as error:  # handed to the main thread
-            failure.append(error)
-
-    worker = threading.Thread(target=work, daemon=True)
-    asked = []
-    old = {s: signal.signal(s, lambda number, frame: asked.append(time.monotonic())) for s in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)}
     try:
-        worker.start()
-        told = 0
-        while worker.is_alive():
-            worker.join(0.2)
-            if asked and kernels and not told:
-                print("\n        stopping: waiting for the notebook to save", flush=True)
-                asyncio.run(kernels[0].interrupt_kernel())
-                told = 1
-            if told == 1 and (len(asked) > 1 or time.monotonic() - asked[0] > STOP_SECONDS):
-                asyncio.run(kernels[0].provisioner.kill())
-                told = 2
+        paths = (str(path).replace("{", "{{").replace("}", "}}") for path in (notebook, out))  # papermill would fill them in
+        papermill.execute_notebook(
+            *paths, parameters, kernel_name="python3", kernel_manager_class=Kernel, cwd=str(NOTEBOOK_FOLDER),
+            progress_bar=False, coalesce_streams=True, stdout_file=_Progress(False), stderr_file=_Progress(True),
+        )  # fmt: skip
+    except Exception as error:
+        if not asked:
+            raise _explain(notebook, error) from None
     finally:
-        for number, handler in old.items():
+        signal.alarm(0)
+        for number, handler in before.items():
             signal.signal(number, handler)
     if asked:
         raise KeyboardInterrupt
-    if failure:
-        raise _explain(notebook, failure[0]) from None
 
 
-def _explain(notebook: Path, error: BaseException) -> BaseException:
-    if hasattr(error, "evalue"):  # papermill's PapermillExecutionError
-        if error.ename == OutOfTime.__name__:
-            print(f"        {error.evalue}", flush=True)
-            return Paused()
-        full = f"{error.ename}: {error.evalue}"
-        message = error.evalue if error.traceback == [full] else full  # of a UserError, whatever its class, that is all a kernel shows
-        return NotebookError(f"{notebook.stem}, cell [{error.exec_count}]: {message}")
-    return NotebookError(f"{notebook.stem}: {type(error).__name__}: {error}")
+def _explain(notebook: Path, error: Exception) -> BaseException:
+    """What papermill's error is to the runner: a planned end, or the notebook's failure in one sentence."""
+    if not hasattr(error, "evalue"):  # a kernel that died, a notebook that cannot be read
+        return UserError(f"{notebook.stem}: {type(error).__name__}: {error}")
+    if error.ename == OutOfTime.__name__:
+        print(f"        {error.evalue}", flush=True)
+        return Paused()
+    full = f"{error.ename}: {error.evalue}"
+    message = error.evalue if error.traceback == [full] else full  # of a UserError, whatever its class, that is all a kernel shows
+    return UserError(f"{notebook.stem}, cell [{error.exec_count}]: {message}")
 
 
 class _Progress:
@@ -171,51 +137,33 @@ class _Progress:
     bars are one updating line on a terminal, and now and then a line in a log."""
 
     def __init__(self, everything: bool):
-        self.everything, self.shown, self.open = everything, 0.0, False
+        self.everything, self.shown = everything, 0.0
 
     def write(self, text: str) -> None:
-        for line in re.split(r"[\r\n]+", text):
-            if "%|" in line:
-                self._bar(line)
-            elif line.strip() and (self.everything or re.match(r"\w+: ", line)):
-                self._end_bar()
-                print(f"        {line}", flush=True)
-
-    def _bar(self, line: str) -> None:
-        ended = "100%|" in line
-        if sys.stdout.isatty():
-            print(f"\r        {line}\x1b[K", end="\n" if ended and self.open else "", flush=True)
-            self.open = not ended
-        elif ended or time.monotonic() - self.shown > LOG_SECONDS:
-            self.shown = time.monotonic()
-            print(f"        {line}", flush=True)
-
-    def _end_bar(self) -> None:
-        if self.open:
-            print()
-            self.open = False
+        terminal = sys.stdout.isatty()
+        for line in filter(str.strip, re.split(r"[\r\n]+", text)):
+            bar, ended = "%|" in line, "100%|" in line
+            if bar and not terminal and not ended and time.monotonic() - self.shown < LOG_SECONDS:
+                continue
+            if bar or self.everything or re.match(r"\w+: ", line):
+                self.shown = time.monotonic() if bar else self.shown
+                print(f"        {line}" + ("\x1b[K" if terminal else ""), end="\r" if bar and terminal and not ended else "\n", flush=True)
 
     def flush(self) -> None:
         sys.stdout.flush()
 
 
-def main(argv: list[str]) -> int:
+def main(argv: list[str]) -> None:
     words = parser("run", "Run the notebooks into a run folder; the same command continues a run that was stopped.")
     add_settings(words, "quick")
     words.add_argument("--run-dir", default="", help="folder for everything the run writes (default: runs/PROFILE)")
     which = words.add_mutually_exclusive_group()
-    which.add_argument("--from", dest="start", metavar="NN", help="begin with notebook NN, also where it is finished")
-    which.add_argument("--only", metavar="NN", help="run notebook NN alone, also where it is finished")
+    which.add_argument("--from", dest="start", default="", metavar="NN", help="begin with notebook NN, also where it is finished")
+    which.add_argument("--only", default="", metavar="NN", help="run notebook NN alone, also where it is finished")
     words.add_argument("--gpus", type=int, metavar="N", help="train on so many GPUs (default: all), as -p gpus N")
     args = words.parse_args(argv)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # TERM stops as Ctrl-C does, between notebooks too
     data, overrides = read_settings(args)
     if args.gpus is not None:
         overrides["gpus"] = args.gpus
-    try:
-        report = run_series(args.profile, absolute(args.run_dir), data, overrides, args.start, args.only)
-    except NotebookError as error:  # its executed copy holds the traceback
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(f"report: {report}")
-    return 0
+    print(f"report: {run_series(args.profile, absolute(args.run_dir), data, overrides, args.start, args.only)}")

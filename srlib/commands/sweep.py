@@ -2,8 +2,8 @@
 
 A file has: `about`, a sentence; `profile`; `settings` that all points share; settings under a profile's name, which they share in that
 profile alone; `points`, a list of settings in which they differ ({}: none), each with a `name` where its settings are too long for one;
-and `seeds`. Each point and seed is a run folder,
-runs/sweeps/<name>/<point>-seed<k>, made by `run_series` as any run is; `sweep.json` in it records what it was made from.
+and `seeds`. Each point and seed is a run folder, runs/sweeps/<name>/<point>-seed<k>, made by `run_series` as any run is; `sweep.json`
+in it records what it was made from.
 """
 
 from __future__ import annotations
@@ -20,9 +20,8 @@ import yaml
 
 from ..config import PROFILES, Config, UserError, load_config, stage_of
 from ..files import NOTEBOOK_FOLDER, read_json, read_text, write, writing
-from ..series import runs
 from ..series.provenance import timestamp
-from ..series.run_folder import MAKES, Run, run_path
+from ..series.run_folder import INPUTS, MAKES, Run, run_path
 from . import absolute, add_settings, parser, read_settings
 from .run import Paused, run_series
 
@@ -64,79 +63,61 @@ class Point:
 
 def read_sweep(which: str) -> tuple[str, dict]:
     """(name, content) of a YAML file, or of the one in notebooks/experiments with that name. Raises UserError, with what is wrong."""
-    named = EXPERIMENTS / f"{which}.yaml"
-    file = named if named.exists() else Path(which).expanduser()
+    shipped = {path.stem: path for path in sorted(EXPERIMENTS.glob("*.yaml"))}
+    file = shipped.get(which, Path(which).expanduser())
     if not file.is_file():
-        shipped = ", ".join(sorted(path.stem for path in EXPERIMENTS.glob("*.yaml")))
-        raise UserError(f"there is no sweep {which!r}; give a YAML file, or one of {shipped}")
+        raise UserError(f"there is no sweep {which!r}; give a YAML file, or one of {', '.join(shipped)}")
     try:
         content = yaml.safe_load(read_text(file))
     except yaml.YAMLError as error:
         raise UserError(f"{file} is not YAML ({str(error).splitlines()[0]})") from None
     if not isinstance(content, dict) or not KEYS >= content.keys() >= {"points"}:
         raise UserError(f"{file} needs points: a list of settings, and may have {', '.join(sorted(KEYS - {'points'}))}; nothing else")
-    if not isinstance(content["points"], list) or not all(isinstance(point, dict) for point in content["points"]):
+    points, seeds = content["points"], content.setdefault("seeds", [0])
+    if not isinstance(points, list):
         raise UserError(f"{file}: points must be a list of settings, such as '- {{scale: 2}}'")
-    shared = {key: content.get(key, {}) for key in ("settings", *PROFILES)}
-    if wrong := [key for key, settings in shared.items() if not isinstance(settings, dict)]:
-        raise UserError(f"{file}: {wrong[0]} must be settings, such as '{wrong[0]}: {{blocks: 8}}'")
-    if any("seed" in settings for settings in (*content["points"], *shared.values())):
-        raise UserError(f"{file}: seed is no setting of a point or of all; give them as 'seeds: [0, 1]'")
-    seeds = content.get("seeds", [0])
+    for key, settings in [(key, content.get(key, {})) for key in ("settings", *PROFILES)] + [("a point", point) for point in points]:
+        if not isinstance(settings, dict) or not all(isinstance(name, str) for name in settings):
+            raise UserError(f"{file}: {key} must be settings, such as '{{blocks: 8}}', not {settings!r}")
+        if "seed" in settings:
+            raise UserError(f"{file}: seed is no setting of a point or of all; give them as 'seeds: [0, 1]'")
     if not isinstance(seeds, list) or not seeds or not all(type(seed) is int and seed >= 0 for seed in seeds):
         raise UserError(f"{file}: seeds must be a list of whole numbers, such as 'seeds: [0, 1]'")
     return file.stem, content
 
 
-def make_points(content: dict, home: Path, profile: str = "", seeds=None, data: str = "", overrides: dict | None = None) -> list[Point]:
+def make_points(content: dict, home: Path, profile: str = "", seeds=None, overrides: dict | None = None) -> list[Point]:
     """The points in order, all seeds of one after another. Arguments win over the file, but not over what a point is about.
     A point with the settings of an earlier one is left out, which is said. Raises UserError for two points of one name."""
-    profile, found = profile or str(content.get("profile", "quick")), []
+    profile, made = profile or str(content.get("profile", "quick")), {}
     for point in content["points"]:
         settings = {k: v for k, v in point.items() if k != "name"}
         name = point.get("name") or "_".join(f"{k}-{v}" for k, v in settings.items()) or "base"
-        for seed in content.get("seeds", [0]) if seeds is None else seeds:
-            shared = content.get("settings", {}) | content.get(profile, {}) | ({"data": data} if data else {}) | (overrides or {})
-            wanted = shared | settings | {"seed": seed}
-            made = Point(home / f"{re.sub(r'[^A-Za-z0-9._-]', '-', str(name))}-seed{seed}", wanted, load_config(profile, **wanted))
-            same = next((p for p in found if p.config == made.config), None)
-            if same:
-                print(f"{made.folder.name} is {same.folder.name} under this profile, which has these settings already: left out")
-            elif made.folder in [p.folder for p in found]:
-                raise UserError(f"two points of the sweep would be the folder {made.folder.name}; give each a name of its own")
+        for seed in content["seeds"] if seeds is None else seeds:
+            wanted = content.get("settings", {}) | content.get(profile, {}) | (overrides or {}) | settings | {"seed": seed}
+            folder, config = home / f"{re.sub(r'[^A-Za-z0-9._-]', '-', str(name))}-seed{seed}", load_config(profile, **wanted)
+            if config in made:
+                print(f"{folder.name} is {made[config].folder.name} under this profile, which has these settings already: left out")
+            elif folder in [p.folder for p in made.values()]:
+                raise UserError(f"two points of the sweep would be the folder {folder.name}; give each a name of its own")
             else:
-                found.append(made)
-    return found
+                made[config] = Point(folder, wanted, config)
+    return list(made.values())
 
 
-def sweep(
-    which: str,
-    profile: str = "",
-    seeds=None,
-    data: str = "",
-    overrides: dict | None = None,
-    run_dir: str = "",
-    again=False,
-    only_list=False,
-) -> int:
+def sweep(points: list[Point], home: Path, again: bool = False, only_list: bool = False) -> int:
     """Run what is not finished, and return the number of failed points; what happens to each is printed. With `again`, stale points are
     moved to `stale/` and run anew; with `only_list`, nothing is run. The table of finished points goes to table.csv. Raises Paused, at
     the end, where `max_hours` interrupted points and none failed."""
-    name, content = read_sweep(which)
-    if "seed" in (overrides or {}):
-        raise UserError("a sweep has seeds; give --seeds in the place of -p seed")
-    home = run_path("", run_dir or f"runs/sweeps/{name}").resolve()
-    points = make_points(content, home, profile, seeds, data, overrides)
-    print(f"{name}: {content.get('about', '')}\n{len(points)} points in {home}")
-    outcome = {}
+    outcome: dict[str, list[Point]] = {}
     for number, point in enumerate(points, 1):
         state = point.state
         print(f"[{number}/{len(points)}] {point.folder.name}: {state}", flush=True)
         if not only_list and state != "finished" and (again or not state.startswith("stale")):
-            state = _run(point, points, again=state.startswith("stale"))
+            state = _run(point, points)
             print(f"    {state}", flush=True)
         outcome.setdefault(state.partition(":")[0], []).append(point)
-    print("; ".join(f"{len(found)} {state}: {', '.join(p.folder.name for p in found)}" for state, found in outcome.items()))
+    print("; ".join(f"{len(rows)} {state}: {', '.join(p.folder.name for p in rows)}" for state, rows in outcome.items()))
     if stale := outcome.get("stale"):
         print(f"{len(stale)} stale point(s) are in no table; --again runs them anew")
     if done := outcome.get("finished"):
@@ -146,16 +127,17 @@ def sweep(
     return len(outcome.get("failed", []))
 
 
-def _run(point: Point, points: list[Point], again: bool) -> str:
+def _run(point: Point, points: list[Point]) -> str:
     """Run one point to its end or that of `max_hours`; 'finished', 'interrupted', 'failed: why' or 'skipped: how to get the weights'."""
-    from ..models.features import WeightsMissing, feature_extractor
+    from ..models.features import WeightsMissing
+    from ..sampler.training import content_extractor
 
-    if again:
+    if point.state.startswith("stale"):
         kept = point.folder.parent / "stale" / f"{point.folder.name}-{time.strftime('%Y%m%d-%H%M%S')}"
         kept.parent.mkdir(exist_ok=True)
         point.folder.rename(kept)
     try:
-        feature_extractor(point.config.content_features, point.config.feature_weights)
+        content_extractor(point.config)
         _share_pretraining(point, points)
         point.note(settings=point.settings, finished=None, error=None)
         run_series(point.config.profile, str(point.folder), "", point.overrides)
@@ -174,29 +156,30 @@ def _share_pretraining(point: Point, points: list[Point]) -> None:
     machine with one number of threads, it would be the same to the byte."""
     if point.folder.exists():
         return
-    mine, stage = Run(point.folder, point.config), "pretrain"
+    mine = Run(point.folder, point.config)
     for other in points:
         theirs = Run(other.folder, other.config)
         record = theirs.provenance
-        facts = record["stages"].get(stage, {})
-        same = facts.get("finished") and theirs.settings(stage) == mine.settings(stage)
-        if same and other.record and not other.state.startswith("stale"):
-            try:
-                with writing(point.folder):
-                    shutil.copytree(other.folder / stage, point.folder / stage)
-                    for name in (*theirs.inputs(stage), *MAKES[stage]):
-                        shutil.copy2(other.folder / name, point.folder)
-            except UserError:
-                shutil.rmtree(point.folder, ignore_errors=True)  # half of it would look like a training of its own
-                raise
-            if point.config.start:
-                mine.record("networks", "start", **record["networks"]["start"])
-            mine.record("stages", stage, **{"taken_from": other.folder.name} | facts)
-            print(f"    pretraining taken from {other.folder.name}", flush=True)
-            return
+        facts = record["stages"].get("pretrain", {})
+        same = facts.get("finished") and theirs.settings("pretrain") == mine.settings("pretrain")
+        if not same or not other.record or other.state.startswith("stale"):
+            continue
+        part = point.folder.with_name(f"{point.folder.name}.part")  # half of it would look like a training of its own
+        shutil.rmtree(part, ignore_errors=True)
+        with writing(point.folder):
+            shutil.copytree(other.folder / "pretrain", part / "pretrain")
+            for name in facts["made_from"].keys() & set(INPUTS["pretrain"]) | {MAKES["pretrain"]}:
+                shutil.copy2(other.folder / name, part)
+            part.rename(point.folder)
+        if point.config.start:
+            mine.record("networks", "start", **record["networks"]["start"])
+        mine.record("stages", "pretrain", **{"taken_from": other.folder.name} | facts)
+        return print(f"    pretraining taken from {other.folder.name}", flush=True)
 
 
 def _table(home: Path, done: list[Point]) -> None:
+    from ..series import runs
+
     means, _, _ = runs.read_runs([p.folder for p in done], done[0].folder)
     table = runs.group_table(means)
     write(home / "table.csv", table.to_csv())
@@ -214,4 +197,10 @@ def main(argv: list[str]) -> int:
     args = words.parse_args(argv)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     data, overrides = read_settings(args)
-    return 1 if sweep(args.sweep, args.profile, args.seeds, data, overrides, absolute(args.run_dir), args.again, args.list) else 0
+    if "seed" in overrides:
+        raise UserError("a sweep has seeds; give --seeds in the place of -p seed")
+    name, content = read_sweep(args.sweep)
+    home = run_path("", absolute(args.run_dir) or f"runs/sweeps/{name}").resolve()
+    points = make_points(content, home, args.profile, args.seeds, overrides | ({"data": data} if data else {}))
+    print(f"{name}: {content.get('about', '')}\n{len(points)} points in {home}")
+    return int(sweep(points, home, args.again, args.list) > 0)

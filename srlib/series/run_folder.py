@@ -14,9 +14,9 @@ import numpy as np
 import pandas as pd
 from filelock import FileLock, Timeout
 
-from ..config import FIELDS, STAGES, Config, UserError, load_config
-from ..files import HOME, damaged, file_hash, read_json, read_table, read_text, write, writing
-from .provenance import device_used, made_by, timestamp
+from ..config import FIELDS, STAGES, Config, UserError, load_config, stage_of
+from ..files import HOME, file_hash, read_json, read_table, read_text, write
+from .provenance import commit, device_used, made_by, timestamp
 
 NOTEBOOKS = {  # number: (file, stage whose settings it accepts, stages it needs)
     "01": ("01_explore_data", "data", ()),
@@ -26,13 +26,15 @@ NOTEBOOKS = {  # number: (file, stage whose settings it accepts, stages it needs
     "05": ("05_evaluate", "evaluation", ("data", "pretrain", "srgan")),
     "06": ("06_experiments", None, ("data", "pretrain", "srgan", "evaluation")),
 }
-MAKES = {"data": ("manifest.csv",), "pretrain": ("srresnet.pt",), "srgan": ("srgan.pt",), "evaluation": ("evaluation/metrics.csv",)}
-INPUTS = {  # what goes into a stage; start.pt where the setting `start` is given
+OWNERS = {stage: number for number, (_, stage, _) in NOTEBOOKS.items() if stage}  # the notebook of each stage
+MAKES = {"data": "manifest.csv", "pretrain": "srresnet.pt", "srgan": "srgan.pt", "evaluation": "evaluation/metrics.csv"}
+INPUTS = {  # files that go into a stage; start.pt where the setting `start` is given
     "data": (),
     "pretrain": ("manifest.csv", "start.pt"),
     "srgan": ("manifest.csv", "srresnet.pt"),
     "evaluation": ("manifest.csv", "srresnet.pt", "srgan.pt"),
 }
+ANOTHER = "choose another folder with run_dir (--run-dir)"
 
 
 def run_path(profile: str, run_dir: str = "") -> Path:
@@ -43,15 +45,28 @@ def run_path(profile: str, run_dir: str = "") -> Path:
 def read_config(file: Path) -> Config:
     """The settings in a run's config.json; one that it lacks, as it is newer than the run, has its default and not what the profile
     says today. UserError where they cannot be read."""
+    settings = dataclasses.asdict(Config()) | read_json(file)
     try:
-        settings = dataclasses.asdict(Config()) | json.loads(file.read_text(encoding="utf-8"))
         return load_config(settings.pop("profile"), **settings)
-    except (ValueError, TypeError, AttributeError) as error:
+    except UserError as error:
         raise UserError(f"{file} cannot be used ({error}); choose another run_dir") from None
 
 
-def _hash(settings: dict, inputs: dict[str, str]) -> str:
-    return hashlib.sha256(json.dumps([settings, list(inputs.values())], sort_keys=True).encode()).hexdigest()
+@contextlib.contextmanager
+def locked(folder: Path):
+    """Hold a run folder for this process; the notebooks of a runner that holds it pass through. UserError where another process does."""
+    if os.environ.get("SRLIB_LOCKED") == str(folder):
+        yield
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / "run.lock").acquire(timeout=0)
+    except Timeout:
+        raise UserError(f"{folder} is in use by another process; wait for it, or {ANOTHER}") from None
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written ({error.strerror}); {ANOTHER}") from None
+    with lock:
+        yield
 
 
 class Run:
@@ -67,14 +82,11 @@ class Run:
     def write_config(self) -> None:
         write(self.folder / "config.json", json.dumps(dataclasses.asdict(self.config), indent=1) + "\n")
 
-    # -------------------------------------------------------------------------------------------- provenance
+    # -------------------------------------------------------------------------------------------- what it was made from
     @property
     def provenance(self) -> dict:
         file = self.folder / "provenance.json"
-        record = {"stages": {}, "notebooks": {}} | (read_json(file) if file.exists() else {})
-        if wrong := [name for name, part in record.items() if not isinstance(part, dict)]:
-            raise damaged(file, f"{wrong[0]} is no JSON object")
-        return record
+        return {"stages": {}, "notebooks": {}} | (read_json(file) if file.exists() else {})
 
     def record(self, part: str, name: str, **facts) -> None:
         """Merge `facts` into provenance[part][name]."""
@@ -85,152 +97,74 @@ class Run:
 
     def settings(self, stage: str) -> dict:
         """The settings that the stage's results depend on: its own and those of the stages before it."""
-        upto = STAGES[: STAGES.index(stage) + 1]
-        return {name: getattr(self.config, name) for name, f in FIELDS.items() if f.metadata.get("stage") in upto}
+        before = STAGES[: STAGES.index(stage) + 1]
+        return {name: getattr(self.config, name) for name in FIELDS if name != "profile" and stage_of(name) in before}
 
-    def inputs(self, stage: str) -> dict[str, str]:
-        """SHA-256 of the files that go into the stage; '' of one that is not there."""
-        files = [self.folder / f for f in INPUTS[stage] if f != "start.pt" or self.config.start]
-        return {f.name: file_hash(f) if f.exists() else "" for f in files}
+    def made_from(self, stage: str) -> dict:
+        """What the stage's results depend on: `settings`, and {file: SHA-256} of its inputs ('' of one that is missing)."""
+        files = [self.folder / name for name in INPUTS[stage] if name != "start.pt" or self.config.start]
+        return self.settings(stage) | {file.name: file_hash(file) if file.exists() else "" for file in files}
 
     def changed(self, stage: str) -> str:
-        """What the stage was made with and is not so today, as 'gan_steps 280, now 300 and other images'; '' where all is as it was.
-        A setting that is newer than the record had its default."""
-        noted, inputs = self.provenance["stages"].get(stage, {}), self.inputs(stage)
-        if "fingerprint" not in noted:
+        """What the stage was made from and is not so today, as 'gan_steps 280, now 300 and other images'; '' where all is as it was."""
+        noted, now = self.provenance["stages"].get(stage, {}).get("made_from"), self.made_from(stage)
+        if noted is None:
             return "settings that provenance.json does not hold"
-        pairs = [(name, noted["settings"].get(name, FIELDS[name].default), value) for name, value in self.settings(stage).items()]
-        words = [f"{name} {then!r}, now {now!r}" for name, then, now in pairs if then != now]
-        named = {name: "other images" if name == "manifest.csv" else f"another {name}" for name in inputs}
-        words += [named[name] for name, sha256 in inputs.items() if noted["inputs"].get(name) != sha256]
-        return " and ".join(words)
+        differ = [name for name in now if now[name] != noted.get(name)]
+        files = {name: "other images" if name == "manifest.csv" else f"another {name}" for name in INPUTS[stage]}
+        return " and ".join(files.get(name) or f"{name} {noted.get(name)!r}, now {now[name]!r}" for name in differ)
 
     def fingerprint(self, stage: str) -> str:
-        """The name that records and checkpoints have for the stage's settings and inputs: the recorded one as long as nothing changed."""
-        if self.changed(stage):
-            return _hash(self.settings(stage), self.inputs(stage))
-        return self.provenance["stages"][stage]["fingerprint"]
+        """A short name of `made_from`, for checkpoints and notebooks' records."""
+        return hashlib.sha256(json.dumps(self.made_from(stage)).encode()).hexdigest()
 
     def is_trained(self, stage: str) -> bool:
         """Whether the folder holds a training of the stage, finished or not."""
         return (self.folder / stage / "checkpoint.pt").exists()
 
-    def refuse_changes(self, stored: Config) -> None:
-        """Raise UserError where a setting differs from `stored` and a training that depends on it is in the folder."""
-        trained = [s for s in ("pretrain", "srgan") if self.is_trained(s)]
-        for name in FIELDS:
-            old, new = getattr(stored, name), getattr(self.config, name)
-            depends = [s for s in trained if name in self.settings(s)]
-            if old != new and (depends or (name == "profile" and trained)):
-                raise UserError(f"{self.folder} was made with {name}={old!r}, not {new!r}; choose another folder with run_dir (--run-dir)")
-
-    # -------------------------------------------------------------------------------------------- stages
-    @contextlib.contextmanager
-    def lock(self):
-        """Hold the folder for this process; the notebooks of a runner that holds it pass through."""
-        if os.environ.get("SRLIB_LOCKED") == str(self.folder):
-            yield
-            return
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(self.folder / "run.lock").acquire(timeout=0)
-        except Timeout:
-            raise UserError(
-                f"{self.folder} is in use by another process; wait for it, or choose another folder with run_dir (--run-dir)"
-            ) from None
-        except OSError as error:
-            raise UserError(f"{self.folder} cannot be written ({error.strerror}); choose another folder with run_dir (--run-dir)") from None
-        with lock:
-            yield
-
     @contextlib.contextmanager
     def stage(self, name: str):
-        """Lock, note what the stage is made from, and note its end; gives the fingerprint.
+        """Hold the folder, note what the stage is made from, and note its end; gives the fingerprint.
 
         Raises UserError where a training in the folder was made from something else.
         """
-        with self.lock():
-            before = self.provenance["stages"].get(name, {})
-            fingerprint = self.fingerprint(name)
-            if self.is_trained(name) and before and (why := self.changed(name)):
-                raise UserError(
-                    f"{self.folder / name} was trained with {why}; "
-                    f"--from {'03' if name == 'pretrain' else '04'} trains it again, or choose another folder with run_dir (--run-dir)"
-                )
-            if self.is_trained(name) and before.get("finished"):  # nothing will be trained: leave the record of when it was
-                yield fingerprint
+        with locked(self.folder):
+            if self.is_trained(name) and (why := self.changed(name)):
+                raise UserError(f"{self.folder / name} was trained with {why}; --from {OWNERS[name]} trains it again, or {ANOTHER}")
+            if self.is_trained(name) and self.provenance["stages"][name]["finished"]:  # leave the record of when it was
+                yield self.fingerprint(name)
                 return
-            self.record(
-                "stages",
-                name,
-                fingerprint=fingerprint,
-                settings=self.settings(name),
-                inputs=self.inputs(name),
-                started=timestamp(),
-                finished=None,
-                device=device_used(self.config),
-                git=made_by()["git"],
-            )
+            facts = dict(made_from=self.made_from(name), device=device_used(self.config), git=commit())
+            self.record("stages", name, **facts, started=timestamp(), finished=None)
             start = time.monotonic()
-            yield fingerprint
+            yield self.fingerprint(name)
             self.record("stages", name, finished=timestamp(), seconds=round(time.monotonic() - start, 1))
 
-    # -------------------------------------------------------------------------------------------- data
-    def find_images(self) -> Path:
-        """The folder of the images, found by the setting `data`; phantoms are made where they are missing."""
-        from ..data import sources
-
-        if self.config.data != "phantom":
-            return sources.locate(self.config.data).absolute()
-        if self.config.phantoms == 0:
-            raise UserError("data='phantom' needs phantoms > 0 (quick has 120)")
-        return sources.make_phantoms(self.config)
-
-    def refuse_scans(self) -> None:
-        """Raise UserError where the run would write into a folder of scans: its pictures would be taken for scans, or the scans be left out as a run's."""
-        from ..data.reading import EXTENSIONS, INSTRUMENTS
-
-        if self.config.data == "phantom":
-            return
-        try:
-            root, folder = self.find_images().resolve(), self.folder.resolve()
-        except UserError:  # it is said where the images are needed
-            return
-        inside = root in folder.parents and folder.is_dir() and not (folder / "config.json").exists()
-        if folder == root or (inside and any(f.suffix.lower() in EXTENSIONS + INSTRUMENTS for f in folder.iterdir())):
-            raise UserError(f"{folder} holds scans; choose another folder with run_dir (--run-dir)")
-
+    # -------------------------------------------------------------------------------------------- its images
     def make_manifest(self) -> pd.DataFrame:
         """Find or make the images, split them by patient, write manifest.csv (and skipped.csv); the table.
 
         Raises UserError where a training in the folder was made from other images.
         """
-        from ..data import manifest
-        from ..data.reading import subfolder
+        from ..data import manifest, sources
 
         c = self.config
-        root = self.find_images()
-        hr, lr, paired = subfolder(root, "hr"), subfolder(root, "lr"), c.degradation == "paired"
-        both = bool(hr and lr)
-        if both != paired:
-            raise UserError(
-                f"{root} holds {lr.name}/ and {hr.name}/; take -p degradation paired for these pairs, or --data {hr} to make LR from HR"
-                if both
-                else f"degradation='paired' needs the folders lr/ and hr/ in {root}"
-            )
+        if self.is_phantom and not c.phantoms:
+            raise UserError("data='phantom' needs phantoms > 0 (quick has 120)")
+        root = sources.make_phantoms(c) if self.is_phantom else sources.locate(c.data).absolute()
+        paired = _paired(c, root)
         options = c.patient_pattern, c.val_share, c.test_share, c.max_images, c.scale if paired else 0, c.bits
         table = manifest.build_manifest(root, c.channels, *options)
         manifest.check_split(table)
-        text = table.to_csv(index=False)
-        file = self.folder / "manifest.csv"
-        if file.exists() and read_text(file) != text and self.is_trained("pretrain"):
-            raise UserError(f"the images in {root} changed since {self.folder} was trained; choose another folder with run_dir (--run-dir)")
+        text, file = table.to_csv(index=False), self.folder / "manifest.csv"
+        if self.is_trained("pretrain") and file.exists() and read_text(file) != text:
+            raise UserError(f"the images in {root} changed since {self.folder} was trained; {ANOTHER}")
         write(file, text)
         skipped = pd.DataFrame(table.attrs["skipped"], columns=["path", "reason"])
         write(self.folder / "skipped.csv", skipped.to_csv(index=False))
-        self.record("data", "images", root=str(root), kind="phantom" if c.data == "phantom" else "files", count=len(table))
+        self.record("data", "images", root=str(root), kind="phantom" if self.is_phantom else "files", count=len(table))
         if doubtful := table.attrs["doubtful"]:
-            print(f"warning: {len(doubtful)} image(s) may have fewer bits than their files say: {': '.join(doubtful[0])}")
+            print(f"warning: {len(doubtful)} image(s) may have fewer bits than their files say: {', '.join(doubtful[0])}")
         return table
 
     @property
@@ -240,10 +174,7 @@ class Run:
     @property
     def root(self) -> Path:
         """The folder that the manifest's paths start from."""
-        try:
-            root = Path(self.provenance["data"]["images"]["root"])
-        except (KeyError, TypeError):
-            raise damaged(self.folder / "provenance.json", "it does not say where the images are") from None
+        root = Path(self.provenance["data"]["images"]["root"])
         if not root.is_dir():
             raise UserError(f"{root}, where this run's images were, is gone; run 01_explore_data with another run_dir")
         return root
@@ -277,12 +208,19 @@ class Run:
 
         content = png(figure, self.is_phantom if phantom is None else phantom)
         if name:
-            write(self.figures / f"{name}.png", content)
+            write(self.folder / "figures" / f"{name}.png", content)
         display(Image(data=content))
 
-    @property
-    def figures(self) -> Path:
-        path = self.folder / "figures"
-        with writing(path):
-            path.mkdir(exist_ok=True)
-        return path
+
+def _paired(config: Config, root: Path) -> bool:
+    """Whether LR is given, in lr/ beside hr/. UserError where the folders say something else than the setting."""
+    from ..data.reading import subfolder
+
+    hr, lr, paired = subfolder(root, "hr"), subfolder(root, "lr"), config.degradation == "paired"
+    if hr and lr and not paired:
+        raise UserError(
+            f"{root} holds {lr.name}/ and {hr.name}/; take -p degradation paired for these pairs, or --data {hr} to make LR from HR"
+        )
+    if paired and not (hr and lr):
+        raise UserError(f"degradation='paired' needs the folders lr/ and hr/ in {root}")
+    return paired

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 
@@ -27,10 +26,10 @@ def read_runs(folders, reference: Path) -> tuple[pd.DataFrame, pd.DataFrame, dic
     """(means, facts, left out) of the runs that can be compared with the run `reference`, which comes first: those measured on the same
     test images in the same way.
 
-    means: a row for each run, method and patient, `statistics.by_patient` in the valid region with the columns run, group and seed before it. facts,
-    a row for each run: folder, config, git (the commit that began it), group, seed, `changed` (settings that differ from the reference's), and the shares of the loss terms (0: not
-    there) up to the first validation of the adversarial training. Runs that differ in the seed alone are one group, named after the first of them.
-    left out: a run's name to the reason."""
+    means: a row for each run, method and patient, `statistics.by_patient` in the valid region and run, group, seed. facts,
+    a row for each run: folder, config, git (the commit that began it), group, seed, `changed` (settings that differ from the reference's), and the
+    shares of the loss terms (0: there is none) up to the first validation of the adversarial training. Runs that differ in the seed alone are one
+    group, named after the first of them. left out: a run's name to the reason."""
     means, facts, out, groups = [], [], {}, {}
     reference = Path(reference)
     own, images = read_config(reference / "config.json"), _test_images(reference)
@@ -41,29 +40,25 @@ def read_runs(folders, reference: Path) -> tuple[pd.DataFrame, pd.DataFrame, dic
         except UserError as error:
             out[name] = str(error)
             continue
-        if any(getattr(config, k) != getattr(own, k) for k in ("channels", "max_test_images")) or _test_images(folder) != images:
+        if (config.channels, config.max_test_images) != (own.channels, own.max_test_images) or not images.equals(_test_images(folder)):
             out[name] = "other test images, other names for their patients or another protocol"
             continue
-        settings = {k: v for k, v in vars(config).items() if k != "data" and k != "profile" and stage_of(k) != "machine"}
-        seed = settings.pop("seed")
-        group = groups.setdefault(json.dumps(settings), re.sub(r"-seed\d+$", "", name))
-        changed = {k: v for k, v in settings.items() if v != getattr(own, k)}
-        table = by_patient(read_table(folder / "evaluation" / "metrics.csv")).reset_index()
-        means.append(pd.concat([pd.DataFrame({"run": name, "group": group, "seed": seed}, index=table.index), table], axis=1))
+        settings = {k: v for k, v in vars(config).items() if k not in ("data", "profile", "seed") and stage_of(k) != "machine"}
+        group = groups.setdefault(str(settings), re.sub(r"-seed\d+$", "", name))
+        same = {"run": name, "group": group, "seed": config.seed}
+        means.append(by_patient(read_table(folder / "evaluation" / "metrics.csv")).reset_index().assign(**same))
         history = read_table(folder / "srgan" / "history.csv")
         shares = history[history.step > 0].reindex(columns=SHARES).iloc[0].fillna(0)
         git = read_json(folder / "provenance.json").get("made_by", {}).get("git", "")
-        facts.append(
-            {"run": name, "group": group, "seed": seed, "changed": changed, "folder": folder, "config": config, "git": git, **shares}
-        )
+        changed = {k: v for k, v in settings.items() if v != getattr(own, k)}
+        facts.append(same | {"changed": changed, "folder": folder, "config": config, "git": git, **shares})
     return pd.concat(means, ignore_index=True), pd.DataFrame(facts).set_index("run"), out
 
 
-def _test_images(folder: Path) -> set[tuple[str, str]]:
-    """(hash, patient) of each."""
+def _test_images(folder: Path) -> pd.DataFrame:
+    """Hash and patient of each."""
     table = read_table(folder / "manifest.csv")
-    table = table[table.split == "test"]
-    return set(zip(table.sha256, table.patient, strict=True))
+    return table[table.split == "test"][["sha256", "patient"]].drop_duplicates().sort_values(["sha256", "patient"], ignore_index=True)
 
 
 def group_table(means: pd.DataFrame, measures=("gain_db", "ssim", "texture_error_db")) -> pd.DataFrame:
