@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from .. import metrics
 from ..config import Config, UserError
-from ..data.reading import few_values, jpeg_tables, named_patient, page_of, png_name, png_names, read_image, read_scan
+from ..data.reading import few_values, jpeg_tables, page_of, png_name, png_names, read_image, read_scan
 from ..degrade import crop_to_multiple, downsample, to_image, to_tensor
 from ..evaluation.protocol import Protocol
 from ..evaluation.run import Patches
@@ -66,8 +66,8 @@ def evaluate_folders(
             failed.append(f"{paths[0]}: {getattr(error, 'strerror', None) or str(error) or 'memory ran out'}")
             continue
         file = page_of(hr_path)[0].relative_to(hr_dir).as_posix()
-        patient = named_patient(file, Config.patient_pattern) or file
-        patches.add({"sr": images[0], "hr": hr}, valid, patient, len(rows), jpeg_tables(hr_path))
+        patient = re.search(Config.patient_pattern, file)
+        patches.add({"sr": images[0], "hr": hr}, valid, patient[1] if patient else file, len(rows), jpeg_tables(hr_path))
         rows += [{"image": name, "method": Path(sr_dir).name} | m for m in measured]
     if not rows:
         raise UserError(f"nothing could be measured; the first reason: {failed[0]}" if failed else f"{sr_dir}: no images")
