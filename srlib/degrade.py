@@ -10,7 +10,6 @@ your own, 'MODULE:NAME', is a function of hr and scale.
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import math
 import zlib
@@ -113,13 +112,13 @@ def held_by(config) -> str:
 def _named(kind: str) -> tuple[Callable, float]:
     """(reduction, its number) of 'gaussian:1.6'; without a number 0, which means the usual one; of 'my_parts:peak' one's own."""
     name, _, amount = kind.partition(":")
-    with contextlib.suppress(ImportError, AttributeError):
-        if name not in KINDS and amount:  # MODULE:NAME of one's own, a function of hr and scale
-            own = getattr(importlib.import_module(name), amount)
-            return lambda hr, scale, _: own(hr, scale), 0.0
-    if name not in KINDS:
-        raise ValueError(f"kind must be one of {tuple(KINDS)}, not {kind!r}")
-    return KINDS[name], float(amount or 0)
+    if name in KINDS:
+        return KINDS[name], float(amount or 0)
+    try:
+        own = getattr(importlib.import_module(name), amount)
+    except (ImportError, AttributeError, ValueError):
+        raise ValueError(f"kind must be one of {tuple(KINDS)}, or MODULE:NAME of your own, not {kind!r}") from None
+    return lambda hr, scale, _: own(hr, scale), 0.0
 
 
 @lru_cache(maxsize=64)

@@ -1,8 +1,7 @@
-"""What lies in a data folder is taken, or listed with the reason; and files are written whole by several processes at once."""
+"""What lies in a data folder is taken, or listed with the reason."""
 
 import os
 import shutil
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -13,7 +12,6 @@ from srlib.data.manifest import build_manifest
 from srlib.data.phantom import bscan
 from srlib.data.reading import find_images, lr_partner, read_pair
 from srlib.degrade import downsample, to_image, to_tensor
-from srlib.files import write
 from srlib.series.opening import open_run
 from srlib.series.run_folder import Run
 
@@ -68,13 +66,6 @@ def test_folders_of_pairs_in_capitals(tmp_path):
     assert lr_partner(path).parent.name == "LR"
     lr, hr = read_pair(path, load_config("smoke", data=str(tmp_path), degradation="paired"))
     assert lr.shape == (16, 20) and hr.shape == (64, 80)
-
-
-def test_equal_writes_at_once(tmp_path):
-    texts = [str(k) * 100_000 for k in range(8)]
-    with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda text: [write(tmp_path / "file.txt", text) for _ in range(10)], texts))
-    assert (tmp_path / "file.txt").read_text() in texts and [p.name for p in tmp_path.iterdir()] == ["file.txt"]
 
 
 @pytest.mark.parametrize("where", [".", "CNV"])

@@ -12,8 +12,9 @@ import pandas as pd
 from tqdm import tqdm
 
 from .. import metrics
-from ..config import UserError, load_config
-from ..data.reading import few_values, jpeg_tables, page_of, png_name, png_names, read_image, read_pair, read_scan
+from ..config import Config, UserError
+from ..data.reading import few_values, jpeg_tables, page_of, png_name, png_names, read_image, read_scan
+from ..degrade import crop_to_multiple, downsample, to_image, to_tensor
 from ..evaluation.protocol import Protocol
 from ..evaluation.run import Patches
 from ..evaluation.statistics import MEASURES, by_patient, is_power, left_out, readable_unpaired, titled
@@ -49,29 +50,28 @@ def evaluate_folders(
     """
     if steps < 0:
         raise UserError(f"steps cannot be {steps}; it is 0 (no classifier) or more")
-    config, rows, samples = load_config("quick", scale=scale, channels=channels, bits=bits), [], []
     matched, warned, failed = _match(Path(sr_dir), Path(hr_dir))
-    network = features.lpips() if lpips else None
-    method, patches = Path(sr_dir).name, Patches(["sr"])
+    network, patches, rows, samples = features.lpips() if lpips else None, Patches(["sr"]), [], []
     for name, (hr_path, paths) in tqdm(matched.items(), desc="evaluate", unit="image", ncols=100):
         try:
-            (lr, hr), whole = read_pair(hr_path, config), read_scan(hr_path, channels, bits=bits)
+            whole, images = read_scan(hr_path, channels, bits), [read_image(path, channels, bits) for path in paths]
             warned += [f"{hr_path}: {doubt}"] if (doubt := few_values(whole)) else []
-            images, valid = [read_image(path, channels, bits=bits) for path in paths], valid_region(hr)
-            images = [image[: hr.shape[0], : hr.shape[1]] if image.shape == whole.image.shape else image for image in images]
-            measured = Protocol(lr, hr, config.reduction, lpips=network).measure(images[0])
+            images = [crop_to_multiple(image, scale) if image.shape == whole.image.shape else image for image in images]
+            hr = crop_to_multiple(whole.image, scale)
+            lr, valid = to_image(downsample(to_tensor(hr), scale)), valid_region(hr)
+            measured = Protocol(lr, hr, (scale, "bicubic"), lpips=network).measure(images[0])
             if len(images) > 1:
                 samples.append({"image": name, "samples": len(images)} | _of_samples(images, hr, valid))
         except (ValueError, OSError, MemoryError) as error:  # UserError among them
             failed.append(f"{paths[0]}: {getattr(error, 'strerror', None) or str(error) or 'memory ran out'}")
             continue
         file = page_of(hr_path)[0].relative_to(hr_dir).as_posix()
-        patient = re.search(config.patient_pattern, file)
+        patient = re.search(Config.patient_pattern, file)
         patches.add({"sr": images[0], "hr": hr}, valid, patient[1] if patient else file, len(rows), jpeg_tables(hr_path))
-        rows += [{"image": name, "method": method} | m for m in measured]
+        rows += [{"image": name, "method": Path(sr_dir).name} | m for m in measured]
     if not rows:
         raise UserError(f"nothing could be measured; the first reason: {failed[0]}" if failed else f"{sr_dir}: no images")
-    unpaired = patches.measure(steps).replace({"method": {"sr": method}})
+    unpaired = patches.measure(steps).replace({"method": {"sr": Path(sr_dir).name}})
     return Measured(pd.DataFrame(rows).round(6), pd.DataFrame(samples), unpaired, warned, failed)
 
 

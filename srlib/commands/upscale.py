@@ -139,7 +139,7 @@ def _plan(source: Path, out: Path, endings: list[str]) -> tuple[dict[Path, list[
 def _save(file: Path, sr: np.ndarray, source: str, white: int, unlike: str, texts: dict[str, str]) -> None:
     """A PNG with its metadata, whole or not at all; deep SR with values from 0 to `white`."""
     info = PngInfo()
-    info.add_text("Software", "srlib")  # first, where `is_upscaled` looks for it
+    info.add_text("Software", "srlib")  # first: the manifest looks for it there
     info.add_text("Source", source.encode(errors="backslashreplace").decode())
     if sr.dtype == np.uint16:
         sr = np.round(sr * (white / 65535)).astype(np.uint16)
