@@ -4,6 +4,7 @@ import importlib
 import sys
 
 from .commands import in_one_line
+from .config import nearest
 
 COMMANDS = ("run", "upscale", "evaluate", "phantom", "sweep", "release", "onnx", "kaggle", "pages", "bench")
 
@@ -13,12 +14,11 @@ def main(argv: list[str] | None = None) -> int:
     name, *rest = (sys.argv[1:] if argv is None else argv) or ["--help"]
     if name in COMMANDS:
         return in_one_line(lambda: importlib.import_module(f".commands.{name}", __package__).main(rest))
-    lines = "\n".join(f"  {known}" for known in COMMANDS)
-    print(
-        f"usage: python -m srlib COMMAND ...\n\nCOMMAND is one of (COMMAND --help lists its arguments):\n{lines}",
-        file=sys.stdout if name in ("-h", "--help") else sys.stderr,
-    )
-    return 0 if name in ("-h", "--help") else 2
+    if name not in ("-h", "--help"):
+        print(f"error: there is no command {name!r}; {nearest(name, COMMANDS)}", file=sys.stderr)
+        return 2
+    usage = "usage: python -m srlib COMMAND ...\n\nCOMMAND is one of (COMMAND --help lists its arguments):\n  " + "\n  ".join(COMMANDS)
+    return in_one_line(lambda: print(usage))
 
 
 if __name__ == "__main__":

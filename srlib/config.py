@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import importlib
+import importlib.util
 import re
+import sys
 from dataclasses import dataclass, field
 
 from .profiles import PROFILES
@@ -17,19 +18,8 @@ from .profiles import PROFILES
 STAGES = ("data", "pretrain", "srgan", "evaluation")
 
 
-def _vgg_layers(*convolutions: int) -> tuple[str, ...]:
-    """The names of a VGG's layers, from the number of convolutions in each block."""
-    return tuple(f"{kind}{b}_{c}" for b, n in enumerate(convolutions, 1) for c in range(1, n + 1) for kind in ("conv", "relu"))
-
-
-LAYERS = {  # that content_features can name of an extractor; the networks themselves, in features.py, need torch
-    "vgg19": _vgg_layers(2, 2, 4, 4, 4),
-    "vgg16": _vgg_layers(2, 2, 3, 3, 3),
-    "resnet50": ("conv1", "relu", "layer1", "layer2", "layer3", "layer4"),
-    "random-vgg19": _vgg_layers(2, 2, 4, 4, 4),
-    "local-grain": (),
-    "none": (),
-}
+VGG = {"vgg19": (2, 2, 4, 4, 4), "vgg16": (2, 2, 3, 3, 3)}  # convolutions in each block
+OWN = "or MODULE:NAME of your own (notebook 06)"
 
 
 class UserError(ValueError):
@@ -43,10 +33,9 @@ class OutOfTime(UserError):
     """`max_hours` ended a training, saved."""
 
 
-def _setting(default, stage: str, doc: str, choices: tuple = (), low=None, high=None, registry: str = ""):
-    """`registry`: 'module.DICT' of srlib whose keys are choices, too; it is asked only for a value that is not in `choices`, as it needs torch."""
-    meta = {"stage": stage, "doc": doc, "choices": choices, "low": low, "high": high, "registry": registry}
-    return field(default=default, metadata=meta)
+def _setting(default, stage: str, doc: str, choices: tuple = (), low=None, high=None, own: bool = False):
+    """`own`: the choices are names of parts, each of which may have an argument behind a colon, and 'MODULE:NAME' is a part of one's own."""
+    return field(default=default, metadata={"stage": stage, "doc": doc, "choices": choices, "low": low, "high": high, "own": own})
 
 
 @dataclass(frozen=True)
@@ -61,38 +50,23 @@ class Config:
     degradation: str = _setting(
         "bicubic",
         "data",
-        "how LR is made (srlib/degrade.py), its one number behind it, as gaussian:1.6 (gaussian: sigma in HR pixels; axial: spectrum's width in LR "
-        "Nyquist; speckle: looks); paired: it is read from lr/ beside hr/",
+        "how LR is made, its one number behind it, as gaussian:1.6 (srlib/degrade.py says which); paired: it is read from lr/ beside hr/",
         ("bicubic", "bicubic-matlab", "gaussian", "axial", "speckle", "area", "nearest", "paired"),
-        registry="degrade.KINDS",
+        own=True,
     )
     bits: int = _setting(0, "data", "bits of a value in deep grey images, as 12 in files of 16; 0: what the file says", low=0, high=32)
-    patient_pattern: str = _setting(
-        r"(?:^|/)[A-Za-z]+-(\d+)-[^/]*$", "data", "regular expression on the relative path; its group is the patient"
-    )
+    patient_pattern: str = _setting(r"(?:^|/)[A-Za-z]+-(\d+)-[^/]*$", "data", "regular expression on the path; its group is the patient")
     phantoms: int = _setting(0, "data", "number of synthetic eyes (two B-scans each), spread over four classes", low=0)
     phantom_height: int = _setting(496, "data", "rows of a phantom", low=64)
     phantom_width: int = _setting(512, "data", "columns of a phantom", low=64)
     val_share: float = _setting(0.1, "data", "share of the patients used for validation", low=0.01, high=0.45)
     test_share: float = _setting(0.2, "data", "share of the patients used for the test", low=0.01, high=0.45)
     max_images: int = _setting(0, "data", "take at most this many images (0: all), whole patients at random", low=0)
-    train_on_val: bool = _setting(
-        False, "data", "train on the validation patients, too, at a length chosen before: validation then says nothing of unseen ones"
-    )
+    train_on_val: bool = _setting(False, "data", "train on the validation patients, too; validation then says nothing of unseen ones")
     # pretrain
     seed: int = _setting(0, "pretrain", "seed of weights and crops in both training stages", low=0)
-    generator: str = _setting(
-        "srresnet",
-        "pretrain",
-        "the network (srlib/models/networks.py)",
-        ("srresnet",),
-        registry="models.networks.GENERATORS",
-    )
-    start: str = _setting(
-        "",
-        "pretrain",
-        "weights that the pretraining goes on from: 'released', a run's or a release's folder, or a file, of another scale too; '': random ones",
-    )
+    generator: str = _setting("srresnet", "pretrain", "the network (srlib/models/networks.py)", ("srresnet",), own=True)
+    start: str = _setting("", "pretrain", "first weights: 'released', a run's or a release's folder, or a file, of any scale; '': random")
     width: int = _setting(64, "pretrain", "feature maps of the generator", low=4)
     blocks: int = _setting(16, "pretrain", "residual blocks of the generator", low=1)
     batch_norm: bool = _setting(True, "pretrain", "batch normalisation in the generator")
@@ -104,87 +78,55 @@ class Config:
     pretrain_lr: float = _setting(1e-4, "pretrain", "Adam's learning rate", low=0)
     pretrain_schedule: str = _setting("constant", "pretrain", "learning rate over time", ("constant", "one-cycle"))
     pretrain_loss: str = _setting(
-        "mse",
-        "pretrain",
-        "mse or l1 of the batch; psnr: minus the mean PSNR of its crops, so that a fill's edge does not outweigh tissue",
-        ("mse", "l1", "psnr"),
-        registry="training.losses.PRETRAIN",
+        "mse", "pretrain", "mse or l1 of the batch; psnr: minus its crops' mean PSNR", ("mse", "l1", "psnr"), own=True
     )
     pretrain_clip: float = _setting(0.0, "pretrain", "longest gradient of a step, its norm; longer ones are cut to it; 0: off", low=0)
-    precision: str = _setting(
-        "auto", "pretrain", "autocast: auto takes bf16 or fp16 where the hardware has it", ("auto", "fp32", "bf16", "fp16")
-    )
+    precision: str = _setting("auto", "pretrain", "auto: bf16 or fp16 where the hardware has it", ("auto", "fp32", "bf16", "fp16"))
     # srgan
     content_features: str = _setting(
         "vgg19:relu5_4",
         "srgan",
-        "network:layer of the content loss (srlib/models/features.py); none: pixels (SRGAN-MSE), with texture no content loss",
-        tuple(LAYERS),
-        registry="models.features.EXTRACTORS",
+        "network:layer of the content loss, any of torchvision's (srlib/models/features.py); none: pixels (SRGAN-MSE), with texture no content loss",
+        ("vgg19", "vgg16", "resnet50", "random-vgg19", "local-grain", "none"),
+        own=True,
     )
     feature_weights: str = _setting(
-        "",
-        "srgan",
-        "state dict for a VGG or ResNet (a file, or a folder to search); '': VGG-19 of data/weights, others torchvision's IMAGENET1K_V1",
+        "", "srgan", "state dict of the extractor, a file or a folder; '': data/weights, or torchvision's download"
     )
-    content_weight: float = _setting(
-        (1 / 12.75) ** 2, "srgan", "factor of the content loss; 0: calibrated from adversarial_share on the first batches", low=0
-    )
+    content_weight: float = _setting((1 / 12.75) ** 2, "srgan", "factor of the content loss; 0: calibrated from adversarial_share", low=0)
     adversarial_loss: str = _setting(
         "standard",
         "srgan",
-        "standard: D judges each image alone; relativistic: whether HR looks more real than the mean SR (Jolicoeur-Martineau 2018); "
-        "pairing: than the SR of its own LR (Huang et al. 2024)",
+        "standard: D judges each image alone; relativistic: HR against the mean SR; pairing: against the SR of its own LR (losses.py)",
         ("standard", "relativistic", "pairing"),
-        registry="training.losses.ADVERSARIAL",
+        own=True,
     )
     adversarial_weight: float = _setting(1e-3, "srgan", "factor of the adversarial loss", low=0)
     adversarial_share: float = _setting(
         0.1, "srgan", "share of the adversarial term at the start, where content_weight is calibrated", low=0.001, high=0.999
     )
     pixel_weight: float = _setting(
-        0.0,
-        "srgan",
-        "factor of a pixel term (squared error of the mean of draws) that is divided by its value on the first batches; 0: off",
-        low=0,
+        0.0, "srgan", "factor of a pixel term (squared error of the mean of samples), over its value on the first batches; 0: off", low=0
     )
     texture: int = _setting(
-        0,
-        "srgan",
-        "feature maps of the head that draws texture from noise, on the frozen SRResNet, with a discriminator of its own (srlib/sampler/network.py); "
-        "0: Ledig's two networks, whose SRGAN is a function of LR and can only carve one pattern for all grain",
-        low=0,
+        0, "srgan", "feature maps of the sampler's head, on the frozen SRResNet (srlib/sampler); 0: Ledig's SRGAN, a function of LR", low=0
     )
     d_width: int = _setting(64, "srgan", "feature maps of the discriminator's first layer", low=4)
     penalty: float = _setting(
-        0.0,
-        "srgan",
-        "factor of D's squared gradient on HR and SR, halved, for crops of 96 (others: by their area); falls by a cosine to a quarter over 80 % "
-        "of the steps; it keeps D from winning",
-        low=0,
+        0.0, "srgan", "factor of D's squared gradient on HR and SR (losses.penalty_at); it keeps D from winning", low=0
     )
     gan_crop: int = _setting(96, "srgan", "side of the HR crops of the adversarial training, pixels", low=16)
     gan_steps: int = _setting(200_000, "srgan", "adversarial updates", low=1)
     gan_lr: float = _setting(1e-4, "srgan", "Adam's learning rate, generator and discriminator", low=0)
     gan_lr_drop: float = _setting(
-        0.5,
-        "srgan",
-        "after this share of the steps the learning rate falls to a tenth; with texture, in a straight line to a fiftieth",
-        low=0,
-        high=1,
+        0.5, "srgan", "share of the steps after which the rate falls to a tenth; with texture, in a line to a fiftieth", low=0, high=1
     )
-    ema: float = _setting(
-        0.0, "srgan", "decay of the averaged generator, smaller in the first steps; 0: the last weights", low=0, high=0.99999
-    )
+    ema: float = _setting(0.0, "srgan", "decay of the averaged generator; 0: the last weights are taken", low=0, high=0.99999)
     # evaluation
-    networks: str = _setting(
-        "", "evaluation", "measure these, a run's or a release's folder or 'released', and train nothing; notebooks 03, 04, 06 are left out"
-    )
+    networks: str = _setting("", "evaluation", "measure these, a run's or a release's folder or 'released', and train nothing")
     lpips: bool = _setting(False, "evaluation", "measure LPIPS too")
-    sample_images: int = _setting(0, "evaluation", "test images of which eight draws are compared with HR (0: all), patients first", low=0)
-    classifier_steps: int = _setting(
-        200, "evaluation", "steps of each fresh classifier that learns to tell patches of SR from HR's; 0: none is asked", low=0
-    )
+    sample_images: int = _setting(0, "evaluation", "test images of which eight samples are compared with HR (0: all)", low=0)
+    classifier_steps: int = _setting(200, "evaluation", "steps of each classifier that learns to tell SR from HR; 0: none", low=0)
     max_test_images: int = _setting(0, "evaluation", "measure at most this many test images (0: all), patients first", low=0)
     # machine
     device: str = _setting("auto", "machine", "auto takes cuda, mps or cpu", ("auto", "cuda", "mps", "cpu"))
@@ -197,13 +139,12 @@ class Config:
     @property
     def holds_lr(self) -> bool:
         """Whether HR brought down again is LR. With speckle drawn anew and with given pairs it is not, so SR need not be either."""
-        return self.reduction[1] != "speckle" and self.degradation != "paired"
+        return not self.degradation.startswith(("speckle", "paired"))
 
     @property
-    def reduction(self) -> tuple[int, str, float]:
-        """What `degrade.downsample` takes after the image: scale, kind, amount; bicubic where LR is given and its making unknown."""
-        kind, _, amount = self.degradation.partition(":")
-        return self.scale, "bicubic" if kind == "paired" else kind, float(amount or 0)
+    def reduction(self) -> tuple[int, str]:
+        """What `degrade.downsample` takes after the image: scale and kind; bicubic where LR is given and its making unknown."""
+        return self.scale, "bicubic" if self.degradation == "paired" else self.degradation
 
 
 FIELDS = {f.name: f for f in dataclasses.fields(Config)}
@@ -218,6 +159,7 @@ GONE = {  # settings and choices of earlier versions, and what to write instead
     "retina": "leave it out; the retina is a region of every grey image",
     "train_patients": "give a smaller folder of scans, or set max_images",
     "tuning_steps": "it went with oct-vgg; leave it out",
+    "draw_images": "write sample_images",
     "dists": "DISTS is no longer measured; set lpips",
     "sync_batch_norm": "leave it out; each GPU's batch normalisation sees its own crops",
     "torchrun": "start torchrun yourself, with -m srlib.training RUN STAGE (srlib/README.md)",
@@ -249,16 +191,12 @@ def load_config(profile: str = "quick", /, **overrides) -> Config:
             raise UserError(
                 f"{name}={side} must be a multiple of {f'{grid} and of ' * (grid > 1)}scale={config.scale}; 96 fits every scale"
             )
-    kind, colon, amount = config.degradation.partition(":")
+    kind, colon, amount = config.degradation.partition(":") if not is_own(config.degradation) else ("", "", "")
     if colon and kind in ("bicubic", "bicubic-matlab", "area", "nearest", "paired"):
         raise UserError(f"degradation={config.degradation!r}: {kind} takes no number; write {kind!r}")
     if colon and not re.fullmatch(r"\d+(\.\d*)?", amount):
         raise UserError(f"degradation={config.degradation!r}: behind the colon stands a number, 0 or more, as in 'gaussian:1.6'")
-    network, _, layer = config.content_features.partition(":")
-    layers = LAYERS.get(network, (layer,))  # an extractor that was added checks its own
-    if layer and layer not in layers:
-        known = nearest(layer, layers) if layers else f"set content_features to {network!r}"
-        raise UserError(f"content_features={config.content_features!r}: {network} has no layer {layer!r}; {known}")
+    _check_layer(config)
     try:
         groups = re.compile(config.patient_pattern).groups
     except re.error:
@@ -268,6 +206,47 @@ def load_config(profile: str = "quick", /, **overrides) -> Config:
     if config.val_share + config.test_share >= 0.9:
         raise UserError("val_share and test_share leave no patients to train on; 0.1 and 0.2 are usual")
     return config
+
+
+def _check_layer(config: Config) -> None:
+    """The layer of `content_features`, as far as it is known without torch."""
+    network, _, layer = config.content_features.partition(":")
+    vgg, wrong = network.removeprefix("random-"), f"content_features={config.content_features!r}: {network} "
+    if vgg in VGG and layer not in vgg_layers(vgg):
+        raise UserError(f"{wrong}has no layer {layer!r}; {nearest(layer, vgg_layers(vgg))}")
+    if network in ("local-grain", "none") and layer:
+        raise UserError(f"{wrong}has no layers; set content_features to {network!r}")
+    if network == "local-grain" and not config.texture:
+        raise UserError(f"{wrong}belongs to the sampler; with texture=0 write vgg19:relu5_4")
+
+
+def vgg_layers(network: str) -> dict[str, str]:
+    """The layers of 'vgg19' or 'vgg16' as the paper names them, convB_C and reluB_C (before and after the activation), to torchvision's names."""
+    names, k = {}, 0
+    for block, convolutions in enumerate(VGG[network], 1):
+        for number in range(1, convolutions + 1):
+            names |= {f"conv{block}_{number}": f"features.{k}", f"relu{block}_{number}": f"features.{k + 1}"}
+            k += 2
+        k += 1  # its pooling
+    return names
+
+
+def is_own(text: str) -> bool:
+    """Whether `text` is MODULE:NAME of a module that Python finds."""
+    module, colon, name = text.partition(":")
+    try:
+        return bool(colon and name.isidentifier()) and (module in sys.modules or importlib.util.find_spec(module) is not None)
+    except (ImportError, ValueError):
+        return False
+
+
+def own_part(text: str):
+    """What MODULE:NAME means: a network, a loss, an extractor or a reduction of one's own. UserError where it cannot be had."""
+    module, _, name = text.partition(":")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(f"{text!r} cannot be loaded ({error}); its file lies beside run_all.sh or in the current folder") from None
 
 
 def nearest(name: str, known) -> str:
@@ -281,21 +260,29 @@ def _check(setting, value):
         value = float(value)  # YAML takes 1e-4 for text
     if type(value) is not kind:
         raise UserError(f"{setting.name} takes a {kind.__name__}, not {value!r}; its default is {setting.default!r}")
-    choices, chosen = meta["choices"], value.partition(":")[0] if meta["registry"] else value
-    if meta["registry"] and chosen not in choices:
-        module, name = meta["registry"].rsplit(".", 1)
-        choices = [*choices, *getattr(importlib.import_module(f".{module}", __package__), name)]
-    if choices and chosen not in choices:
+    choices, chosen = meta["choices"], value.partition(":")[0] if meta["own"] else value
+    if choices and chosen not in choices and not (meta["own"] and (is_own(value) or _in_torchvision(setting.name, chosen))):
         if chosen in GONE:
             raise UserError(f"{setting.name}={value!r} is gone: {GONE[chosen]}")
         if kind is str:
-            raise UserError(f"{setting.name} cannot be {value!r}; {nearest(chosen, dict.fromkeys(choices))}")
-        near = min(meta["choices"], key=lambda c: abs(c - value))
+            own = f", {OWN}" if meta["own"] else ""
+            raise UserError(f"{setting.name} cannot be {value!r}; {nearest(chosen, choices)}{own}")
+        near = min(choices, key=lambda c: abs(c - value))
         raise UserError(f"{setting.name} cannot be {value!r}; the nearest valid value is {near!r}")
-    for bound, bad in ((meta["low"], lambda b: not value >= b), (meta["high"], lambda b: not value <= b)):
-        if bound is not None and bad(bound):
-            raise UserError(f"{setting.name} cannot be {value!r}; the nearest valid value is {bound!r}")
+    low, high = meta["low"], meta["high"]
+    if (low is not None and not value >= low) or (high is not None and value > high):
+        raise UserError(
+            f"{setting.name} cannot be {value!r}; the nearest valid value is {high if high is not None and value > high else low!r}"
+        )
     return value
+
+
+def _in_torchvision(setting: str, network: str) -> bool:
+    if setting != "content_features":
+        return False
+    from torchvision import models  # needs torch, so only a network that is not listed is looked up
+
+    return network in models.list_models(models)
 
 
 def stage_of(name: str) -> str:

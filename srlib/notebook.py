@@ -28,11 +28,11 @@ from .files import read_table
 from .metrics.regions import valid_region
 from .series.opening import open_run
 from .trained import load_generator
-from .upscaling import draws, upscale
+from .upscaling import samples, upscale
 
 __all__ = [
-    "HTML", "Markdown", "answer", "departures_table", "display", "downsample", "draws", "fold", "held_by", "load_generator", "metrics", "np",
-    "open_run", "panels", "pd", "pick_device", "plots", "plt", "project", "read_image", "read_pair", "read_table", "source", "to_image", "to_tensor", "torch", "upsample",
+    "HTML", "Markdown", "answer", "departures_table", "display", "downsample", "fold", "held_by", "load_generator", "metrics", "np",
+    "open_run", "panels", "pd", "pick_device", "plots", "plt", "project", "read_image", "read_pair", "read_table", "samples", "source", "to_image", "to_tensor", "torch", "upsample",
     "upscale", "valid_region",
 ]  # fmt: skip
 

@@ -9,7 +9,7 @@ _SHORT = dict(  # what every training far shorter than the paper's needs
     smooth=True,
     pretrain_loss="psnr",
     pretrain_clip=30.0,  # usual norms are 1 to 10; without it a rate that is too large does not come back
-    # the game: SRGAN draws its texture from noise
+    # the adversarial training: SRGAN samples its texture from noise
     texture=32,
     adversarial_loss="pairing",
     adversarial_weight=1.0,

@@ -31,33 +31,18 @@ def listed(folder: Path) -> dict[str, dict]:
         raise UserError(f"{folder / LIST} cannot be read ({type(error).__name__}); get it from the repository again") from None
 
 
-def find(scale: int = 0, folder: Path | None = None) -> tuple[dict, Path]:
-    """(entry, folder) of the released pair of `scale` (0: 4, or the only one there is) in `folder` (None: data/weights). UserError without it."""
+def pair(folder: Path | None = None, scale: int = 0) -> tuple[dict[str, Path], dict | None]:
+    """({'srresnet': file, 'srgan': file}, entry) of a folder: of one that `release` wrote (None: data/weights) the pair of `scale` (0: 4, or the only
+    one there is), each file checked by its SHA-256; of a run entry is None. UserError where there is none, or a file is not the released one."""
     folder = folder or WEIGHTS
     entries = listed(folder)
-    if not entries:
-        raise UserError(
-            f"no weights are released in {folder} yet; name those of a run, --weights runs/quick/srgan.pt (./run_all.sh makes it)"
-        )
-    if not scale and len(entries) > 1 and "4" not in entries:
-        raise UserError(f"{folder} holds weights for x{', x'.join(entries)}; choose with --scale")
-    key = str(scale) if scale else "4" if "4" in entries else next(iter(entries))
+    if folder != WEIGHTS and not entries:
+        return {name: folder / f"{name}.pt" for name in NAMES}, None
+    key = str(scale) if scale else "4" if "4" in entries or len(entries) != 1 else next(iter(entries))
     if key not in entries:
-        raise UserError(f"--scale {key}: {folder} holds weights for x{', x'.join(entries)} only; choose one of these, or --weights FILE")
-    return entries[key], folder
-
-
-def pair(folder: Path | None = None, scale: int = 0) -> tuple[dict[str, Path], dict | None]:
-    """({'srresnet': file, 'srgan': file}, entry) in a folder that `release` wrote (None: data/weights), checked; of a run's folder entry is None."""
-    if folder is None or (folder / LIST).exists():
-        entry, folder = find(scale, folder)
-        return {name: checked(entry, name, folder) for name in NAMES}, entry
-    return {name: folder / f"{name}.pt" for name in NAMES}, None
-
-
-def checked(entry: dict, name: str, folder: Path) -> Path:
-    """The file of 'srresnet' or 'srgan' of an entry. Raises UserError where it is missing or not the released one."""
-    return released(folder / entry[name]["file"], entry[name]["sha256"])
+        known = f"weights for x{', x'.join(entries)} only" if entries else "no released weights"
+        raise UserError(f"{folder} holds {known}; choose with --scale, or name those of a run, --weights runs/quick/srgan.pt")
+    return {name: released(folder / entries[key][name]["file"], entries[key][name]["sha256"]) for name in NAMES}, entries[key]
 
 
 # ------------------------------------------------------------------------------------------------ any weights
@@ -83,27 +68,28 @@ def load_weights(path: str | Path) -> dict:
 
 
 def rebuild(settings: dict) -> torch.nn.Module:
-    """The generator of stored `settings`: a network of `models.networks.GENERATORS`, or, with `texture`, `kind` and `amount`, a `Sampler` on one.
-    KeyError for an unknown name."""
-    head = {name: settings[name] for name in ("texture", "kind", "amount") if name in settings}
-    network = build({name: value for name, value in settings.items() if name not in head})
-    return Sampler(network, *head.values()) if head else network
+    """The generator of stored `settings` (`models.networks.build`), or, with `texture` and `kind`, a `Sampler` on one."""
+    network = build({name: value for name, value in settings.items() if name not in ("texture", "kind", "amount")})
+    return Sampler(network, settings["texture"], reduction(settings)) if "texture" in settings else network
+
+
+def reduction(stored: dict, name: str = "kind") -> str:
+    """The kind of `degrade` in stored settings; earlier versions kept its number apart, as `amount`."""
+    amount = stored.get("amount")
+    return f"{stored[name]}:{amount:g}" if amount else stored[name]
 
 
 def load_generator(path: str | Path, device: str | torch.device = "cpu") -> torch.nn.Module:
     """A generator in eval mode, float32, from `srresnet.pt` or `srgan.pt` of a run; the names 'srresnet' and 'srgan' mean the released ones.
     Raises UserError for a file that is not one."""
     if path in NAMES:
-        entry, folder = find()
-        path = checked(entry, str(path), folder)
+        path = pair()[0][path]
     stored = load_weights(path)
     try:
         generator = rebuild(stored["settings"])
         generator.load_state_dict(stored["weights"])
-    except KeyError as error:
-        raise UserError(
-            f"{path} holds a generator {error}, which is not in models.networks.GENERATORS; register it before loading"
-        ) from None
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
     except (TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"{path}: its weights do not fit a generator of this version ({str(error).splitlines()[0]})") from None
     return generator.to(device, memory_format=torch.channels_last).eval()  # 1.5 times faster on a CPU
@@ -111,11 +97,11 @@ def load_generator(path: str | Path, device: str | torch.device = "cpu") -> torc
 
 def choose(
     weights: str | Path = "srgan", scale: int = 0, device: str | torch.device = "cpu"
-) -> tuple[torch.nn.Module, str, dict | None, tuple[str, float]]:
+) -> tuple[torch.nn.Module, str, dict | None, str]:
     """(generator, what to call it, the domain that it was released for or None, the reduction that it learnt to undo).
 
     `weights`: 'srresnet' or 'srgan' (the released ones, of `scale` where there are several), a file, or a folder (its SRGAN): a run or
-    what `release` wrote. The reduction is `degrade`'s (kind, amount), from the release, the run's folder or the network; bicubic where
+    what `release` wrote. The reduction is a kind of `degrade`, from the release, the run's folder or the network; bicubic where
     none of them says it. Raises UserError for weights that are not there, damaged, or of another scale.
     """
     named, path, entry = str(weights) in NAMES, Path(weights), None
@@ -128,12 +114,11 @@ def choose(
     if scale and generator.settings["scale"] != scale:
         raise UserError(f"{weights} enlarges x{generator.settings['scale']}, not x{scale}; leave --scale out or name other weights")
     if entry:
-        said = f"{path.name} (trained on phantoms)" if entry["phantom"] else path.name
-        return generator, said, entry["domain"], (entry["reduction"], entry["amount"])
+        title = f"{path.name} (trained on phantoms)" if entry["phantom"] else path.name
+        return generator, title, entry["domain"], reduction(entry, "reduction")
     try:
         config = json.loads((path.parent / "config.json").read_text(encoding="utf-8"))
-        kind, _, amount = config["degradation"].partition(":")
-        learnt = kind, float(amount or config.get("degradation_amount", 0.0))  # (in earlier versions a setting of its own)
+        learnt = reduction({"kind": config["degradation"], "amount": config.get("degradation_amount")})
     except (OSError, ValueError, KeyError):  # a file alone
-        learnt = generator.settings.get("kind", "bicubic") or "paired", generator.settings.get("amount", 0.0)  # '' for speckle, too
+        learnt = generator.settings.get("kind", "bicubic") or "paired"  # '' for speckle, too
     return generator, path.name, None, learnt

@@ -1,8 +1,9 @@
-"""Images in, super-resolved images out: networks that are a function of LR, and networks that draw their texture from noise."""
+"""Images in, super-resolved images out: networks that are a function of LR, and networks that sample their texture from noise."""
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 from collections.abc import Iterable, Sequence
 
@@ -14,44 +15,29 @@ from .degrade import KINDS, has_projection, project
 from .sampler.network import ROUNDS, Sampler, normal_noise
 
 TILE, OVERLAP = 320, 48  # LR pixels
-AT_ONCE = 2**26  # pixels of SR that are drawn at once, each with 16 bytes of noise
-NO_TEXTURE = "draws no texture; leave out --strength, --draws and --seed, or name a run's srgan.pt trained with texture"
-
-
-def agreement(generator: torch.nn.Module, consistent: tuple[str, float] | None = None) -> tuple[str, float] | None:
-    """(kind, amount) of the reduction that takes SR to LR: `consistent`, or what a network that draws texture has of its own; None
-    for none. Raises UserError for a reduction that no image can be projected by (speckle, given pairs)."""
-    scale, own = generator.settings["scale"], generator.settings.get("kind", "")
-    found = consistent or ((own, generator.settings["amount"]) if own else None)
-    if found and not has_projection(scale, *found):
-        able = ", ".join(kind for kind in KINDS if has_projection(scale, kind))
-        raise UserError(f"SR cannot be made consistent with LR of kind {found[0]!r}, which has no projection; there is one for {able}")
-    return found
+AT_ONCE = 2**26  # pixels of SR that are sampled at once, each with 16 bytes of noise
+NO_TEXTURE = "samples no texture; leave out --strength, --samples and --seed, or name a run's srgan.pt trained with texture"
 
 
 @torch.inference_mode()
-def draws(
-    image: np.ndarray,
-    generator: torch.nn.Module,
-    seeds: Iterable[int],
-    strength: float = 1.0,
-    consistent: tuple[str, float] | None = None,
+def samples(
+    image: np.ndarray, generator: torch.nn.Module, seeds: Iterable[int], strength: float = 1.0, consistent: str = ""
 ) -> list[np.ndarray]:
     """uint8 or uint16, (H, W) or (H, W, 3), to SR of the same type at `scale` times the size, one for each seed, 0 or more.
 
-    A network with noise draws another texture for each seed, always the same for one seed and one image; all of them agree with LR
-    (`degrade.project`). `strength` is the factor of the texture: 0 leaves the SR of its trunk, projected. A network without noise has
-    one SR for all seeds. `consistent`: (kind, amount) of a reduction under which any network's SR is made to agree with LR, in the place
-    of its own. A grey generator takes colour channel by channel, with one noise, so that grain is grey; a colour generator takes grey as
-    three equal channels and gives their mean. Raises UserError where `check` or `agreement` do.
+    A `Sampler` has another texture for each seed, always the same for one seed and one image; all of them are consistent with LR
+    (`degrade.project`). `strength` is the factor of the texture: 0 leaves the SR of its trunk, projected. Any other network has one SR for
+    all seeds. `consistent`: a kind of reduction with which any network's SR is made consistent, in the place of its own. A grey generator
+    takes colour channel by channel, with one noise, so that speckle is grey; a colour generator takes grey as three equal channels and gives
+    their mean. Raises UserError where `check` or `consistent_kind` do.
     """
     seeds = list(seeds)
     check(generator, seeds, strength)
-    reduction, lr, scale = agreement(generator, consistent), _tensor(image, generator), generator.settings["scale"]
+    kind, lr, scale = consistent_kind(generator, consistent), _tensor(image, generator), generator.settings["scale"]
     height, width = (scale * n for n in image.shape[:2])
 
     def finished(sr: torch.Tensor) -> np.ndarray:
-        return _levels(project(sr.to(lr.device), lr, scale, *reduction, rounds=ROUNDS) if reduction else sr, image)
+        return _levels(project(sr.to(lr.device), lr, scale, kind, rounds=ROUNDS) if kind else sr, image)
 
     if not isinstance(generator, Sampler):
         return [finished(_sr(lr, generator)[0])] * len(seeds)
@@ -62,18 +48,15 @@ def draws(
     return images
 
 
-def upscale(
-    image: np.ndarray, generator: torch.nn.Module, seed: int = 0, strength: float = 1.0, consistent: tuple[str, float] | None = None
-) -> np.ndarray:
-    """One of `draws`: uint8 or uint16, (H, W) or (H, W, 3), to the same type at `scale` times the size."""
-    return draws(image, generator, [seed], strength, consistent)[0]
+def upscale(image: np.ndarray, generator: torch.nn.Module, seed: int = 0, strength: float = 1.0, consistent: str = "") -> np.ndarray:
+    """One of `samples`: uint8 or uint16, (H, W) or (H, W, 3), to the same type at `scale` times the size."""
+    return samples(image, generator, [seed], strength, consistent)[0]
 
 
 def spread(images: list[np.ndarray]) -> np.ndarray:
-    """The standard deviation of several draws at each pixel, (H, W) float32, in their levels (of colour: mean over channels): where it is
+    """The standard deviation of several samples at each pixel, (H, W) float32, in their levels (of colour: mean over channels): where it is
     large, LR does not say what is there."""
-    mean = sum(image.astype(np.float32) for image in images) / len(images)
-    deviation = np.sqrt(sum((image - mean) ** 2 for image in images) / len(images))
+    deviation = np.std(np.asarray(images, np.float32), 0)
     return deviation if deviation.ndim == 2 else deviation.mean(2)
 
 
@@ -85,6 +68,16 @@ def check(generator: torch.nn.Module, seeds: Iterable[int] = (), strength: float
         raise UserError(f"strength cannot be {strength:g}; it is 0 (no texture), 1 (as it was learnt) or any other above 0")
     if strength != 1 and not isinstance(generator, Sampler):
         raise UserError(f"this network {NO_TEXTURE}")
+
+
+def consistent_kind(generator: torch.nn.Module, consistent: str = "") -> str:
+    """The kind of reduction with which SR is made consistent: `consistent`, or a `Sampler`'s own; '' for none. Raises UserError for a kind
+    that has no projection (speckle, given pairs)."""
+    kind = consistent or generator.settings.get("kind", "")
+    if kind and not has_projection(kind):
+        able = ", ".join(filter(has_projection, KINDS))
+        raise UserError(f"SR cannot be made consistent with LR of kind {kind!r}, which has no projection; there is one for {able}")
+    return kind
 
 
 # ------------------------------------------------------------------------------------------- images, noise, tiles
@@ -102,7 +95,7 @@ def _levels(sr: torch.Tensor, image: np.ndarray) -> np.ndarray:
 
 
 def _noise_seed(image: np.ndarray, seed: int) -> int:
-    """Below 2^63, a function of seed and image: two scans of one seed do not share their grain."""
+    """Below 2^63, a function of seed and image: two scans of one seed do not share their speckle."""
     content = hashlib.sha256(f"{seed} {image.shape} ".encode() + image.tobytes()).digest()
     return int.from_bytes(content[:8], "big") >> 1
 
@@ -119,23 +112,17 @@ def _sr(lr: torch.Tensor, generator: torch.nn.Module, noises: Sequence[torch.Ten
 
 
 def _tiled(lr: torch.Tensor, generator: torch.nn.Module, noises: Sequence[torch.Tensor], strength: float) -> list[torch.Tensor]:
-    """`_sr` of an LR that has the generator's channels, in overlapping tiles where it is larger than a tile. The noises are cut with it."""
+    """`_sr` of an LR that has the generator's channels, in overlapping tiles, with which the noises are cut."""
     (height, width), scale = lr.shape[-2:], generator.settings["scale"]
-
-    def network(tile, where):
-        return generator.samples(tile, (noise[where].to(tile.device) for noise in noises), strength) if noises else [generator(tile)]
-
-    if max(height, width) <= TILE:
-        return network(lr, np.s_[:])
     totals = [torch.zeros(*lr.shape[:2], height * scale, width * scale) for _ in noises or [None]]
     weight = torch.zeros(1, 1, height * scale, width * scale)
-    for top, bottom in _spans(height):
-        for left, right in _spans(width):
-            where = np.s_[..., top * scale : bottom * scale, left * scale : right * scale]
-            feather = _ramp(top, bottom, height, scale)[:, None] * _ramp(left, right, width, scale)[None, :]
-            weight[where] += feather
-            for total, sr in zip(totals, network(lr[..., top:bottom, left:right], where), strict=True):
-                total[where] += sr.cpu() * feather
+    for (top, bottom), (left, right) in itertools.product(_spans(height), _spans(width)):
+        tile, where = lr[..., top:bottom, left:right], np.s_[..., top * scale : bottom * scale, left * scale : right * scale]
+        feather = _ramp(top, bottom, height, scale)[:, None] * _ramp(left, right, width, scale)[None, :]
+        weight[where] += feather
+        srs = generator.samples(tile, [noise[where].to(lr.device) for noise in noises], strength) if noises else [generator(tile)]
+        for total, sr in zip(totals, srs, strict=True):
+            total[where] += sr.cpu() * feather
     return [total / weight for total in totals]
 
 

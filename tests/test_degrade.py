@@ -16,6 +16,7 @@ from srlib.data.phantom import bscan
 from srlib.degrade import (
     KINDS,
     SCALES,
+    Separable,
     crop_to_multiple,
     downsample,
     from_display,
@@ -40,12 +41,14 @@ def test_agrees_with_pillow(scale):
     assert np.abs(ours - pillow).max() <= 3
 
 
-def cubic_rows(size, scale):
-    """The antialiased cubic kernel (Keys, a = -0.5) as a matrix, from its definition."""
-    x = (np.arange(size) + 0.5)[None] - (np.arange(size // scale) + 0.5)[:, None] * scale
+def cubic_rows(size, scale, mirrored=False):
+    """The antialiased cubic kernel (Keys, a = -0.5) as a matrix, from its definition; `mirrored`: of a padded line, as MATLAB's."""
+    pad, kept = 2 * scale * mirrored, size // scale * scale  # what is cut off has weight 0
+    padded = np.pad(np.eye(kept, size), ((pad, pad), (0, 0)), "symmetric")
+    x = (np.arange(-pad, kept + pad) + 0.5)[None] - (np.arange(size // scale) + 0.5)[:, None] * scale
     t = np.abs(x / scale)
     w = np.where(t < 1, 1.5 * t**3 - 2.5 * t**2 + 1, np.where(t < 2, -0.5 * t**3 + 2.5 * t**2 - 4 * t + 2, 0))
-    return w / w.sum(1, keepdims=True)
+    return (w / w.sum(1, keepdims=True)) @ padded
 
 
 @pytest.mark.parametrize("scale", [2, 3, 4, 8])
@@ -150,7 +153,7 @@ def test_matlab_to_the_grey_level(scale):
 def test_gaussian_agrees_with_scipy_where_the_pixels_fall_together():
     hr = np.random.default_rng(2).random((60, 75))
     reference = gaussian_filter(hr, 1.7, mode="reflect", truncate=4.2)[1::3, 1::3]
-    ours = downsample(torch.from_numpy(hr)[None, None], 3, "gaussian", 1.7)[0, 0].numpy()
+    ours = downsample(torch.from_numpy(hr)[None, None], 3, "gaussian:1.7")[0, 0].numpy()
     assert np.abs(ours - reference).max() < 0.5 / 255 + 2e-4
 
 
@@ -164,7 +167,7 @@ def test_area_agrees_with_opencv(scale):
 
 def test_speckle_has_the_stated_looks_in_linear_intensity():
     grey = 0.6
-    lr = downsample(torch.full((1, 1, 800, 800), grey), 4, "speckle", 20.0)
+    lr = downsample(torch.full((1, 1, 800, 800), grey), 4, "speckle:20")
     intensity, mean = from_display(lr), from_display(torch.tensor(grey))
     assert (intensity.mean() / mean).item() == pytest.approx(1, abs=0.01)
     assert (intensity.std() / intensity.mean()).item() == pytest.approx(20**-0.5, rel=0.03)
@@ -191,35 +194,26 @@ def test_refuses_what_it_does_not_know():
 
 
 # --------------------------------------------------------------------------------------------- projection
-def mirrored_rows(size, scale):
-    """MATLAB's cubic kernel with mirrored edges as a matrix, from its definition: the plain kernel on a padded line."""
-    pad, kept = 2 * scale, size // scale * scale  # what is cut off has weight 0
-    padded = np.pad(np.eye(kept, size), ((pad, pad), (0, 0)), "symmetric")
-    x = np.arange(kept + 2 * pad) - pad - ((np.arange(size // scale)[:, None] + 0.5) * scale - 0.5)
-    t = np.abs(x / scale)
-    w = np.where(t < 1, 1.5 * t**3 - 2.5 * t**2 + 1, np.where(t < 2, -0.5 * t**3 + 2.5 * t**2 - 4 * t + 2, 0))
-    return (w / w.sum(1, keepdims=True)) @ padded
-
-
-def dense(kind, height, width, scale, amount=0.0):
+def dense(kind, height, width, scale):
     """The reduction of whole images as one matrix (float64), from images with one bright pixel each."""
     if kind == "bicubic-matlab":  # without its rounding
-        return torch.from_numpy(np.kron(mirrored_rows(height, scale), mirrored_rows(width, scale)))
+        return torch.from_numpy(np.kron(cubic_rows(height, scale, mirrored=True), cubic_rows(width, scale, mirrored=True)))
     pixels = torch.eye(height * width, dtype=torch.float64).reshape(-1, 1, height, width)
-    return KINDS[kind](crop_to_multiple(pixels, scale), scale, amount).flatten(1).T
+    name, _, amount = kind.partition(":")
+    return KINDS[name](crop_to_multiple(pixels, scale), scale, float(amount or 0)).flatten(1).T
 
 
 @pytest.mark.parametrize("scale", SCALES)
-@pytest.mark.parametrize("kind", LINEAR)
+@pytest.mark.parametrize("kind", [*LINEAR, "gaussian:1.1", "axial:0.8"])
 def test_projection_is_the_nearest_image_that_reduces_to_lr(kind, scale):
     """Against the dense least-squares solution: odd sizes that no scale divides, two images of three channels, any LR; and its gradient
     is that of the dense projector, I - D+ D."""
     height, width = 19, 29
     D = dense(kind, height, width, scale)
     back = torch.linalg.pinv(D)
-    chance = torch.Generator().manual_seed(scale)
-    sr = torch.rand(2, 3, height, width, generator=chance, dtype=torch.float64)
-    lr = torch.rand(2, 3, height // scale, width // scale, generator=chance, dtype=torch.float64)
+    rng = torch.Generator().manual_seed(scale)
+    sr = torch.rand(2, 3, height, width, generator=rng, dtype=torch.float64)
+    lr = torch.rand(2, 3, height // scale, width // scale, generator=rng, dtype=torch.float64)
     expected = sr.flatten(2) + (lr.flatten(2) - sr.flatten(2) @ D.T) @ back.T
     given = sr.float().requires_grad_()
     found = project(given, lr.float(), scale, kind)
@@ -227,17 +221,10 @@ def test_projection_is_the_nearest_image_that_reduces_to_lr(kind, scale):
     torch.testing.assert_close(found.double(), expected.reshape(sr.shape), atol=1e-5, rtol=0)
     rows, columns = height // scale * scale, width // scale * scale
     assert torch.equal(found[..., rows:, :], given[..., rows:, :]) and torch.equal(found[..., columns:], given[..., columns:])
-    weight = torch.rand(sr.shape, generator=chance, dtype=torch.float64)
+    weight = torch.rand(sr.shape, generator=rng, dtype=torch.float64)
     (gradient,) = torch.autograd.grad((found * weight.float()).sum(), given)
     by_hand = weight.flatten(2) - weight.flatten(2) @ (back @ D)
     torch.testing.assert_close(gradient.double(), by_hand.reshape(sr.shape), atol=1e-5, rtol=0)
-
-
-@pytest.mark.parametrize(("kind", "amount"), [("gaussian", 2.3), ("axial", 0.8)])
-def test_projection_takes_the_amount(kind, amount):
-    D = dense(kind, 24, 20, 4, amount)
-    found = project(torch.rand(1, 1, 24, 20), torch.full((1, 1, 6, 5), 0.4), 4, kind, amount)
-    torch.testing.assert_close(found.double().flatten() @ D.T, torch.full((30,), 0.4, dtype=torch.float64), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("scale", SCALES)
@@ -280,25 +267,15 @@ def test_rounds_of_clamping_raise_the_consistency_of_what_is_clamped(name):
 
 
 def test_what_cannot_be_projected(monkeypatch):
-    """Speckle, unknown kinds and sizes that do not belong together; of what a reader registers, all but linear separable reductions."""
+    """Speckle, unknown kinds, sizes that do not belong together, and a function of a reader's own, unless it comes as matrices."""
     sr, lr = torch.rand(1, 1, 32, 40), torch.rand(1, 1, 8, 10)
-    for kind, words in (("speckle", "not linear"), ("lanczos", "kind must be one of")):
+    monkeypatch.setitem(KINDS, "peak", lambda hr, scale, amount: F.max_pool2d(hr, scale))
+    monkeypatch.setitem(KINDS, "corner", Separable(lambda n, scale, amount: torch.eye(n, dtype=torch.float64)[::scale]))
+    for kind, words in (("speckle", "no projection"), ("peak", "no projection"), ("lanczos", "kind must be one of")):
         with pytest.raises(ValueError, match=words):
             project(sr, lr, 4, kind)
     for wrong in (lr[..., 1:, :], lr[..., 1:], torch.rand(1, 1, 16, 20)):
         with pytest.raises(ValueError, match="does not belong"):
             project(sr, wrong, 4)
-    registered = {
-        "tent": lambda hr, scale, amount: F.avg_pool2d(F.avg_pool2d(hr, 3, 1, 1, count_include_pad=False), scale),
-        "peak": lambda hr, scale, amount: F.max_pool2d(hr, scale),
-        "lighter": lambda hr, scale, amount: F.avg_pool2d(hr, scale) + 0.1,
-        "diagonal": lambda hr, scale, amount: (hr[..., ::scale, ::scale] + hr[..., 1::scale, 1::scale]) / 2,  # linear, not separable
-    }
-    for kind, reduce in registered.items():
-        monkeypatch.setitem(KINDS, kind, reduce)
-    back = project(sr, lr, 4, "tent")
-    torch.testing.assert_close(registered["tent"](back, 4, 0), lr, atol=1e-5, rtol=0)
-    for kind in ("peak", "lighter", "diagonal"):
-        with pytest.raises(ValueError, match=f"{kind} is not linear"):
-            project(sr, lr, 4, kind)
-    assert [kind for kind in KINDS if has_projection(4, kind)] == [*LINEAR[:4], "area", "nearest", "tent"]
+    assert torch.equal(project(sr, lr, 4, "corner")[..., ::4, ::4], lr)
+    assert [kind for kind in KINDS if has_projection(kind)] == [*LINEAR, "corner"]

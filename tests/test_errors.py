@@ -16,7 +16,7 @@ from srlib.commands.evaluate import evaluate_folders
 from srlib.config import UserError, load_config
 from srlib.data.phantom import bscan
 from srlib.files import REPOSITORY
-from srlib.models import features
+from srlib.sampler import training
 from srlib.series.opening import open_run
 from srlib.series.run_folder import Run, read_config
 
@@ -84,19 +84,19 @@ def test_one_bad_target_does_not_end_a_batch(scans, monkeypatch, capsys):
 
 
 def test_an_image_without_memory_does_not_end_a_batch(scans, monkeypatch, capsys):
-    draws, calls = upscaling.draws, []
+    samples, calls = upscaling.samples, []
 
     def short(image, *args):
         calls.append(image)
         if len(calls) == 1:
             raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
-        return draws(image, *args)
+        return samples(image, *args)
 
-    monkeypatch.setattr(upscaling, "draws", short)
+    monkeypatch.setattr(upscaling, "samples", short)
     assert main(["upscale", str(scans / "sr"), str(scans / "out")]) == 1
     said = capsys.readouterr()
     assert f"error: {scans / 'sr/s0.png'}: memory ran out; cut it into parts" in said.err and "1 image(s) written, 1 failed" in said.out
-    monkeypatch.setattr(upscaling, "draws", lambda *args: 1 / 0)
+    monkeypatch.setattr(upscaling, "samples", lambda *args: 1 / 0)
     with pytest.raises(ZeroDivisionError):  # a mistake of ours is no sentence
         main(["upscale", str(scans / "sr"), str(scans / "other")])
 
@@ -185,9 +185,9 @@ def test_weights_of_the_content_loss_are_asked_for_before_the_pretraining(tmp_pa
     with pytest.raises(UserError, match=r"no vgg19 weights there; .*change it in 01_explore_data"):
         open_run("03", "smoke", str(tmp_path))
     asked = []
-    monkeypatch.setattr(features, "feature_extractor", lambda *words: asked.append(words))
+    monkeypatch.setattr(training, "content_extractor", asked.append)
     open_run("03", "smoke", str(tmp_path))
-    assert asked == [("vgg19:relu5_4", str(tmp_path / "nowhere"))]
+    assert asked == [run.config]
     run.record("stages", "pretrain", finished="yes")
     open_run("03", "smoke", str(tmp_path))
     assert len(asked) == 1

@@ -6,209 +6,23 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-import torch
-import torchvision
 from running import srlib
-from torch import nn
 
 from srlib import degrade
 from srlib.__main__ import main
 from srlib.commands import sweep
 from srlib.config import PROFILES, UserError, load_config
 from srlib.evaluation import statistics
-from srlib.models import features, networks
-from srlib.models.features import EXTRACTORS, WeightsMissing, feature_extractor
-from srlib.sampler.network import Sampler, normal_noise
 from srlib.series import runs
 from srlib.series.opening import open_run
 from srlib.series.run_folder import Run
-from srlib.trained import load_generator, save_weights
-from srlib.training import adversarial, checkpoint, losses, pretraining
+from srlib.trained import save_weights
+from srlib.training import checkpoint
 from srlib.training.stage import make_generator
 
 TINY = dict(
     crop=32, gan_crop=32, batch=4, pretrain_steps=3, gan_steps=2, validate_every=2, checkpoint_every=3, width=8, blocks=1, d_width=4
 )
-
-
-@pytest.fixture(scope="module")
-def random_weights(tmp_path_factory):
-    """State dicts without meaning of three networks in a folder, named as torchvision names them."""
-    folder = tmp_path_factory.mktemp("weights")
-    torch.manual_seed(0)
-    for name, file in (("vgg19", "vgg19-dcbb9e9d.pth"), ("vgg16", "vgg16-397923af.pth")):
-        torch.save(getattr(torchvision.models, name)(weights=None).features.state_dict(), folder / file)
-    torch.save(torchvision.models.resnet50(weights=None).state_dict(), folder / "resnet50-0676ba61.pth")
-    return folder
-
-
-class Plain(nn.Module):
-    """A generator with nothing of SRResNet's."""
-
-    def __init__(self, scale, channels, **_):
-        super().__init__()
-        self.scale, self.body = scale, nn.Conv2d(channels, channels * scale**2, 3, padding=1)
-
-    def forward(self, lr):
-        return degrade.upsample(lr, self.scale) + nn.functional.pixel_shuffle(self.body(lr).float(), self.scale)
-
-
-# --------------------------------------------------------------------------------------------- registries
-@pytest.mark.parametrize("name", networks.GENERATORS)
-@pytest.mark.parametrize("scale", [3, 4])
-def test_every_generator_scales_and_comes_back_from_its_file(name, scale, tmp_path):
-    net = make_generator(load_config("smoke", generator=name, scale=scale, crop=48, gan_crop=48)).eval()
-    lr = torch.rand(2, 1, 12, 10)
-    torch.testing.assert_close(net(lr), degrade.upsample(lr, scale))  # the global skip's start
-    nn.init.normal_(net.tail.weight, std=0.01)
-    save_weights(tmp_path / "a.pt", net)
-    again = load_generator(tmp_path / "a.pt")
-    assert again.settings == net.settings and again.settings["generator"] == name and type(again) is type(net)
-    torch.testing.assert_close(again(lr), net(lr))
-    drawing, noise = Sampler(net, 4), normal_noise(0, 2, 12 * scale, 10 * scale)
-    nn.init.normal_(drawing.head.tail.weight, std=0.05)
-    save_weights(tmp_path / "b.pt", drawing)
-    again = load_generator(tmp_path / "b.pt")
-    assert again.settings == drawing.settings and type(again.trunk) is type(net) and type(again) is Sampler
-    torch.testing.assert_close(again(lr, noise), drawing(lr, noise))
-
-
-def test_a_file_without_the_name_is_srresnet(tmp_path):
-    net = networks.Generator(4, 1, 8, 1)
-    assert "generator" not in net.settings  # as files were written before
-    save_weights(tmp_path / "old.pt", net)
-    assert type(load_generator(tmp_path / "old.pt")) is networks.Generator
-
-
-@pytest.mark.parametrize("texture", [4, 0])
-def test_what_a_cell_registers_trains(images, tmp_path, monkeypatch, texture):
-    """One entry of each kind, known to load_config and used by both stages; the weights say which network they are. A network without
-    `with_maps` can be the trunk that texture is drawn on; a reduction that is not linear is not projected by."""
-    used = []
-
-    def noted(name, function):
-        def call(*args):
-            used.append(name)
-            return function(*args)
-
-        return call
-
-    with pytest.raises(UserError, match="generator cannot be 'plain'"):
-        load_config("smoke", generator="plain")
-    monkeypatch.setitem(networks.GENERATORS, "plain", Plain)
-    monkeypatch.setitem(degrade.KINDS, "peak", noted("peak", lambda hr, scale, amount: nn.functional.max_pool2d(hr, scale)))
-    monkeypatch.setitem(losses.PRETRAIN, "fourth", noted("fourth", lambda sr, hr: ((sr - hr) ** 4).mean()))
-    squares = losses.Adversarial(
-        noted("g", lambda sr, hr: ((sr - 1) ** 2).mean()), noted("d", lambda hr, sr: ((hr - 1) ** 2).mean() + (sr**2).mean())
-    )
-    monkeypatch.setitem(losses.ADVERSARIAL, "squares", squares)
-    monkeypatch.setitem(features.EXTRACTORS, "pool", noted("pool", lambda layer, weights: nn.AvgPool2d(2)))
-    chosen = dict(generator="plain", degradation="peak", pretrain_loss="fourth", adversarial_loss="squares", content_features="pool")
-    config = load_config("smoke", **TINY, **chosen, texture=texture)
-    pretraining.pretrain_generator(config, *images, tmp_path)
-    history = adversarial.train_srgan(config, *images, tmp_path)
-    assert set(used) == {"peak", "fourth", "g", "d", "pool"} and history.content.iloc[-1] > 0
-    network = load_generator(tmp_path / "srgan.pt")
-    assert type(network.trunk if texture else network) is Plain and network.settings.get("kind", "") == ""
-    monkeypatch.delitem(networks.GENERATORS, "plain")
-    with pytest.raises(UserError, match="register it"):
-        load_generator(tmp_path / "srgan.pt")
-
-
-@pytest.mark.parametrize(
-    ("setting", "words"),
-    [
-        ({"generator": "srresnt"}, "did you mean 'srresnet'"),
-        ({"content_features": "vgg91:relu5_4"}, "did you mean 'vgg19'"),
-        ({"adversarial_loss": "relative"}, "did you mean 'relativistic'"),
-        ({"degradation": "gausian"}, "did you mean 'gaussian'"),
-    ],
-)
-def test_misspelt_entries(setting, words):
-    with pytest.raises(UserError, match=words):
-        load_config("smoke", **setting)
-
-
-def test_the_settings_know_every_entry():
-    """What `choices` lists without torch is what the registries hold."""
-    from srlib.config import FIELDS
-
-    known = {"generator": networks.GENERATORS, "pretrain_loss": losses.PRETRAIN, "adversarial_loss": losses.ADVERSARIAL}
-    for name, registry in (known | {"content_features": EXTRACTORS}).items():
-        assert set(FIELDS[name].metadata["choices"]) == set(registry), name
-
-
-def test_a_loss_without_size_cannot_be_calibrated(images, tmp_path, monkeypatch):
-    monkeypatch.setitem(losses.ADVERSARIAL, "negative", losses.Adversarial(lambda sr, hr: -(sr**2).mean() - 1, losses.discriminator_loss))
-    config = load_config("smoke", **TINY, adversarial_loss="negative", content_features="random-vgg19:relu1_2")
-    pretraining.pretrain_generator(config, *images, tmp_path)
-    with pytest.raises(UserError, match="content_weight=0 cannot be calibrated"):
-        adversarial.train_srgan(config, *images, tmp_path)
-
-
-# --------------------------------------------------------------------------------------------- extractors
-@pytest.mark.parametrize(
-    ("name", "channels", "stride"),
-    [("vgg16:relu5_3", 512, 16), ("vgg16", 512, 16), ("resnet50:layer1", 256, 4), ("resnet50:layer3", 1024, 16), ("resnet50", 1024, 16)],
-)
-def test_extractors_of_other_networks(random_weights, name, channels, stride):
-    """Each finds its own file in the folder, and stops at its layer."""
-    net = feature_extractor(name, random_weights)
-    maps = net.train()(torch.rand(1, 1, 64, 64))
-    assert maps.shape == (1, channels, 64 // stride, 64 // stride)
-    assert not any(p.requires_grad for p in net.parameters()) and not any(m.training for m in net.modules())
-
-
-def test_resnet_has_its_files_weights(random_weights):
-    state = torch.load(random_weights / "resnet50-0676ba61.pth", weights_only=True)
-    body = feature_extractor("resnet50:layer2", random_weights).body
-    assert torch.equal(body[0].weight, state["conv1.weight"]) and torch.equal(body[5][0].conv2.weight, state["layer2.0.conv2.weight"])
-    with pytest.raises(UserError, match="another network than resnet50"):
-        feature_extractor("resnet50:layer2", random_weights / "vgg16-397923af.pth")
-    with pytest.raises(UserError, match="has no layer 'layer5'"):
-        feature_extractor("resnet50:layer5", random_weights)
-
-
-def test_random_vgg_is_the_same_each_time_and_disturbs_nothing():
-    torch.manual_seed(5)
-    expected = torch.rand(3)
-    torch.manual_seed(5)
-    one = feature_extractor("random-vgg19:relu1_2")
-    assert torch.equal(torch.rand(3), expected)
-    image = torch.rand(1, 1, 16, 16)
-    assert torch.equal(one(image), feature_extractor("random-vgg19:relu1_2")(image)) and one(image).std() > 0
-
-
-def test_none_is_the_error_of_pixels():
-    sr, hr = torch.rand(2, 1, 8, 8), torch.rand(2, 1, 8, 8)
-    scale = sum(1 / s**2 for s in features.IMAGENET_STD) / 3
-    assert losses.ContentLoss(feature_extractor("none"))(sr, hr).item() == pytest.approx(scale * ((sr - hr) ** 2).mean().item(), rel=1e-5)
-
-
-def test_missing_weights_say_how_to_get_them(tmp_path):
-    for name in ("vgg16:relu5_3", "resnet50:layer3"):
-        with pytest.raises(WeightsMissing, match=r"feature_weights.*\.pth"):
-            feature_extractor(name, tmp_path)
-
-
-def test_extractors_start_at_the_same_share_of_the_loss(images, tmp_path):
-    """Calibrated: on the first batches the content term has its stated share beside the adversarial one, whichever the extractor; and it is
-    recorded. Where texture is drawn, 'none' means no content loss, as there is the pixel term; otherwise it is the content loss of no network."""
-    pretraining.pretrain_generator(load_config("smoke", **TINY), *images, tmp_path / "a")
-    for name, texture in (("none", 0), ("none", 4), ("random-vgg19:relu1_2", 4), ("local-grain", 4)):
-        config = load_config("smoke", **TINY, content_features=name, content_weight=0.0, texture=texture, adversarial_share=0.4)
-        folder = tmp_path / f"{name.replace(':', '')}-{texture}"
-        folder.mkdir()
-        (folder / "srresnet.pt").write_bytes((tmp_path / "a/srresnet.pt").read_bytes())
-        history = adversarial.train_srgan(config, *images, folder)
-        recorded = torch.load(folder / "srgan.pt", weights_only=True)["loss_weights"]
-        assert recorded["adversarial"] == config.adversarial_weight and recorded["pixel"] > 0
-        if name == "none" and texture:
-            assert "content" not in history
-            continue
-        last = history.iloc[-1]
-        assert last.adversarial / (last.adversarial + last.content) == pytest.approx(0.4, abs=0.12), name
-        assert recorded["content"] > 0
 
 
 # --------------------------------------------------------------------------------------------- beyond the noise

@@ -127,43 +127,42 @@ def test_a_file_that_cannot_be_opened_does_not_end_upscale(drawing, tmp_path):
     assert len(written) == len(failed) == 1 and "lost.png" in failed[0]
 
 
-@pytest.mark.parametrize("draws", [1, 2])
-def test_what_upscale_makes_of_trees_and_volumes_is_measured(drawing, tmp_path, draws):
+@pytest.mark.parametrize("samples", [1, 2])
+def test_what_upscale_makes_of_trees_and_volumes_is_measured(drawing, tmp_path, samples):
     scans = [bscan(k, 96, 112) for k in range(4)]
     files = {"P1/scan": scans[:1], "P2/scan": scans[1:2], "P2/eye": scans[2:]}
     for name, pages in files.items():
         save(tmp_path / "hr" / f"{name}.tif", *pages)
         save(tmp_path / "lr" / f"{name}.tif", *map(reduced, pages))
-    upscale_files(tmp_path / "lr", tmp_path / "sr", drawing, draws=draws, spread=draws > 1)
+    upscale_files(tmp_path / "lr", tmp_path / "sr", drawing, samples=samples, spread=samples > 1)
     result = evaluate_folders(tmp_path / "sr", tmp_path / "hr", steps=0)
     assert not result.failed and sorted(result.table.image.unique()) == ["P1/scan", "P2/eye#1", "P2/eye#2", "P2/scan"]
-    assert result.table.consistency.min() > 45 and len(result.draws) == (4 if draws > 1 else 0)
+    assert result.table.consistency.min() > 45 and len(result.samples) == (4 if samples > 1 else 0)
     assert result.unpaired.empty or set(result.unpaired.patients) == {3}  # a volume is one patient's
 
 
 def test_sr_and_hr_have_one_path(tmp_path):
-    for name in ("P1/a.png", "P2/a.tif", "P2/c.png", "P2/c.jpg", "e.png", "e_draw1.png", "lonely.png"):
+    for name in ("P1/a.png", "P2/a.tif", "P2/c.png", "P2/c.jpg", "e.png", "e_sample1.png", "lonely.png"):
         save(tmp_path / "hr" / name, bscan(1, 96, 112))
-    for name in ("P1/a.bmp", "P2/a.png", "a.png", "P2/c.png", "P2/c.jpg.png", "P1/d_draw1.png", "e_draw1.png", "e.png", "e.jpg"):
+    for name in ("P1/a.bmp", "P2/a.png", "a.png", "P2/c.png", "P2/c.jpg.png", "P1/d_sample1.png", "e_sample1.png", "e.png", "e.jpg"):
         save(tmp_path / "sr" / name, bscan(1, 96, 112))
     result = evaluate_folders(tmp_path / "sr", tmp_path / "hr", steps=0)
-    assert sorted(result.table.image.unique()) == ["P1/a", "P2/a", "P2/c.jpg", "e_draw1"]
+    assert sorted(result.table.image.unique()) == ["P1/a", "P2/a", "P2/c.jpg", "e", "e_sample1"]
     without = [line for line in result.failed if "no HR image has this path" in line]
-    assert [line.partition(": ")[0].rpartition("sr/")[2] for line in without] == ["P1/d_draw1.png", "P2/c.png", "a.png"]
-    assert len(result.failed) == 5 and sum("e.jpg and e.png have one HR image" in line for line in result.failed) == 2
-    (line,) = result.warned
-    assert line == f"2 HR image(s) have no SR image; the first: {tmp_path / 'hr/P2/c.png'}"
+    assert [line.partition(": ")[0].rpartition("sr/")[2] for line in without] == ["a.png", "P2/c.png", "P1/d_sample1.png"]
+    assert len(result.failed) == 4 and sum("e.png: e.jpg has the same HR image" in line for line in result.failed) == 1
+    assert result.warned == ["2 HR image(s) have no SR image"]
     with pytest.raises(UserError, match=r"nothing could be measured; the first reason: .*no HR image has this path"):
         evaluate_folders(tmp_path / "sr/P1", tmp_path / "hr", steps=0)
 
 
 def test_sr_of_another_size(tmp_path):
-    """HR that is no multiple of the scale is cut, and so is SR of its size; a draw of another scan is an error."""
-    for name in ("hr/a.png", "hr/b.png", "sr/b.png", "sr/a_draw1.png"):
+    """HR that is no multiple of the scale is cut, and so is SR of its size; a sample of another scan is an error."""
+    for name in ("hr/a.png", "hr/b.png", "sr/b.png", "sr/a_sample1.png"):
         save(tmp_path / name, bscan(1, 67, 82))
-    save(tmp_path / "sr/a_draw2.png", bscan(1, 90, 120))
+    save(tmp_path / "sr/a_sample2.png", bscan(1, 90, 120))
     result = evaluate_folders(tmp_path / "sr", tmp_path / "hr", steps=0)
-    assert (result.table.psnr > 90).all() and set(result.table.image) == {"b"} and "a_draw1" in result.failed[0]
+    assert (result.table.psnr > 90).all() and set(result.table.image) == {"b"} and "a_sample1" in result.failed[0]
 
 
 # --------------------------------------------------------------------------------------------- the command line

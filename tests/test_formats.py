@@ -44,56 +44,43 @@ TURNED |= {5: SCAN.T, 6: np.rot90(SCAN), 7: np.rot90(SCAN, 2).T, 8: np.rot90(SCA
 UID = "1.2.840.10008.5.1.4.1.1."
 
 
+def directory(path, tags, text, data, order="<"):
+    """A TIFF of one directory: (tag, value) pairs, of which None in 270 means `text` and in 273 where `data` lies."""
+    after = 8 + 2 + 12 * len(tags) + 4
+    at = {270: (2, len(text), after), 273: (4, 1, after + len(text))}
+    body = struct.pack(order + "H", len(tags))
+    for tag, value in tags:
+        body += struct.pack(order + "HHII", tag, *at.get(tag, (4, 1, value)))
+    head = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(order + "I", 8)
+    path.write_bytes(head + body + b"\0\0\0\0" + text + data)
+
+
 def one_directory(path, pages, order="<"):
     """A stack as ImageJ writes large ones: the first slice has a directory, the others lie behind it."""
     n, h, w = pages.shape
     text = f"ImageJ=1.54f\nimages={n}\nslices={n}\nloop=false\n\0".encode()
     tags = [(254, 0), (256, w), (257, h), (258, 8), (259, 1), (262, 1), (270, None), (273, None), (277, 1), (278, h), (279, h * w)]
-    after = 8 + 2 + 12 * len(tags) + 4
-    at = {270: (2, len(text), after), 273: (4, 1, after + len(text))}
-    body = struct.pack(order + "H", len(tags))
-    for tag, value in tags:
-        kind, count, value = at.get(tag, (4, 1, value))
-        body += struct.pack(order + "HHII", tag, kind, count, value)
-    head = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(order + "I", 8)
-    path.write_bytes(head + body + b"\0\0\0\0" + text + pages.tobytes())
+    directory(path, tags, text, pages.tobytes(), order)
 
 
-def packed(path, values, bits, compression=1, fill_order=1):
+def packed(path, values, bits, compression=1):
     """A TIFF of `bits` bits a value, one after another; compression 8 deflates it."""
     digits = (values[..., None] >> np.arange(bits - 1, -1, -1)) & 1
     raw = np.packbits(digits.reshape(len(values), -1).astype(np.uint8), axis=1).tobytes()
     raw = zlib.compress(raw) if compression == 8 else raw
-    if fill_order == 2:
-        raw = np.packbits(np.unpackbits(np.frombuffer(raw, np.uint8).reshape(-1, 1), axis=1, bitorder="little"), axis=1).tobytes()
     h, w = values.shape
-    tags = [
-        (256, 4, w),
-        (257, 4, h),
-        (258, 3, bits),
-        (259, 3, compression),
-        (262, 3, 1),
-        (266, 3, fill_order),
-        (273, 4, None),
-        (277, 3, 1),
-        (278, 4, h),
-        (279, 4, len(raw)),
-    ]
-    at = 8 + 2 + 12 * len(tags) + 4
-    body = struct.pack("<H", len(tags))
-    for tag, kind, value in tags:
-        body += struct.pack("<HHII", tag, kind, 1, at if value is None else value)
-    path.write_bytes(b"II*\0" + struct.pack("<I", 8) + body + b"\0\0\0\0" + raw)
+    tags = [(256, w), (257, h), (258, bits), (259, compression), (262, 1), (273, None), (277, 1), (278, h), (279, len(raw))]
+    directory(path, tags, b"", raw)
 
 
-def vol(path, seed=0, who="SECRET^NAME", scans=4, eye="OS"):
+def vol(path, seed=0, who="SECRET^NAME", scans=4):
     """A .vol of random reflectivity, which is returned."""
     data = np.random.default_rng(seed).gamma(2, 0.02, (scans, 64, 80)).astype(np.float32)
     data[:, :, :8] = np.finfo(np.float32).max
     sizes = struct.pack("<3I3d2I2dId", 80, scans, 64, 0.0115, 0.12, 0.00387, 8, 8, 0.1, 0.1, 30, 0.0)
     names = struct.pack(
         "<4sQiI16s16sI24sdI24sd4I34s",
-        eye.encode(),
+        b"OS",
         10**17,
         3,
         256,
@@ -124,13 +111,12 @@ def export(path, patients=1, missing=False):
     Image.fromarray(SCAN).save(path.parent / "NIR1.tif")
     series = ""
     for s in range(2):
-        images = (
-            "<Image><ImageType><Type>LOCALIZER</Type></ImageType><ImageData><ExamURL>file:///\\\\d\\NIR1.tif</ExamURL></ImageData></Image>"
-        )
+        images = ""
+        for kind, name in (("LOCALIZER", "NIR1.tif"), *(("OCT", f"B{s}{k}.TIF") for k in range(3))):
+            url = f"file:///\\\\d\\{name}"
+            images += f"<Image><ImageType><Type>{kind}</Type></ImageType><ImageData><ExamURL>{url}</ExamURL></ImageData></Image>"
         for k in range(3):
             Image.fromarray(bscan(10 * s + k, 64, 80)).save(path.parent / f"b{s}{k}.tif")
-            url = f"file:///\\\\d\\B{s}{k}.TIF"
-            images += f"<Image><ImageType><Type>OCT</Type></ImageType><ImageData><ExamURL>{url}</ExamURL></ImageData></Image>"
         series += f"<Series><Laterality>R</Laterality>{images}</Series>"
     text = "".join(f"<Patient><PatientID>SECRET{k}</PatientID><Study>{series}</Study></Patient>" for k in range(patients))
     path.write_text(f"<HEDX><BODY>{text}</BODY></HEDX>")
@@ -209,7 +195,7 @@ def with_alpha(mode, alpha):
 
 ICC = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 LEFT = np.where(np.arange(136) < 40, 0, 255)
-FLOATS, PLANES = "holds floating-point", "values a pixel; save it as grey or RGB"
+FLOATS, PLANES = "holds fractions or values below 0", "values a pixel; save it as grey or RGB"
 NO_BSCAN = "is a DICOM file without a B-scan"
 CASES = {  # file name: (how it is made, the pixels that are read or, of what is refused, words of the sentence)
     "grey.png": (pillow(SCAN), SCAN),
@@ -265,7 +251,7 @@ CASES = {  # file name: (how it is made, the pixels that are read or, of what is
     "multiplied.tif": (tiff(np.stack([SCAN // 2] * 2, -1), photometric="minisblack", extrasamples=["assocalpha"]), PLANES),
     "int16.tif": (tiff(SCAN.astype(np.int16) * 100), np.round(SCAN * (100 / 257)).astype(np.uint8)),
     "int8.tif": (tiff((SCAN // 2).astype(np.int8)), SCAN // 2),
-    "below 0.tif": (tiff(SCAN.astype(np.int16) - 100), "holds values below 0"),
+    "below 0.tif": (tiff(SCAN.astype(np.int16) - 100), FLOATS),
     "uint32.tif": (tiff(SCAN.astype(np.uint32) * 1000), "are not 16-bit"),
     "float16.tif": (tiff(SCAN.astype(np.float16)), FLOATS),
     "float32.tif": (tiff(np.full(SCAN.shape, np.nan, np.float32)), FLOATS),
@@ -297,6 +283,7 @@ CASES = {  # file name: (how it is made, the pixels that are read or, of what is
     "labels.dcm": (lambda path: dicom(path, SCAN[None], sop=UID + "66.7"), NO_BSCAN),
     "many.dcm": (lambda path: dicom(path, SCAN[None], NumberOfFrames=2_000_000_000), "is cut off"),
     "no header.dcm": (content(b"\x08\0\x05\0CS\x0a\0ISO_IR 100" * 20), "not an image of a format that is read"),
+    "a.e2e": (content(b"CMDb" * 400), "not an image of a format that is read"),
     "cut.vol": (lambda path: (vol(path), cut(path, 0.9)), "cut off|cannot be read"),
     "too many.vol": (content(b"HSF-OCT-103\0" + struct.pack("<3I", 80, 10**9, 64) + bytes(3000)), "is cut off or damaged"),
     "missing.xml": (lambda path: export(path, missing=True), "names 6 B-scans, of which 1 are not beside it"),
@@ -322,12 +309,6 @@ def test_inputs_and_outcomes(tmp_path, name):
 
 
 # ------------------------------------------------------------------------------------------------ volumes
-def shifted(path, pages):
-    with tifffile.TiffWriter(path) as file:  # pages of unlike sizes
-        for k, page in enumerate(pages):
-            file.write(page[k % 2 :], metadata=None)
-
-
 VOLUMES = {
     "pages.tif": lambda path: pillow(PAGES[0], save_all=True, append_images=[Image.fromarray(p) for p in PAGES[1:]])(path),
     "lzw.tif": lambda path: tifffile.imwrite(path, PAGES, photometric="minisblack", compression="lzw"),
@@ -357,8 +338,10 @@ def test_volumes_are_read_slice_by_slice(tmp_path, name):
 
 
 def test_pages_of_unlike_sizes_keep_their_order(tmp_path):
-    shifted(tmp_path / "v.tif", [SCAN, SCAN, SCAN[:80], SCAN])
-    assert [read_image(part).shape for part in slices(tmp_path / "v.tif")] == [(124, 136), (123, 136), (80, 136), (123, 136)]
+    with tifffile.TiffWriter(tmp_path / "v.tif") as file:
+        for height in (124, 123, 80, 123):
+            file.write(SCAN[:height], metadata=None)
+    assert [read_image(part).shape[0] for part in slices(tmp_path / "v.tif")] == [124, 123, 80, 123]
 
 
 def test_a_volume_is_opened_once(tmp_path, monkeypatch):
@@ -371,9 +354,7 @@ def test_a_volume_is_opened_once(tmp_path, monkeypatch):
 def test_bits_of_deep_images(tmp_path):
     Image.fromarray(TWELVE).save(tmp_path / "a.png")
     assert "12 bits" in few_values(read_scan(tmp_path / "a.png")) and not few_values(read_scan(tmp_path / "a.png", bits=12))
-    assert (read_image(tmp_path / "a.png", bits=12) == SHOWN).all() and (
-        read_image(tmp_path / "a.png", 3, bits=12) == SHOWN[..., None]
-    ).all()
+    assert (read_image(tmp_path / "a.png", 3, bits=12) == SHOWN[..., None]).all()
     with pytest.raises(UserError, match=r"a\.png: values from \d+ to \d+ are not of 11 bits"):
         read_image(tmp_path / "a.png", bits=11)
     tifffile.imwrite(tmp_path / "rgb.tif", np.stack([TWELVE] * 3, -1), photometric="rgb")
@@ -435,13 +416,8 @@ def test_patients_named_inside_are_numbered_in_path_order(tmp_path):
     run = Run(tmp_path / "run", load_config("smoke", data=str(data), patient_pattern="(x0)/"))
     run.folder.mkdir()
     table = run.make_manifest().set_index("path")
-    assert table.patient[["IM0001#1", "again.vol#1", "scan0.vol#2", "scan1.vol#1", "scan2.vol#1"]].tolist() == [
-        "p001",
-        "p002",
-        "p002",
-        "p003",
-        "p004",
-    ]
+    named = {"IM0001#1": "p001", "again.vol#1": "p002", "scan0.vol#2": "p002", "scan1.vol#1": "p003", "scan2.vol#1": "p004"}
+    assert table.patient[list(named)].to_dict() == named
     assert table.patient["nobody.dcm"] == "nobody.dcm" and table.split["x0/a.png"] == table.split["x0/v.vol#1"]
     for path in run.folder.rglob("*"):
         assert path.is_dir() or b"SECRET" not in path.read_bytes()

@@ -36,6 +36,7 @@ def test_the_series_is_one_notebook(out):
     assert metadata["enable_internet"] is False and metadata["machine_shape"] == "NvidiaTeslaT4" and metadata["is_private"] is True
     assert metadata["dataset_sources"] == ["someone/srgan-for-oct-srlib", "paultimothymooney/kermany2018"]
     notebook = nbformat.read(folder / "srgan-for-oct.ipynb", as_version=4)
+    assert notebook.metadata.kernelspec.name == "python3" and not any(c.get("outputs") or c.get("execution_count") for c in notebook.cells)
     (cell,) = [c for c in notebook.cells if "parameters" in c.metadata.get("tags", [])]
     exec(cell.source, {}, names := {})
     assert names == {"profile": "kaggle", "run_dir": "", "data": "", "overrides": {"gan_steps": 7}}
@@ -55,29 +56,27 @@ def test_two_builds_are_the_same_bytes(out):
     assert b"kermany2018" not in before["kernel-metadata.json"]
 
 
-@pytest.mark.parametrize("place", ["srgan-for-oct-srlib", "datasets/someone/srgan-for-oct-srlib"])
-def test_the_first_cell_finds_srlib(out, tmp_path, place):
+def test_the_first_cell_finds_srlib(out, tmp_path):
     """Attached in the old way or the new, with its networks and notebooks; a copy in the working folder comes first; without it it is asked for."""
-    shutil.copytree(kaggle.build_dataset("someone"), tmp_path / "kaggle/input" / place)
-    working = tmp_path / "kaggle/working"
-    working.mkdir()
+    working, attached = tmp_path / "kaggle/working", kaggle.build_dataset("someone")
+    working.mkdir(parents=True)
     cell = kaggle.attached("someone").replace("/kaggle/", f"{tmp_path}/kaggle/")
-    more = "from srlib import files\nfrom srlib.series.opening import open_run\nprint(sorted(p.name for p in files.NOTEBOOK_FOLDER.iterdir())[0])\n"
-    more += "print(open_run('01', 'smoke', '', 'phantom', {'networks': 'released'}).folder, os.environ['PYTHONPATH'])"
+    more = "from srlib.files import HOME, NOTEBOOK_FOLDER, WEIGHTS\n"
+    more += (
+        "print(HOME, os.environ['PYTHONPATH'], (WEIGHTS / 'released.json').exists(), (NOTEBOOK_FOLDER / '01_explore_data.ipynb').exists())"
+    )
 
     def run():
         around = {"PATH": "", "SRLIB_KAGGLE": str(tmp_path / "kaggle"), "KAGGLE_KERNEL_RUN_TYPE": "Batch", "HOME": str(tmp_path)}
         return subprocess.run([sys.executable, "-"], cwd=working, env=around, input=f"{cell}\n{more}", capture_output=True, text=True)
 
-    done = run()
-    assert done.returncode == 0 and "01_explore_data.ipynb" in done.stdout, done.stderr
-    assert f"{working}/runs/smoke {tmp_path}/kaggle/input/{place}" in done.stdout and "another version" not in done.stdout
-    shutil.copytree(tmp_path / "kaggle/input" / place / "srlib", working / "srlib")
-    done = run()
-    assert done.returncode == 0 and f"srlib from {working} (a copy" in done.stdout, done.stderr
-    shutil.rmtree(tmp_path / "kaggle/input")
-    shutil.rmtree(working / "srlib")
     assert "press Add Input, Datasets, and add someone/srgan-for-oct-srlib" in run().stderr
+    for place in ("datasets/someone/srgan-for-oct-srlib", "srgan-for-oct-srlib"):
+        shutil.copytree(attached, tmp_path / "kaggle/input" / place)
+        done = run()
+        assert f"{working} {tmp_path}/kaggle/input/{place} True True" in done.stdout and "another version" not in done.stdout, done.stderr
+    shutil.copytree(attached / "srlib", working / "srlib")
+    assert f"srlib from {working} (a copy" in run().stdout
 
 
 def change(file, **facts):
@@ -103,19 +102,16 @@ KERNEL, NOTEBOOK, DATASET = (
     [
         (lambda b: change(b / KERNEL, enable_internet=...), "enable_internet must be False, not None"),
         (lambda b: change(b / KERNEL, enable_gpu="true"), "enable_gpu must be True, not 'true'"),
-        (lambda b: change(b / KERNEL, title="Another title"), "makes another slug than srgan-for-oct"),
-        (lambda b: change(b / KERNEL, id="code/someone/srgan-for-oct"), "must be OWNER/srgan-for-oct"),
+        (lambda b: change(b / KERNEL, title="Another title"), "title must be 'SRGAN for OCT', not 'Another title'"),
+        (lambda b: change(b / KERNEL, id="code/someone/srgan-for-oct"), "id must be 'code/srgan-for-oct', not"),
         (lambda b: change(b / KERNEL, machine_shape="NvidiaTeslaP100"), "machine_shape must be 'NvidiaTeslaT4'"),
-        (lambda b: change(b / KERNEL, dataset_sources=["someone/else"]), "the data set someone/srgan-for-oct-srlib, which the kernel imports"),
+        (lambda b: change(b / KERNEL, dataset_sources=["someone/else"]), "the data set srgan-for-oct-srlib, which the kernel imports"),
         (lambda b: (b / KERNEL).write_text("[]"), "cannot be read"),
         (lambda b: (b / NOTEBOOK).unlink(), "cannot be read"),
-        (lambda b: alter(b / NOTEBOOK, lambda n: n["metadata"].pop("kernelspec")), "kernelspec.name must be 'python3'"),
-        (lambda b: alter(b / NOTEBOOK, lambda n: n["cells"][1].update(execution_count=3)), "outputs or execution counts"),
         (lambda b: alter(b / NOTEBOOK, lambda n: n["cells"][0].update(source="x" * 1_000_000)), "MB; Kaggle takes 1"),
         (lambda b: alter(b / NOTEBOOK, lambda n: n["cells"][2]["metadata"].clear()), "0 cells are tagged 'parameters'"),
-        (lambda b: alter(b / NOTEBOOK, lambda n: n["cells"][1].update(source="for x in")), "the cell 'for x in' is no Python"),
-        (lambda b: change(b / DATASET, subtitle="short"), "must have 20 to 80 characters"),
-        (lambda b: change(b / DATASET, licenses=[]), "must be a list of one name"),
+        (lambda b: change(b / DATASET, subtitle="short"), "subtitle must be"),
+        (lambda b: change(b / DATASET, licenses=[]), "licenses must be [{'name': 'MIT'}], not []"),
         (lambda b: (b / "srgan-for-oct-srlib/srlib/commands/card.md").unlink(), "1 of srlib's files differ from this repository's, commands/card.md"),
     ],
 )  # fmt: skip
@@ -125,7 +121,8 @@ def test_check_refuses(out, monkeypatch, capsys, harm, words):
     harm(out)
     assert main(["kaggle", "check"]) == 1
     said = capsys.readouterr().err
-    assert words in said and all(line.startswith("error: ") for line in said.splitlines())
+    assert words in said, said
+    assert all(line.startswith("error: ") for line in said.splitlines())
 
 
 def test_settings_that_cannot_be(out):

@@ -5,19 +5,20 @@ import math
 import numpy as np
 import pytest
 import torch
+import torchvision
 
-from srlib.config import LAYERS, UserError, load_config
+from srlib.config import VGG, UserError, load_config, vgg_layers
 from srlib.files import WEIGHTS
 from srlib.models import features
-from srlib.models.features import feature_extractor
+from srlib.models.features import Frozen, feature_extractor
+from srlib.sampler.features import LocalGrain
+from srlib.sampler.training import MeanContentLoss
 from srlib.training.losses import ADVERSARIAL, ContentLoss, adversarial_loss, discriminator_loss, gradient_penalty, pairing_loss, psnr_loss
 
 
 @pytest.fixture(scope="module")
 def random_vgg(tmp_path_factory):
     """A VGG-19 state dict without meaning, so that the code is tested where the weights cannot be had."""
-    import torchvision
-
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("vgg") / "vgg19_random.pth"
     torch.save(torchvision.models.vgg19(weights=None).features.state_dict(), path)
@@ -50,19 +51,30 @@ def test_input_is_normalised_for_imagenet(random_vgg):
     image = torch.rand(1, 3, 16, 16)
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
     plain = torch.nn.functional.conv2d(
-        (image - mean.view(1, 3, 1, 1)) / std.view(1, 3, 1, 1), net.body[0].weight, net.body[0].bias, padding=1
+        (image - mean.view(1, 3, 1, 1)) / std.view(1, 3, 1, 1),
+        net.state_dict()["body.features.0.weight"],
+        net.state_dict()["body.features.0.bias"],
+        padding=1,
     )
     torch.testing.assert_close(net(image), plain)
 
 
-@pytest.mark.parametrize(("layer", "depth", "shape"), [("relu2_2", 9, 128), ("relu5_4", 36, 512), ("conv5_4", 35, 512), ("relu1_1", 2, 64)])
-def test_vgg_layers_are_where_their_names_say(random_vgg, layer, depth, shape):
-    net = feature_extractor(f"vgg19:{layer}", random_vgg)
-    assert len(net.body) == depth
-    maps = net(torch.rand(1, 1, 32, 32))
-    assert maps.shape[1] == shape
-    assert (maps.min() < 0) == layer.startswith("conv")  # before the activation, as in ESRGAN; the paper's is after it
-    assert isinstance(net.body[-1], torch.nn.ReLU if layer.startswith("relu") else torch.nn.Conv2d)
+@pytest.mark.parametrize("network", VGG)
+def test_vgg_layers_are_where_their_names_say(network):
+    """Convolutions and activations in torchvision's numbering, a pooling between blocks; a map before the activation has values below 0, as in
+    ESRGAN; the paper's is after it."""
+    with torch.device("meta"):
+        layers = getattr(torchvision.models, network)(weights=None).features
+    kinds = {"conv": torch.nn.Conv2d, "relu": torch.nn.ReLU}
+    for name, node in vgg_layers(network).items():
+        assert isinstance(layers[int(node.removeprefix("features."))], kinds[name[:4]]), name
+    assert len(vgg_layers(network)) == sum(isinstance(layer, tuple(kinds.values())) for layer in layers)
+
+
+@pytest.mark.parametrize(("layer", "shape"), [("relu2_2", 128), ("relu5_4", 512), ("conv5_4", 512), ("relu1_1", 64)])
+def test_vgg_maps(random_vgg, layer, shape):
+    maps = feature_extractor(f"vgg19:{layer}", random_vgg)(torch.rand(1, 1, 32, 32))
+    assert maps.shape[1] == shape and (maps.min() < 0) == layer.startswith("conv")
 
 
 def test_vgg_weights_in_every_form(random_vgg, tmp_path):
@@ -86,27 +98,22 @@ def test_names_and_files_that_are_wrong(tmp_path):
         feature_extractor("vgg19:relu5_4", tmp_path / "missing.pth")
 
 
-@pytest.mark.parametrize("network", [name for name, layers in LAYERS.items() if layers])
-def test_layers_that_settings_can_name_are_the_networks(network):
-    with torch.device("meta"), pytest.raises(UserError) as error:  # (meta: at once)
-        feature_extractor(f"{network}:nonsense")
-    assert str(error.value).partition("; it has ")[2].split(", ") == list(LAYERS[network])
-
-
 def test_the_repositorys_vgg_is_the_original_one():
     """Without feature_weights, and nothing is downloaded: the reference values of relu5_4 are those of the file as it came."""
     net, packed = feature_extractor("vgg19:conv5_1"), np.load(WEIGHTS / "vgg19.npz")
-    assert torch.equal(net.body[0].weight, torch.from_numpy(packed["features.0.weight"]).float())
+    assert torch.equal(net.state_dict()["body.features.0.weight"], torch.from_numpy(packed["features.0.weight"]).float())
     scale, least = packed["features.28.weight.affine"]
-    torch.testing.assert_close(net.body[28].weight, torch.from_numpy(packed["features.28.weight"] * scale + least).float())
-    assert net.body[28].bias.dtype == torch.float32 and not any(p.requires_grad for p in net.parameters())
+    torch.testing.assert_close(
+        net.state_dict()["body.features.28.weight"], torch.from_numpy(packed["features.28.weight"] * scale + least).float()
+    )
+    assert net.state_dict()["body.features.28.bias"].dtype == torch.float32 and not any(p.requires_grad for p in net.parameters())
 
 
 def test_a_changed_weights_file_is_refused(tmp_path, monkeypatch):
     (tmp_path / "vgg19.npz").write_bytes((WEIGHTS / "vgg19.npz").read_bytes() + b"x")
     monkeypatch.setattr(features, "WEIGHTS", tmp_path)
     with pytest.raises(UserError, match="SHA-256"):
-        feature_extractor("vgg19")
+        feature_extractor("vgg19:relu5_4")
 
 
 def test_adversarial_losses_by_hand():
@@ -156,28 +163,28 @@ def test_real_vgg(vgg_file):
     assert ContentLoss(shallow)(blurred, hr) > 2 * ContentLoss(deep)(blurred, hr) > 0
 
 
-def test_content_loss_of_two_equal_draws_is_the_papers():
+def test_content_loss_of_two_equal_samples_is_the_papers():
     """MSE of features, with its gradient."""
-    loss = ContentLoss(feature_extractor("vgg19:relu1_2"))
+    extractor = feature_extractor("vgg19:relu1_2")
     hr, sr = torch.rand(2, 2, 1, 48, 48, generator=torch.Generator().manual_seed(0))
     sr.requires_grad_()
-    expected = torch.nn.functional.mse_loss(loss.extractor(sr), loss.extractor(hr))
-    for found in (loss(sr, hr), loss(sr, hr, sr)):
-        torch.testing.assert_close(found, expected)
-        torch.testing.assert_close(torch.autograd.grad(found, sr)[0], torch.autograd.grad(expected, sr, retain_graph=True)[0])
+    expected = torch.nn.functional.mse_loss(extractor(sr), extractor(hr))
+    for value in (ContentLoss(extractor)(sr, hr), MeanContentLoss(extractor)(sr, sr, hr)):
+        torch.testing.assert_close(value, expected)
+        torch.testing.assert_close(torch.autograd.grad(value, sr)[0], torch.autograd.grad(expected, sr, retain_graph=True)[0])
 
 
-def test_two_draws_do_not_punish_the_grain():
-    """Draws about a mean that is .1 from HR, each with its own noise of deviation .3: two of them have the squared distance of the mean on
-    average, one has the noise's variance on top. Of each draw the gradient points from the other's error."""
-    loss, chance = ContentLoss(torch.nn.Identity()), torch.Generator().manual_seed(0)
-    hr = torch.rand(4, 1, 128, 128, generator=chance)
-    sr, other = (hr + 0.1 + 0.3 * torch.randn(hr.shape, generator=chance) for _ in range(2))
-    assert loss(sr, hr, other).item() == pytest.approx(0.01, abs=0.002)  # of 65,536 pixels: 5 deviations
-    assert loss(sr, hr).item() == pytest.approx(0.01 + 0.09, abs=0.003)
-    sr.requires_grad_()
-    (slope,) = torch.autograd.grad(loss(sr, hr, other), sr)
-    torch.testing.assert_close(slope, (other - hr) / hr.numel())
+def test_two_samples_do_not_punish_the_texture():
+    """Samples about a mean that is .1 from HR, each with its own noise of deviation .3: two of them have the squared distance of the mean on
+    average, one has the noise's variance on top. Of each sample the gradient points from the other's error."""
+    loss, rng = MeanContentLoss(torch.nn.Identity()), torch.Generator().manual_seed(0)
+    hr = torch.rand(4, 1, 128, 128, generator=rng)
+    one, two = (hr + 0.1 + 0.3 * torch.randn(hr.shape, generator=rng) for _ in range(2))
+    assert loss(one, two, hr).item() == pytest.approx(0.01, abs=0.002)  # of 65,536 pixels: 5 deviations
+    assert ContentLoss(torch.nn.Identity())(one, hr).item() == pytest.approx(0.01 + 0.09, abs=0.003)
+    one.requires_grad_()
+    (slope,) = torch.autograd.grad(loss(one, two, hr), one)
+    torch.testing.assert_close(slope, (two - hr) / hr.numel())
 
 
 class Power(torch.nn.Module):
@@ -185,7 +192,7 @@ class Power(torch.nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.net = feature_extractor("local-grain")
+        self.net = Frozen(LocalGrain())
 
     def forward(self, image):
         return self.net(image)[:, :33]
@@ -291,7 +298,7 @@ def test_local_grain_hides_what_rounding_adds_and_has_a_gradient():
 def test_local_grain_knows_skewness_and_tails():
     """Its last maps tell a draw from its mirror image in brightness, and many small grains from few strong ones of
     the same power. It has a gradient, and no value of a flat image is nan."""
-    net = feature_extractor("local-grain")
+    net = Frozen(LocalGrain())
     chance = torch.Generator().manual_seed(0)
     normal = torch.randn(1, 1, 96, 96, generator=chance)
     skewed = (torch.rand(1, 1, 96, 96, generator=chance).log() + 1) * -1  # exponential: skewness 2

@@ -9,7 +9,7 @@ from skimage.metrics import structural_similarity
 
 from srlib import metrics
 from srlib.data.phantom import bscan
-from srlib.degrade import downsample, to_image, to_tensor, upsample
+from srlib.degrade import downsample, to_display, to_image, to_tensor, upsample
 
 
 @pytest.fixture(scope="module")
@@ -18,32 +18,29 @@ def pair():
     return to_image(upsample(downsample(to_tensor(hr)))), hr
 
 
+def white(seed, sigma=10.0, shape=(256, 256)):
+    return 128 + sigma * np.random.default_rng(seed).standard_normal(shape)  # not rounded: luma takes it as it is
+
+
+def noisy(image, sigma):
+    return np.clip(image + np.random.default_rng(0).normal(0, sigma, image.shape), 0, 255).astype(np.uint8)
+
+
+# --------------------------------------------------------------------------------------------- fidelity
 def test_psnr_by_hand():
     hr = np.full((40, 40), 100, np.uint8)
     assert metrics.psnr(hr + 5, hr) == pytest.approx(10 * np.log10(255**2 / 25))  # the peak is 255, not the image's maximum
     assert metrics.psnr(hr, hr) == np.inf
-
-
-def test_border_is_cut():
-    hr = np.full((40, 40), 100, np.uint8)
-    sr = hr.copy()
+    sr, left = hr.copy(), np.zeros((40, 40), bool)
     sr[:4] = 0
     assert metrics.psnr(sr, hr, border=4) == np.inf and metrics.psnr(sr, hr, border=3) < 30
-
-
-def test_region_is_what_counts():
-    hr = np.full((40, 40), 100, np.uint8)
-    sr, region = hr.copy(), np.ones((40, 40), bool)
-    sr[:, 20:] += 10
-    region[:, 20:] = False
-    assert metrics.psnr(sr, hr, region=region) == np.inf
-    assert metrics.psnr(sr, hr, region=~region) == pytest.approx(10 * np.log10(255**2 / 100))
+    left[:, :20] = True
+    sr[:, 20:] = 110
+    assert metrics.psnr(sr, hr, region=left) == np.inf
+    assert metrics.psnr(sr, hr, region=~left) == pytest.approx(10 * np.log10(255**2 / 100))
     assert np.isnan(metrics.psnr(sr, hr, region=np.zeros((40, 40), bool)))
-
-
-def test_sizes_must_agree():
     with pytest.raises(ValueError, match="same size"):
-        metrics.psnr(np.zeros((40, 40), np.uint8), np.zeros((40, 41), np.uint8))
+        metrics.psnr(hr, hr[:, :39])
 
 
 def test_ssim_is_scikit_images(pair):
@@ -60,13 +57,59 @@ def test_colour_is_measured_on_luma():
     assert metrics.psnr(sr, hr) == pytest.approx(10 * np.log10(255**2 / (20 * 128.553 / 255) ** 2), abs=1e-3)
 
 
-def test_power_tells_blur_from_noise(pair):
+def test_consistency(pair):
     sr, hr = pair
-    power = metrics.spectrum(hr)
-    assert metrics.band_power_db(power, power) == [0, 0, 0, 0]
-    assert max(metrics.band_power_db(metrics.spectrum(sr), power)) < -6
-    noisy = np.clip(hr + np.random.default_rng(0).normal(0, 20, hr.shape), 0, 255).astype(np.uint8)
-    assert min(metrics.band_power_db(metrics.spectrum(noisy), power)) > 1
+    lr = to_image(downsample(to_tensor(hr)))
+    assert metrics.consistency(hr, lr) == pytest.approx(80)
+    assert metrics.consistency(np.clip(sr.astype(int) + 12, 0, 255).astype(np.uint8), lr) < metrics.consistency(sr, lr)
+
+
+def test_a_list_of_regions_gives_what_each_gives(pair):
+    _, hr = pair
+    left = np.zeros(hr.shape, bool)
+    left[:, :130] = True
+    regions = [None, left, np.zeros(hr.shape, bool)]
+    for measure, given in ((metrics.ssim, (noisy(hr, 9), hr)), (metrics.speckle_contrast, (hr,))):
+        together, alone = measure(*given, region=regions), [measure(*given, region=r) for r in regions]
+        np.testing.assert_array_equal(together, alone)
+        assert together[0] != together[1] and np.isnan(together[2])
+
+
+# --------------------------------------------------------------------------------------------- speckle and contrast
+def test_speckle_contrast_of_known_looks():
+    """The display of gamma speckle of N looks has contrast 1 / sqrt(N), and its ENL is N."""
+    for looks in (4, 16):
+        intensity = 0.01 * np.random.default_rng(0).gamma(looks, 1 / looks, (200, 200))
+        image = np.round(255 * to_display(torch.from_numpy(intensity)).numpy()).astype(np.uint8)
+        assert metrics.speckle_contrast(image, window=31) == pytest.approx(looks**-0.5, rel=0.05)
+        assert metrics.enl(image, np.ones(image.shape, bool)) == pytest.approx(looks, rel=0.06)
+    assert metrics.speckle_contrast(np.repeat(image[..., None], 3, 2)) == pytest.approx(metrics.speckle_contrast(image))
+    for level, side in ((0, 10), (7, 100), (50, 9)):
+        assert np.isnan(metrics.enl(np.full((side, side), level, np.uint8), np.ones((side, side), bool)))
+
+
+def test_epi_and_cnr_by_hand():
+    hr, left = np.zeros((40, 40), np.uint8), np.zeros((40, 40), bool)
+    hr[20:], left[:, :20] = 100, True
+    assert metrics.edge_preservation(hr // 2, hr) == pytest.approx(0.5)
+    assert metrics.edge_preservation(hr, hr, np.arange(40)[:, None] + np.zeros((40, 40)) >= 10) == 1
+    assert np.isnan(metrics.edge_preservation(hr, np.full_like(hr, 9)))
+    image = np.zeros((40, 40), np.uint8)
+    image[::2, :20], image[1::2, :20] = 90, 110  # mean 100, deviation 10
+    image[::2, 20:], image[1::2, 20:] = 18, 22  # mean 20, deviation 2
+    assert metrics.cnr(image, left, ~left) == pytest.approx(10 * np.log10(80 / np.sqrt(104)))
+    assert np.isnan(metrics.cnr(image, left, np.zeros_like(left)))
+    for level in (50, 80):  # one equal region has no contrast, two flat ones no noise: neither is 120 dB
+        assert np.isnan(metrics.cnr(np.where(left, 50, level).astype(np.uint8), left, ~left))
+
+
+# --------------------------------------------------------------------------------------------- power by band
+def test_power_separates_blur_from_noise(pair):
+    """The bicubic image of a phantom loses more in each finer band; noise adds in each."""
+    sr, hr = (metrics.spectrum(image) for image in pair)
+    blur = metrics.band_power_db(sr, hr)
+    assert blur[0] < -6 and all(b < a for a, b in itertools.pairwise(blur[:3])) and max(blur[1:]) < -9
+    assert min(metrics.band_power_db(metrics.spectrum(noisy(pair[1], 20)), hr)) > 1
 
 
 def test_rounding_has_the_power_that_it_is_said_to_have():
@@ -76,7 +119,7 @@ def test_rounding_has_the_power_that_it_is_said_to_have():
     power = metrics.spectrum(np.round(smooth).astype(np.uint8))
     f, mean = metrics.psd(power)
     assert 10 * np.log10(mean[f > 0.3].mean() / metrics.rounding_floor(smooth.shape)) == pytest.approx(0, abs=0.5)
-    curves = metrics.against_hr({"bicubic": np.round(smooth).astype(np.uint8)}, (smooth + 8 * white(0)[:256, :256]).round())
+    curves = metrics.against_hr({"bicubic": np.round(smooth).astype(np.uint8)}, (smooth + 8 * white(0)).round())
     assert curves["bicubic"][1][-30:] == pytest.approx(curves["rounding"][1][-30:], abs=1.5)
 
 
@@ -88,98 +131,22 @@ def test_checkerboard_is_found(pair):
     assert metrics.checkerboard(metrics.spectrum(np.clip(hr.astype(int) + grid, 0, 255).astype(np.uint8)), power) > 20
 
 
-def test_consistency(pair):
-    sr, hr = pair
-    lr = to_image(downsample(to_tensor(hr)))
-    assert metrics.consistency(hr, lr) == pytest.approx(80)
-    assert metrics.consistency(np.clip(sr.astype(int) + 12, 0, 255).astype(np.uint8), lr) < metrics.consistency(sr, lr)
-
-
-def test_power_in_a_direction():
-    """A wave along depth has axial power only, one across lateral only; its line stands at its frequency."""
-    rows = np.arange(128)[:, None]
-    wave = np.round(128 + 50 * np.sin(2 * np.pi * 0.3 * rows) + 0 * rows.T).astype(np.uint8)
-    flat = np.round(128 + 5 * np.random.default_rng(0).standard_normal((128, 128))).astype(np.uint8)
-    up, across = metrics.spectrum(wave), metrics.spectrum(wave.T)
-    reference = metrics.spectrum(flat)
-    for power, along, other in ((up, "depth", "across"), (across, "across", "depth")):
-        band = np.array(metrics.band_power_db(power, reference, 4, along))
-        assert band.argmax() == 2 and band[2] > 15 and max(metrics.band_power_db(power, reference, 4, other)) < -5
-        f, mean = metrics.psd(power, direction=along, bins=64)
-        assert f[mean.argmax()] == pytest.approx(0.3, abs=0.01)
-
-
-def test_speckle_contrast_of_known_looks():
-    """The display of gamma speckle of N looks has contrast 1 / sqrt(N), and its ENL is N."""
-    from srlib.degrade import to_display
-
-    for looks in (4, 16):
-        intensity = 0.01 * np.random.default_rng(0).gamma(looks, 1 / looks, (200, 200))
-        image = np.round(255 * to_display(torch.from_numpy(intensity)).numpy()).astype(np.uint8)
-        assert metrics.speckle_contrast(image, window=31) == pytest.approx(looks**-0.5, rel=0.05)
-        assert metrics.enl(image, np.ones(image.shape, bool)) == pytest.approx(looks, rel=0.06)
-    for level, side in ((0, 10), (7, 100), (50, 9)):
-        assert np.isnan(metrics.enl(np.full((side, side), level, np.uint8), np.ones((side, side), bool)))
-    colour = np.repeat(image[..., None], 3, 2)
-    assert metrics.speckle_contrast(colour) == pytest.approx(metrics.speckle_contrast(image))
-
-
-def test_epi_and_cnr_by_hand():
-    hr = np.zeros((40, 40), np.uint8)
-    hr[20:] = 100
-    half = hr // 2
-    assert metrics.edge_preservation(half, hr) == pytest.approx(0.5)
-    assert metrics.edge_preservation(hr, hr, np.arange(40)[:, None] + np.zeros((40, 40)) >= 10) == 1
-    assert np.isnan(metrics.edge_preservation(hr, np.full_like(hr, 9)))
-    image = np.zeros((40, 40), np.uint8)
-    image[::2, :20], image[1::2, :20] = 90, 110  # mean 100, deviation 10
-    image[::2, 20:], image[1::2, 20:] = 18, 22  # mean 20, deviation 2
-    left = np.zeros(image.shape, bool)
-    left[:, :20] = True
-    assert metrics.cnr(image, left, ~left) == pytest.approx(10 * np.log10(80 / np.sqrt(104)))
-    assert np.isnan(metrics.cnr(image, left, np.zeros_like(left)))
-
-
-def test_a_list_of_regions_gives_what_each_gives():
-    hr = bscan(3, 200, 208)
-    sr = np.clip(hr + np.random.default_rng(0).normal(0, 9, hr.shape), 0, 255).astype(np.uint8)
-    left = np.zeros(hr.shape, bool)
-    left[:, :130] = True
-    regions = [None, left, np.zeros(hr.shape, bool)]
-    for measure, given in (
-        (metrics.ssim, (sr, hr)),
-        (metrics.speckle_contrast, (sr,)),
-    ):
-        together, alone = measure(*given, region=regions), [measure(*given, region=r) for r in regions]
-        np.testing.assert_array_equal(together, alone)
-        assert together[0] != together[1] and np.isnan(together[2])
-
-
-# --------------------------------------------------------------------------------------------- power by band
-def white(seed, sigma=10.0, shape=(256, 256)):
-    return 128 + sigma * np.random.default_rng(seed).standard_normal(shape)  # not rounded: luma takes it as it is
-
-
-def test_bands_are_half_octaves_from_the_lr_nyquist_on():
-    edges = [0.125, 0.125 * 2**0.5, 0.25, 0.25 * 2**0.5, 0.5]
-    np.testing.assert_allclose(metrics.bands(4), list(itertools.pairwise(edges)))
-    np.testing.assert_allclose(metrics.bands(2), [(0.25, 0.25 * 2**0.5), (0.25 * 2**0.5, 0.5)])
-    for scale, count in ((2, 2), (3, 3), (4, 4), (8, 6)):
-        bands = metrics.bands(scale)
-        assert len(bands) == count and bands[0][0] == pytest.approx(0.5 / scale) and bands[-1][1] == pytest.approx(0.5)
-        assert all(a[1] == b[0] for a, b in itertools.pairwise(bands))  # no gap, none twice
-        ratios = {round(high / low, 6) for low, high in bands}
-        assert len(ratios) == 1 and 1.39 < ratios.pop() < 1.45
+@pytest.mark.parametrize(("scale", "count"), [(2, 2), (3, 3), (4, 4), (8, 6)])
+def test_bands_are_half_octaves_from_the_lr_nyquist_on(scale, count):
+    bands = metrics.bands(scale)
+    assert len(bands) == count and bands[0][0] == pytest.approx(0.5 / scale) and bands[-1][1] == pytest.approx(0.5)
+    assert all(a[1] == b[0] for a, b in itertools.pairwise(bands))  # no gap, none twice
+    assert [high / low for low, high in bands] == pytest.approx([scale ** (1 / count)] * count) and 1.39 < scale ** (1 / count) < 1.45
 
 
 @pytest.mark.parametrize("scale", [2, 3, 4, 8])
 def test_white_noise_twice_as_strong_has_six_db_more_in_every_band(scale):
     one, two = metrics.spectrum(white(0)), metrics.spectrum(128 + 2 * (white(0) - 128))
-    for direction in ("all", "depth", "across"):
-        found = metrics.band_power_db(two, one, scale, direction)
-        assert len(found) == len(metrics.bands(scale)) and found == pytest.approx([6.0206] * len(found), abs=1e-3)
-        assert metrics.band_power_db(one, one, scale, direction) == [0] * len(found)
-    assert metrics.band_power_db(metrics.spectrum(white(1)), one, scale) == pytest.approx([0] * len(found), abs=1)  # another draw: chance
+    count = len(metrics.bands(scale))
+    for direction in metrics.DIRECTIONS:
+        assert metrics.band_power_db(two, one, scale, direction) == pytest.approx([6.0206] * count, abs=1e-3)
+        assert metrics.band_power_db(one, one, scale, direction) == [0] * count
+    assert metrics.band_power_db(metrics.spectrum(white(1)), one, scale) == pytest.approx([0] * count, abs=1)  # another sample: chance
 
 
 @pytest.mark.parametrize(
@@ -190,36 +157,55 @@ def test_a_sinusoid_lands_in_its_band_and_direction(fy, fx, band):
     y, x = np.mgrid[:256, :256]
     noise = metrics.spectrum(white(0))
     power = metrics.spectrum(white(0) + 20 * np.sin(2 * np.pi * (fy * y + fx * x)))
-    narrow = 0.25 / 4
-    expected = {"all": True, "depth": fx <= narrow, "across": fy <= narrow}
-    for direction, there in expected.items():
-        found = np.array(metrics.band_power_db(power, noise, 4, direction))
-        others = np.delete(found, band)
-        assert (found[band] > 6) == there and np.abs(others).max() < 0.1, direction
+    for direction, expected in {"all": True, "depth": fx <= 0.25 / 4, "across": fy <= 0.25 / 4}.items():
+        levels = np.array(metrics.band_power_db(power, noise, 4, direction))
+        assert (levels[band] > 6) == expected and np.abs(np.delete(levels, band)).max() < 0.1, direction
+    f, mean = metrics.psd(power, direction="depth" if fx <= 0.25 / 4 else "across" if fy <= 0.25 / 4 else "all", bins=64)
+    assert f[mean.argmax()] == pytest.approx(max(fx, fy), abs=0.01)
 
 
 def test_power_below_the_lr_nyquist_is_in_no_band():
     """A square of the plane: a wave at 45 degrees whose parts lie below is not counted, though its frequency (radial) lies above."""
     y, x = np.mgrid[:256, :256]
-    noise = metrics.spectrum(white(0))
     power = metrics.spectrum(white(0) + 20 * np.sin(2 * np.pi * 0.11 * (x + y)))
-    assert np.abs(metrics.band_power_db(power, noise)).max() < 0.1
+    assert np.abs(metrics.band_power_db(power, metrics.spectrum(white(0)))).max() < 0.1
 
 
+def test_bands_and_stripes_are_nan_where_hr_has_nothing():
+    """A flat HR has no power that SR's could be held against; a flat SR is very far below, not nan."""
+    flat, noise = metrics.spectrum(np.full((64, 64), 128.0)), metrics.spectrum(white(0, shape=(64, 64)))
+    empty = metrics.spectrum(white(0, shape=(64, 64)), np.zeros((64, 64), bool))
+    for nothing in (flat, empty):
+        assert not nothing.any()
+        assert np.isnan(metrics.band_power_db(noise, nothing)).all() and np.isnan(metrics.stripe_index(noise, nothing))
+    assert max(metrics.band_power_db(flat, noise)) < -60
+
+
+def test_a_flat_image_has_no_power():
+    """Whatever its level, to the last digit, and with one pixel a level off; a texture of one grey level has."""
+    for level in (0, 90, 91, 254.7):
+        flat = np.full((96, 112), level)
+        assert not metrics.spectrum(flat).any()
+        flat[40, 50] += 1
+        assert not metrics.spectrum(flat).any()
+        frequency, curve = metrics.against_hr({"sr": white(0, shape=(96, 112))}, flat)["sr"]
+        assert np.isnan(curve).all() and np.isfinite(frequency).all()
+    assert metrics.spectrum(90 + np.random.default_rng(0).integers(0, 2, (96, 112)).astype(np.uint8)).all()
+
+
+# --------------------------------------------------------------------------------------------- stripes
 def test_stripes_of_any_direction_are_found():
-    """Another draw of the same texture has about 1, and so has a stronger one; stripes raise it by many dB, whatever their angle."""
+    """Another sample of the same texture has about 1, and so has a stronger one; stripes raise it by many dB, whatever their angle."""
     noise = metrics.spectrum(white(0))
-    draws = [metrics.stripe_index(metrics.spectrum(white(seed)), noise) for seed in range(1, 6)]
-    assert min(draws) > 0.3 and max(draws) < 2 and np.mean(draws) == pytest.approx(1, abs=0.4)
-    assert metrics.stripe_index(metrics.spectrum(white(1, 30)), noise) == pytest.approx(draws[0], abs=1e-6)
+    samples = [metrics.stripe_index(metrics.spectrum(white(seed)), noise) for seed in range(1, 6)]
+    assert min(samples) > 0.3 and max(samples) < 2 and np.mean(samples) == pytest.approx(1, abs=0.4)
+    assert metrics.stripe_index(metrics.spectrum(white(1, 30)), noise) == pytest.approx(samples[0], abs=1e-6)
     assert metrics.stripe_index(noise, noise) == 0
     y, x = np.mgrid[:256, :256]
     for angle in (0, 20, 45, 70, 90, 135, 160):
-        towards = np.deg2rad(angle)
-        stripes = sum(  # a wave in each band, so that the mean over bands counts it whole
-            5 * np.sin(2 * np.pi * f * (np.cos(towards) * x + np.sin(towards) * y) / max(abs(np.cos(towards)), abs(np.sin(towards))))
-            for f in (0.15, 0.21, 0.3, 0.42)
-        )
+        down, across = np.sin(np.deg2rad(angle)), np.cos(np.deg2rad(angle))
+        waves = (down * y + across * x) / max(abs(down), abs(across))
+        stripes = sum(5 * np.sin(2 * np.pi * f * waves) for f in (0.15, 0.21, 0.3, 0.42))  # in each band: the mean counts them whole
         assert metrics.stripe_index(metrics.spectrum(white(1) + stripes), noise) > 5, angle
 
 
@@ -242,42 +228,3 @@ def test_stripes_at_other_scales(scale):
     stripes = sum(5 * np.sin(2 * np.pi * (low + high) / 2 * (x + y)) for low, high in metrics.bands(scale))
     plain, striped = metrics.stripe_index(other, noise, scale), metrics.stripe_index(metrics.spectrum(white(1) + stripes), noise, scale)
     assert plain < 2.5 and striped > plain + 4
-
-
-def test_bands_and_stripes_are_nan_where_hr_has_nothing():
-    """A flat HR has no power that SR's could be held against; a flat SR is very far below, not nan."""
-    flat, noise = metrics.spectrum(np.full((64, 64), 128.0)), metrics.spectrum(white(0, shape=(64, 64)))
-    assert not flat.any()
-    assert np.isnan(metrics.band_power_db(noise, flat)).all() and np.isnan(metrics.stripe_index(noise, flat))
-    assert max(metrics.band_power_db(flat, noise)) < -60
-    empty = metrics.spectrum(white(0, shape=(64, 64)), np.zeros((64, 64), bool))
-    assert np.isnan(metrics.band_power_db(noise, empty)).all() and np.isnan(metrics.stripe_index(noise, empty))
-
-
-def test_bands_tell_blur_from_texture(pair):
-    """Of a phantom: the bicubic image loses more in each finer band."""
-    sr, hr = (metrics.spectrum(image) for image in pair)
-    found = metrics.band_power_db(sr, hr)
-    assert found[0] < -3 and all(b < a for a, b in itertools.pairwise(found[:3])) and max(found[1:]) < -9
-
-
-def test_a_flat_image_has_no_power():
-    """Whatever its level, to the last digit, and with one pixel a level off; a texture of one grey level has."""
-    for level in (0, 90, 91, 254.7):
-        flat = np.full((96, 112), level)
-        assert not metrics.spectrum(flat).any()
-        flat[40, 50] += 1
-        assert not metrics.spectrum(flat).any()
-        frequency, curve = metrics.against_hr({"sr": white(0, shape=(96, 112))}, flat)["sr"]
-        assert np.isnan(curve).all() and np.isfinite(frequency).all()
-    faint = 90 + np.random.default_rng(0).integers(0, 2, (96, 112)).astype(np.uint8)
-    assert metrics.spectrum(faint).all()
-
-
-def test_contrast_without_noise_is_nan():
-    """Two flat regions have no noise, two equal ones no contrast: neither is 120 dB."""
-    image, left = np.full((20, 20), 50, np.uint8), np.zeros((20, 20), bool)
-    left[:, :10] = True
-    assert np.isnan(metrics.cnr(image, left, ~left))
-    image[:, 10:] = 80
-    assert np.isnan(metrics.cnr(image, left, ~left))

@@ -5,10 +5,12 @@ import pytest
 import torch
 from torch import nn
 
+from srlib.config import UserError
 from srlib.degrade import downsample, upsample
+from srlib.evaluation.methods import LinearFilter
 from srlib.metrics import checkerboard, spectrum
 from srlib.models import Discriminator, Generator
-from srlib.models.networks import LinearFilter, RowConv2d
+from srlib.models.networks import RowConv2d
 from srlib.sampler.network import Sampler
 from srlib.trained import rebuild
 
@@ -106,7 +108,7 @@ def test_a_generator_is_built_again_from_its_settings(trunk):
         again = rebuild(net.settings)
         assert type(again) is type(net) and again.settings == net.settings
         again.load_state_dict(net.state_dict())
-    with pytest.raises(KeyError):
+    with pytest.raises(UserError, match="'none' cannot be loaded"):
         rebuild({"generator": "none", "texture": 4})
 
 

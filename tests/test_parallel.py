@@ -1,7 +1,6 @@
 """Two processes under torchrun, on the CPU through gloo: the same training as one, stopped, killed and continued."""
 
 import dataclasses
-import json
 import os
 import signal
 import subprocess
@@ -11,35 +10,49 @@ import time
 import pandas as pd
 import pytest
 import torch
-from test_training import LEDIG, TINY, begin, same, weights
+from test_training import LEDIG, TINY, begin, same, train, weights
 
 from srlib.config import OutOfTime, UserError, load_config
-from srlib.training import adversarial, checkpoint, parallel, pretraining
+from srlib.series.run_folder import Run
+from srlib.training import checkpoint, parallel, pretraining
 
 SETTINGS = TINY | {"device": "cpu", "precision": "fp32"}
 
 
-def test_two_processes_train_as_one(images, tmp_path, capfd):
+def new_run(folder, scans, **settings):
+    """A run folder as notebook 01 leaves it, and the weights that an adversarial training starts from."""
+    run = Run(folder, load_config("smoke", **SETTINGS | settings, data=str(scans)))
+    folder.mkdir(parents=True)
+    run.write_config()
+    run.make_manifest()
+    begin(run.config, folder)
+    return run
+
+
+def in_one(run, stage, training):
+    """The training in this process."""
+    return training(run.config, run.images("train"), run.images("val"), run.folder, run.fingerprint(stage))
+
+
+def test_two_processes_train_as_one(scan_folder, tmp_path, capfd):
     """Without BN the same loss curve and weights, to rounding, as one process with the joint batch; crops of all of it."""
-    config = load_config("smoke", **SETTINGS | {"pretrain_steps": 20})
-    one = pretraining.pretrain_generator(config, *images, tmp_path / "one")
-    shown = []
-    two = parallel.launch("pretrain", 2, config, *images, tmp_path / "two", "", shown.append)
+    one, two = (new_run(tmp_path / name, scan_folder, pretrain_steps=20) for name in ("one", "two"))
+    expected, shown = in_one(one, "pretrain", pretraining.pretrain_generator), []
+    history = parallel.launch("pretrain", 2, two.config, two.folder, shown.append)
     columns = ["step", "loss", "g_norm", "gain_db", "consistency_db"]
-    pd.testing.assert_frame_equal(one[columns], two[columns], rtol=2e-3, atol=2e-4, check_dtype=False)
-    a, b = (weights(tmp_path / f / "srresnet.pt") for f in ("one", "two"))
+    pd.testing.assert_frame_equal(expected[columns], history[columns], rtol=2e-3, atol=2e-4, check_dtype=False)
+    a, b = (weights(run.folder / "srresnet.pt") for run in (one, two))
     assert all(torch.allclose(a[k], b[k], atol=2e-4) for k in a)
     assert "20/20" in capfd.readouterr().out and len(shown[-1]) == 11
 
 
-def test_two_processes_play_the_game_as_one_and_resume(images, tmp_path):
+def test_two_processes_train_the_sampler_as_one_and_resume(scan_folder, tmp_path):
     """1 process x 8 crops against 2 x 4, with D's penalty on: the same losses, contrast and weights to rounding, as neither network has BN and
     noise is the joint batch's. Stopped and continued the two end as they would have, to the bit."""
-    config = load_config("smoke", **SETTINGS | {"batch": 8, "gan_lr": 3e-3, "penalty": 8.0})
-    for name in ("one", "whole", "cut"):
-        begin(config, tmp_path / name)
-    one = adversarial.train_srgan(config, *images, tmp_path / "one")
-    two = parallel.launch("srgan", 2, config, *images, tmp_path / "whole", "")
+    settings = {"batch": 8, "gan_lr": 3e-3, "penalty": 8.0}
+    runs = {name: new_run(tmp_path / name, scan_folder, **settings) for name in ("one", "whole", "cut")}
+    one = in_one(runs["one"], "srgan", train)
+    two = parallel.launch("srgan", 2, runs["whole"].config, runs["whole"].folder)
     columns = [c for c in two if c not in ("seconds", "session")]
     assert (two.penalty[1:] > 0).all()
     sums = [c for c in columns if not c.endswith("_share")]  # a share is the mean of each part's
@@ -52,25 +65,24 @@ def test_two_processes_play_the_game_as_one_and_resume(images, tmp_path):
         # not weight by weight: Adam without momentum makes a whole step of a gradient near 0, whose sign rounding may turn
         assert all((a[k] - b[k]).float().norm() <= 5e-3 * a[k].float().norm() + 1e-3 for k in a), part
     assert states[0]["generator"]["head.tail.weight"].norm() > 2e-2  # it was 0: twenty times what it may differ by
-    with pytest.raises(OutOfTime, match="max_hours=1e-09 are over, saved at step 1;"):
-        parallel.launch("srgan", 2, dataclasses.replace(config, max_hours=1e-9), *images, tmp_path / "cut", "")
-    again = parallel.launch("srgan", 2, config, *images, tmp_path / "cut", "")
+    cut = Run(runs["cut"].folder, dataclasses.replace(runs["cut"].config, max_hours=1e-9))
+    cut.write_config()
+    with pytest.raises(OutOfTime, match="max_hours=1e-09 are over, saved;"):
+        parallel.launch("srgan", 2, cut.config, cut.folder)
+    runs["cut"].write_config()
+    again = parallel.launch("srgan", 2, runs["cut"].config, cut.folder)
     pd.testing.assert_frame_equal(two[columns], again[columns])
     assert same(weights(tmp_path / "whole/srgan.pt"), weights(tmp_path / "cut/srgan.pt"))
 
 
-def test_two_processes_play_ledigs_game(images, tmp_path):
+def test_two_processes_train_ledigs_srgan(scan_folder, tmp_path):
     """D has BN: every process its own part's statistics, so that the losses are near those of one process, and both have one D and G."""
-    config = load_config("smoke", **SETTINGS | LEDIG | {"batch": 8, "gan_lr": 1e-3})
-    for name in ("one", "two"):
-        begin(config, tmp_path / name)
-    one = adversarial.train_srgan(config, *images, tmp_path / "one")
-    two = parallel.launch("srgan", 2, config, *images, tmp_path / "two", "")
-    assert two[["d_loss", "adversarial", "content"]].iloc[-1].tolist() == pytest.approx(
-        one[["d_loss", "adversarial", "content"]].iloc[-1].tolist(), rel=0.3
-    )
-    a, b = (weights(tmp_path / name / "srgan.pt") for name in ("one", "two"))
-    start = weights(tmp_path / "one/srresnet.pt")
+    one, two = (new_run(tmp_path / name, scan_folder, **LEDIG, batch=8, gan_lr=1e-3) for name in ("one", "two"))
+    histories = in_one(one, "srgan", train), parallel.launch("srgan", 2, two.config, two.folder)
+    a, b = (history[["d_loss", "adversarial", "content"]].iloc[-1].tolist() for history in histories)
+    assert b == pytest.approx(a, rel=0.3)
+    a, b = (weights(run.folder / "srgan.pt") for run in (one, two))
+    start = weights(one.folder / "srresnet.pt")
     gap, moved = (torch.cat([(x[k] - y[k]).flatten() for k in a]).norm() for x, y in ((a, b), (a, start)))
     assert 0 < gap < moved
 
@@ -92,21 +104,22 @@ def test_gradients_are_averaged_whatever_their_order(monkeypatch):
     assert all(p.grad is None for p in model[2].parameters())
 
 
-def test_a_process_that_dies_ends_the_run(images, tmp_path):
+def test_a_process_that_dies_ends_the_run(scan_folder, tmp_path):
     """One of two killed: a message within seconds, a checkpoint, and the same call goes on."""
-    settings = SETTINGS | {"pretrain_steps": 100_000, "checkpoint_every": 5}
+    run = new_run(tmp_path / "run", scan_folder, pretrain_steps=100_000, checkpoint_every=5)
     code = (
-        "import json, signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it\n"
-        "from srlib.training import parallel; from srlib.config import load_config\n"
-        "folder, images, settings = sys.argv[1], *map(json.loads, sys.argv[2:])\n"
-        "parallel.launch('pretrain', 2, load_config('smoke', **settings), *images, folder, '')"
+        "import pathlib, signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it\n"
+        "from srlib.series.run_folder import read_config; from srlib.training import parallel\n"
+        "folder = pathlib.Path(sys.argv[1])\n"
+        "parallel.launch('pretrain', 2, read_config(folder / 'config.json'), folder)"
     )
-    command = [sys.executable, "-c", code, str(tmp_path), json.dumps(images), json.dumps(settings)]
-    for number, words in ((signal.SIGKILL, "one of 2 training processes died"), (signal.SIGINT, "KeyboardInterrupt")):
-        process, before = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True), step(tmp_path)
-        torchrun = 0
+    for number, words in ((signal.SIGKILL, "one of 2 training processes ended with an error"), (signal.SIGINT, "KeyboardInterrupt")):
+        process = subprocess.Popen(
+            [sys.executable, "-c", code, str(run.folder)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        before, torchrun = step(run.folder), 0
         try:
-            while step(tmp_path) <= before and process.poll() is None:
+            while step(run.folder) <= before and process.poll() is None:
                 time.sleep(0.2)
             (torchrun,) = children(process.pid)
             workers = children(torchrun)
@@ -121,7 +134,15 @@ def test_a_process_that_dies_ends_the_run(images, tmp_path):
         assert process.returncode and words in out
         if number == signal.SIGINT:
             assert "continuing at step" in out and "stopped and saved at step" in out
-    assert step(tmp_path) > 5
+    assert step(run.folder) > 5
+
+
+def test_a_mistake_in_a_process_is_a_sentence(scan_folder, tmp_path, capfd):
+    run = new_run(tmp_path / "run", scan_folder)
+    (run.folder / "srresnet.pt").write_bytes(b"torn")
+    with pytest.raises(UserError, match="ended with an error, which is printed above"):
+        parallel.launch("srgan", 2, run.config, run.folder)
+    assert "error: " in (err := capfd.readouterr().err) and "srresnet.pt: holds no weights of this project" in err
 
 
 def children(pid):
@@ -132,17 +153,6 @@ def step(folder):
     """The last validated step of the last checkpoint."""
     file = folder / "pretrain/history.csv"
     return pd.read_csv(file).step.iloc[-1] if file.exists() else 0
-
-
-def test_a_character_on_the_edge_of_a_chunk_is_whole(tmp_path, monkeypatch, capsys):
-    """What the processes print comes in pieces, which end anywhere, also within a progress bar's block."""
-    (tmp_path / "pretrain").mkdir()
-    pd.DataFrame({"step": [1]}).to_csv(tmp_path / "pretrain/history.csv")
-    code = "import os, time; os.write(1, b'|\\xe2\\x96'); time.sleep(0.5); os.write(1, b'\\x88| \\xff')"
-    start = subprocess.Popen
-    monkeypatch.setattr(subprocess, "Popen", lambda command, **options: start([sys.executable, "-c", code], **options))
-    parallel.launch("pretrain", 2, load_config("smoke"), [], [], tmp_path, "")
-    assert capsys.readouterr().out == "|█| \ufffd"
 
 
 def test_what_cannot_be_divided_or_had(monkeypatch):
@@ -160,14 +170,3 @@ def test_what_cannot_be_divided_or_had(monkeypatch):
 def test_more_gpus_than_there_are_is_a_sentence():
     with pytest.raises(UserError, match="gpus=2, but this machine has no CUDA device"):
         parallel.processes(load_config("smoke", gpus=2), torch.device("cpu"))
-
-
-def test_an_interrupt_ends_a_process_that_will_not(monkeypatch):
-    """What was raised within goes on, and the process is gone, whatever it does with SIGTERM."""
-    monkeypatch.setattr(parallel, "GRACE_SECONDS", 0.5)
-    deaf = [sys.executable, "-c", "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(flush=True); time.sleep(60)"]
-    process = subprocess.Popen(deaf, stdout=subprocess.PIPE, start_new_session=True)
-    process.stdout.readline()
-    with pytest.raises(KeyboardInterrupt), parallel._ending(process):
-        raise KeyboardInterrupt
-    assert process.wait(5) == -signal.SIGKILL

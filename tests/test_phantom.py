@@ -62,7 +62,7 @@ def test_noise_does_not_tell_the_classes_apart():
 
 
 def test_phantoms_are_made_once(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "data_home", lambda: tmp_path)
+    monkeypatch.setattr(sources, "DATA", tmp_path)
     size = dict(phantoms=4, phantom_height=160, phantom_width=192)
     made = sources.make_phantoms(load_config("smoke", **size))
     assert len(find_images(made)) == 8 and all(valid_region(read_image(path)).all() for path in find_images(made))

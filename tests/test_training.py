@@ -17,7 +17,8 @@ from srlib import degrade
 from srlib.config import UserError, load_config
 from srlib.degrade import upsample
 from srlib.device import autocast_dtype
-from srlib.models import features
+from srlib.sampler.network import Sampler
+from srlib.sampler.training import SamplerTraining, train_sampler
 from srlib.series.run_folder import Run
 from srlib.trained import load_generator, save_weights
 from srlib.training import adversarial, checkpoint, diagnostics, pretraining
@@ -36,20 +37,25 @@ TINY = {
     "validate_every": 2,
     "checkpoint_every": 2,
 }
-LEDIG = {  # the paper's game, which draws nothing
+LEDIG = {  # the paper's
     "texture": 0,
     "penalty": 0.0,
     "pixel_weight": 0.0,
     "adversarial_loss": "standard",
     "adversarial_weight": 1e-3,
-    "content_features": "local-grain",
+    "content_features": "vgg19:relu1_2",
     "content_weight": 1.0,
     "ema": 0.0,
 }
 
 
+def train(config, *rest):
+    """The adversarial training of the settings."""
+    return (train_sampler if config.texture else adversarial.train_srgan)(config, *rest)
+
+
 def begin(config, folder):
-    """`folder`/srresnet.pt of random weights, the last ones too: what the game starts from."""
+    """`folder`/srresnet.pt of random weights, the last ones too: what the adversarial training starts from."""
     torch.manual_seed(0)
     net = make_generator(config)
     torch.nn.init.normal_(net.tail.weight, std=0.01)
@@ -110,14 +116,14 @@ def interrupt_at(step, monkeypatch, number=signal.SIGINT):
     monkeypatch.setattr(degrade, "downsample", counted)
 
 
-@pytest.mark.parametrize(("number", "rules"), [(signal.SIGINT, {}), (signal.SIGTERM, LEDIG)], ids=["texture", "ledig"])
+@pytest.mark.parametrize(("number", "rules"), [(signal.SIGINT, {}), (signal.SIGTERM, LEDIG)], ids=["sampler", "ledig"])
 def test_stopped_and_continued_equals_uninterrupted(images, tmp_path, monkeypatch, number, rules, capsys):
-    """To the bit: the pretraining, the game that draws texture, and Ledig's."""
+    """To the bit: the pretraining, the sampler's training, and Ledig's."""
     config = load_config("smoke", **TINY | rules)
-    for stage, weights_file in ((pretraining.pretrain_generator, "srresnet.pt"), (adversarial.train_srgan, "srgan.pt")):
+    for stage, weights_file in ((pretraining.pretrain_generator, "srresnet.pt"), (train, "srgan.pt")):
         whole = stage(config, *images, tmp_path / "whole")
         with monkeypatch.context() as patch:
-            before = adversarial.CALIBRATION_BATCHES if stage is adversarial.train_srgan and not rules else 0
+            before = adversarial.CALIBRATION_BATCHES if stage is train and not rules else 0
             interrupt_at(before + 3, patch, number)
             with pytest.raises(KeyboardInterrupt):
                 stage(config, *images, tmp_path / "cut")
@@ -132,19 +138,19 @@ def test_stopped_and_continued_equals_uninterrupted(images, tmp_path, monkeypatc
     assert same(*discriminators) and ("contrast" in discriminators[0]) == (not rules)
 
 
-@pytest.mark.parametrize("rules", [{}, LEDIG], ids=["texture", "ledig"])
-def test_a_game_repeats_to_the_byte(images, tmp_path, rules):
+@pytest.mark.parametrize("rules", [{}, LEDIG], ids=["sampler", "ledig"])
+def test_a_training_repeats_to_the_byte(images, tmp_path, rules):
     """Whatever was drawn from the global generator before."""
     config = load_config("smoke", **TINY | rules)
     for name in ("a", "b"):
         begin(config, tmp_path / name)
         torch.rand(len(name) + ord(name))
-        adversarial.train_srgan(config, *images, tmp_path / name)
+        train(config, *images, tmp_path / name)
     assert (tmp_path / "a/srgan.pt").read_bytes() == (tmp_path / "b/srgan.pt").read_bytes()
     tables = [pd.read_csv(tmp_path / name / "srgan/history.csv", dtype=str).drop(columns="seconds") for name in ("a", "b")]
     assert tables[0].equals(tables[1])
     begin(config, tmp_path / "c")
-    adversarial.train_srgan(load_config("smoke", **TINY | rules, seed=1), *images, tmp_path / "c")
+    train(load_config("smoke", **TINY | rules, seed=1), *images, tmp_path / "c")
     assert not same(weights(tmp_path / "a/srgan.pt"), weights(tmp_path / "c/srgan.pt"))
 
 
@@ -153,7 +159,7 @@ def test_the_history_begins_before_the_first_step(images, tmp_path):
     have their stated sizes."""
     config = load_config("smoke", **TINY | {"validate_every": 1, "content_features": "local-grain", "adversarial_share": 0.4})
     begin(config, tmp_path)
-    history = adversarial.train_srgan(config, *images, tmp_path)
+    history = train(config, *images, tmp_path)
     validated = {"gain_db", "consistency_db", "stripe_db", *(f"band{k}_db" for k in range(1, 5))}
     assert list(history.step) == list(range(7)) and set(history) >= validated
     assert set(history.columns[history.loc[0].notna()]) == validated | {"step", "session", "seconds"}
@@ -163,11 +169,11 @@ def test_the_history_begins_before_the_first_step(images, tmp_path):
     assert shares.sum() == pytest.approx(1, abs=1e-5) and shares.adversarial_share / shares.content_share == pytest.approx(2 / 3, rel=0.3)
     assert history.pixel[1] == pytest.approx(1, rel=0.5)  # of one batch; the calibration took the mean of several
     assert (history.drop(0)[["g_norm", "d_norm", "penalty"]] > 0).all(axis=None) and history.d_right.drop(0).between(0, 1).all()
-    expected = Validation(images[1], config, torch.device("cpu"))(adversarial.Sampler(start := load_generator(tmp_path / "srresnet.pt"), 4))
+    expected = Validation(images[1], config, torch.device("cpu"))(Sampler(start := load_generator(tmp_path / "srresnet.pt"), 4))
     assert {name: history[name][0] for name in validated} == pytest.approx(expected)
     assert len(list((tmp_path / "srgan/frames").glob("*.png"))) == 6
     released = torch.load(tmp_path / "srgan.pt", weights_only=True)
-    assert released["settings"] == start.settings | {"texture": 4, "kind": "bicubic", "amount": 0.0}
+    assert released["settings"] == start.settings | {"texture": 4, "kind": "bicubic"}
     assert released["loss_weights"]["content"] > 0 < released["loss_weights"]["pixel"]
     assert all(torch.equal(released["weights"][f"trunk.{name}"], value) for name, value in start.state_dict().items())
 
@@ -177,7 +183,7 @@ def test_the_history_begins_before_the_first_step(images, tmp_path):
     [
         ({"scale": 2, "channels": 3}, "bicubic"),
         ({"scale": 8}, "bicubic"),
-        ({"degradation": "gaussian:2"}, "gaussian"),
+        ({"degradation": "gaussian:2"}, "gaussian:2"),
         ({"degradation": "speckle"}, ""),
         ({"degradation": "paired"}, ""),
     ],
@@ -188,12 +194,12 @@ def test_other_scales_colour_and_reductions(images, tmp_path, settings, kind):
     if config.degradation == "paired":
         images = [[paired(path, tmp_path) for path in split] for split in images]
     begin(config, tmp_path)
-    history = adversarial.train_srgan(config, *images, tmp_path)
+    history = train(config, *images, tmp_path)
     columns = [c for c in history if kind or c != "consistency_db"]
     assert np.isfinite(history[columns].iloc[-1].to_numpy(float)).all()
     assert len([c for c in history if c.startswith("band")]) == {2: 2, 4: 4, 8: 6}[config.scale]
     found = load_generator(tmp_path / "srgan.pt")
-    assert found.settings["kind"] == kind and found.settings["amount"] == config.reduction[2]
+    assert found.settings["kind"] == kind
     assert (history.consistency_db > 55).all() if kind else history.consistency_db.isna().all()
     assert (found.scale, found.settings["channels"]) == (config.scale, config.channels)
 
@@ -225,8 +231,8 @@ def test_other_settings_are_refused(images, tmp_path):
 
 def test_srgan_depends_on_the_extractor(images, tmp_path, monkeypatch):
     """Features of zeros give another SRGAN: the content loss really reaches the generator (a dead gradient would not)."""
-    config = load_config("smoke", **TINY | {"content_weight": 0.01, "content_features": "vgg19:relu1_2"})
-    original = features.feature_extractor
+    config = load_config("smoke", **TINY | LEDIG)
+    original = adversarial.feature_extractor
 
     def zeroed(*args):
         net = original(*args)
@@ -238,7 +244,7 @@ def test_srgan_depends_on_the_extractor(images, tmp_path, monkeypatch):
     for name, extractor in (("as released", original), ("zeroed", zeroed)):
         begin(config, tmp_path / name)
         monkeypatch.setattr(adversarial, "feature_extractor", extractor)
-        history = adversarial.train_srgan(config, *images, tmp_path / name)
+        history = train(config, *images, tmp_path / name)
         results.append((weights(tmp_path / name / "srgan.pt"), history.content.iloc[-1]))
     assert not same(results[0][0], results[1][0])
     assert results[0][1] > 0 == results[1][1]
@@ -261,7 +267,7 @@ def first_step(monkeypatch, stage, config, images, folder):
 
 def test_each_stage_has_its_crop(images, tmp_path, monkeypatch):
     seen = {}
-    for stage in (pretraining.Pretraining, adversarial.Game):
+    for stage in (pretraining.Pretraining, SamplerTraining):
 
         def step(self, k, lr, hr, name=stage.__name__, play=stage.step):
             seen[name] = tuple(lr.shape), tuple(hr.shape)
@@ -270,8 +276,8 @@ def test_each_stage_has_its_crop(images, tmp_path, monkeypatch):
         monkeypatch.setattr(stage, "step", step)
     config = load_config("smoke", **TINY | {"gan_crop": 48, "gan_steps": 1, "pretrain_steps": 1})
     pretraining.pretrain_generator(config, *images, tmp_path)
-    adversarial.train_srgan(config, *images, tmp_path)
-    assert seen == {"Pretraining": ((4, 1, 8, 8), (4, 1, 32, 32)), "Game": ((4, 1, 12, 12), (4, 1, 48, 48))}
+    train(config, *images, tmp_path)
+    assert seen == {"Pretraining": ((4, 1, 8, 8), (4, 1, 32, 32)), "SamplerTraining": ((4, 1, 12, 12), (4, 1, 48, 48))}
 
 
 @pytest.mark.parametrize("kind", ["mse", "l1", "psnr"])
@@ -290,7 +296,7 @@ def test_pretrain_loss_is_what_its_name_says(images, tmp_path, monkeypatch, kind
     assert history.loss[1] == pytest.approx(expected["mse"].item(), rel=1e-4)
 
 
-def test_a_relativistic_game_is_another_one(images, tmp_path, monkeypatch):
+def test_a_relativistic_loss_is_another_one(images, tmp_path, monkeypatch):
     """The first D loss is the relativistic one of the same logits, and D sees HR once more for the generator."""
     begin(load_config("smoke", **TINY), tmp_path)
     found = {}
@@ -304,7 +310,7 @@ def test_a_relativistic_game_is_another_one(images, tmp_path, monkeypatch):
         config = load_config("smoke", **TINY | LEDIG | {"gan_steps": 1, "adversarial_loss": kind})
         with monkeypatch.context() as patch:
             patch.setattr(adversarial.Discriminator, "forward", spy)
-            losses, _ = first_step(monkeypatch, adversarial.train_srgan, config, images, tmp_path)
+            losses, _ = first_step(monkeypatch, train, config, images, tmp_path)
         shutil.rmtree(tmp_path / "srgan")
         found[kind] = losses[0], [x.detach() for x in logits]
     (plain, two), (relative, three) = found["standard"], found["relativistic"]
@@ -315,19 +321,19 @@ def test_a_relativistic_game_is_another_one(images, tmp_path, monkeypatch):
     assert plain != pytest.approx(relative, rel=1e-4)
 
 
-@pytest.mark.parametrize("rules", [{}, LEDIG], ids=["texture", "ledig"])
+@pytest.mark.parametrize("rules", [{}, LEDIG], ids=["sampler", "ledig"])
 def test_batch_norm_rests_in_validation_and_release(images, tmp_path, rules):
     """Validation changes no running mean and leaves the generator training; what is released answers for one image alone."""
     config = load_config("smoke", **TINY | rules, batch_norm=True, global_skip=False)
     generator = make_generator(config).train()
     generator(torch.rand(4, 1, 8, 8))  # other statistics than at the start
-    generator = adversarial.Sampler(generator, 4).train() if config.texture else generator
+    generator = Sampler(generator, 4).train() if config.texture else generator
     before = {k: v.clone() for k, v in generator.state_dict().items()}
     validation = Validation(images[1], config, torch.device("cpu"))
     assert validation(generator) == validation(generator)
     assert same(before, generator.state_dict()) and generator.training
     pretraining.pretrain_generator(config, *images, tmp_path)
-    adversarial.train_srgan(config, *images, tmp_path)
+    train(config, *images, tmp_path)
     for name in ("srresnet", "srgan"):
         network = load_generator(tmp_path / f"{name}.pt")
         given = [torch.rand(2, 1, 16, 16), *([torch.randn(2, 4, 64, 64)] if hasattr(network, "head") and hasattr(network, "trunk") else [])]
@@ -343,7 +349,7 @@ def test_validation_draws_the_same_noise_each_time(images, monkeypatch):
         return sample(generator, lr, seed)
 
     monkeypatch.setattr("srlib.training.validation.sample", spy)
-    generator = adversarial.Sampler(make_generator(config), 4)
+    generator = Sampler(make_generator(config), 4)
     torch.nn.init.normal_(generator.head.tail.weight, std=0.05)
     validation = Validation(images[1], config, torch.device("cpu"))
     first = validation(generator)
@@ -356,10 +362,10 @@ def test_validation_draws_the_same_noise_each_time(images, monkeypatch):
 
 
 def test_health_in_words():
-    """Each sickness of the game is named at once, a sound game is left in peace."""
+    """Each sickness is named at once, a sound training is left in peace."""
     rows = {"step": [0, 10, 20, 30, 40], "d_right": [np.nan, 0.5, 0.6, 0.7, 0.7], "gain_db": 0.9, "consistency_db": 63.0}
     sound = pd.DataFrame(rows | {"adversarial_share": [np.nan, 0.4, 0.4, 0.4, 0.4]})
-    assert diagnostics.warnings(sound) == {}
+    assert diagnostics.adversarial_warnings(sound) == {}
     for kind, change, words in (
         ("won", {"d_right": 0.99}, "right with probability 0.99"),
         ("blind", {"d_right": 0.505}, "cannot tell"),
@@ -367,15 +373,17 @@ def test_health_in_words():
         ("collapse", {"adversarial_share": 0.99}, "99% of its loss"),
         ("inconsistent", {"consistency_db": 33.0}, "33.0 dB from LR"),
     ):
-        found = diagnostics.warnings(sound.assign(**change))
+        found = diagnostics.adversarial_warnings(sound.assign(**change))
         assert list(found) == [kind] and words in found[kind]
     won_once = sound.assign(d_right=[np.nan, 0.5, 0.6, 0.7, 0.99])
-    assert diagnostics.warnings(won_once) == {} and diagnostics.warnings(sound[:1]) == {} == diagnostics.warnings(sound[:2])
+    assert diagnostics.adversarial_warnings(won_once) == {} and diagnostics.adversarial_warnings(
+        sound[:1]
+    ) == {} == diagnostics.adversarial_warnings(sound[:2])
     blind_thrice = sound[1:].assign(d_right=0.505)[:3]  # too early to say
-    assert diagnostics.warnings(blind_thrice) == {}
-    assert diagnostics.warnings(sound.assign(consistency_db=np.nan)) == {}  # speckle, given pairs
+    assert diagnostics.adversarial_warnings(blind_thrice) == {}
+    assert diagnostics.adversarial_warnings(sound.assign(consistency_db=np.nan)) == {}  # speckle, given pairs
     draws = sound.assign(gain_db=-2.0)  # a right draw lies there
-    assert diagnostics.warnings(draws) == {}
+    assert diagnostics.adversarial_warnings(draws) == {}
 
 
 def test_a_pretraining_that_diverges_is_named():
@@ -391,16 +399,16 @@ def test_warnings_are_said_once_while_training(images, tmp_path, monkeypatch, ca
     config = load_config("smoke", **TINY)
     pretraining.pretrain_generator(config, *images, tmp_path)
     assert capsys.readouterr().out.count("pretrain: warning at step 2: the training has left its way") == 1
-    history = adversarial.train_srgan(config, *images, tmp_path)
+    history = train(config, *images, tmp_path)
     assert capsys.readouterr().out.count("srgan: warning at step 1: SR reduced again") == 1
     assert list(history.step) == [0, 1, 2, 3, 4, 5, 6]
 
 
-@pytest.mark.parametrize(("rules", "name"), [({}, "head.tail.weight"), (LEDIG, "head.0.weight")], ids=["texture", "ledig"])
+@pytest.mark.parametrize(("rules", "name"), [({}, "head.tail.weight"), (LEDIG, "head.0.weight")], ids=["sampler", "ledig"])
 def test_released_srgan_is_the_average_of_the_steps(images, tmp_path, rules, name):
     config = load_config("smoke", **TINY | rules | {"ema": 0.9})
     begin(config, tmp_path)
-    adversarial.train_srgan(config, *images, tmp_path)
+    train(config, *images, tmp_path)
     parts = checkpoint.load(tmp_path / "srgan/checkpoint.pt")["parts"]
     released, last = weights(tmp_path / "srgan.pt")[name], parts["generator"][name]
     start = weights(tmp_path / "srresnet.pt")[name] if rules else torch.zeros_like(last)  # the head's last layer
@@ -431,10 +439,10 @@ def test_on_validation_patients_the_last_weights_are_taken(scan_folder, tmp_path
 def test_srgan_needs_matching_weights(images, tmp_path):
     config = load_config("smoke", **TINY)
     with pytest.raises(UserError, match=r"srresnet\.pt: no such file"):
-        adversarial.train_srgan(config, *images, tmp_path)
+        train(config, *images, tmp_path)
     begin(config, tmp_path)
     with pytest.raises(UserError, match="another shape"):
-        adversarial.train_srgan(load_config("smoke", **TINY | {"width": 4}), *images, tmp_path)
+        train(load_config("smoke", **TINY | {"width": 4}), *images, tmp_path)
 
 
 def test_not_a_number_stops_and_keeps_the_last_state(images, tmp_path, monkeypatch):

@@ -19,7 +19,7 @@ from ..config import Config, load_config
 from ..device import FASTEST, pick_device
 from ..models import Discriminator
 from ..models.features import Frozen, normalise
-from ..training.adversarial import Game
+from ..training.adversarial import LedigTraining
 from ..training.pretraining import Pretraining
 from ..training.stage import make_generator
 from ..upscaling import upscale
@@ -62,7 +62,7 @@ def training_steps(device: torch.device) -> pd.DataFrame:
     steps = {
         "MSE step": Pretraining(config, device).step,
         "tutorial's MSE step": tutorial_step(config, device),
-        "SRGAN step": Game(config, device, make_generator(config), Frozen(copy.deepcopy(vgg)), itertools.chain).step,
+        "SRGAN step": LedigTraining(config, device, make_generator(config), Frozen(copy.deepcopy(vgg)), itertools.chain).step,
         "tutorial's SRGAN step": tutorial_step(config, device, vgg),
     }
     shapes = ((config.batch, config.channels, side, side) for side in (config.crop // config.scale, config.crop))

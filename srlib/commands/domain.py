@@ -10,6 +10,7 @@ import itertools
 from collections.abc import Iterable
 
 import numpy as np
+import pandas as pd
 
 from .. import metrics
 from ..metrics.regions import valid_region
@@ -25,12 +26,11 @@ FLOOR = 0.5  # smallest standard deviation, grey levels or dB: a few images of o
 
 
 def measure(image: np.ndarray) -> dict[str, float]:
-    """The statistics of an LR image, uint8 (H, W) or (H, W, 3), in its valid region: `colour` (levels between the largest and the
-    smallest channel, mean), `grey N %` (quantiles), `power A-B (dB)` (of the spectrum from A to B cycles a pixel, against the mean over all
-    BANDS) and `layers (dB)` (power along depth against power across). Under LEAST pixels a side there is no spectrum."""
-    colour = 0.0
+    """The statistics of an LR image, uint8 (H, W) or (H, W, 3), in its valid region: `colour` (levels between the largest and the smallest
+    channel, mean), `grey N %` (quantiles), `power A-B (dB)` (of the spectrum from A to B cycles a pixel, against the mean over all BANDS) and
+    `layers (dB)` (power along depth against power across). Under LEAST pixels a side there is no spectrum."""
+    colour = float(np.ptp(image, axis=2).mean()) if image.ndim == 3 else 0.0
     if image.ndim == 3:
-        colour = float(np.ptp(image, axis=2).mean())
         image = np.round(image @ np.array([0.299, 0.587, 0.114])).astype(np.uint8)
     region = valid_region(image)
     region = region if region.mean() > 0.1 else np.ones_like(region)
@@ -50,31 +50,24 @@ def measure(image: np.ndarray) -> dict[str, float]:
 def describe(images: Iterable[np.ndarray]) -> dict:
     """The domain of a training set's LR images, plain values for JSON: `images` (their number), `height` and `width` (smallest, largest) and
     `statistics` (name of `measure`: mean, standard deviation)."""
-    sizes, rows = [], []
-    for image in images:
-        sizes.append(image.shape[:2])
-        rows.append(measure(image))
-    (height, width), statistics = zip(*sizes), {}
-    for name in dict.fromkeys(name for row in rows for name in row):
-        values = [row[name] for row in rows if name in row]
-        statistics[name] = [round(float(np.mean(values)), 3), round(float(np.std(values)), 3)]
-    return {"images": len(rows), "height": [min(height), max(height)], "width": [min(width), max(width)], "statistics": statistics}
+    table = pd.DataFrame({"height": image.shape[0], "width": image.shape[1]} | measure(image) for image in images)
+    sizes = {side: [int(table[side].min()), int(table[side].max())] for side in ("height", "width")}
+    statistics = table.drop(columns=["height", "width"])
+    means, deviations = statistics.mean().round(3), statistics.std(ddof=0).round(3)
+    return {"images": len(table)} | sizes | {"statistics": {name: [float(means[name]), float(deviations[name])] for name in statistics}}
 
 
 def warning(image: np.ndarray, domain: dict) -> str:
     """In what an image, uint8 (H, W) or (H, W, 3), is unlike the training set of `domain` (of `describe`), one clause for the size and for
     each kind of statistic that lies more than LIMIT standard deviations from the mean; '' where nothing does."""
-    said = []
     height, width = image.shape[:2]
-    for side, (low, high) in ((height, domain["height"]), (width, domain["width"])):
-        if not low / SLACK <= side <= high * SLACK:
-            trained = " x ".join(f"{a} to {b}" if a < b else f"{a}" for a, b in (domain["width"], domain["height"]))
-            said.append(f"{width} x {height} pixels (in training {trained})")
-            break
-    worst: dict[str, tuple[float, str]] = {}
+    clauses: dict[str, tuple[float, str]] = {}
+    if any(not low / SLACK <= n <= high * SLACK for n, (low, high) in ((height, domain["height"]), (width, domain["width"]))):
+        trained = " x ".join(f"{a} to {b}" if a < b else f"{a}" for a, b in (domain["width"], domain["height"]))
+        clauses["size"] = 0, f"{width} x {height} pixels (in training {trained})"
     for name, value in measure(image).items():
         mean, spread = domain["statistics"].get(name, (value, 0))
         distance, kind = abs(value - mean) / max(spread, FLOOR), name.split()[0]
-        if distance > max(LIMIT, worst.get(kind, (0,))[0]):
-            worst[kind] = distance, f"{name} {value:.0f} (in training {mean:.0f} ± {max(spread, FLOOR):.1f})"
-    return "; ".join(said + [clause for _, clause in worst.values()])
+        if distance > max(LIMIT, clauses.get(kind, (0,))[0]):
+            clauses[kind] = distance, f"{name} {value:.0f} (in training {mean:.0f} ± {max(spread, FLOOR):.1f})"
+    return "; ".join(clause for _, clause in clauses.values())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import warnings
 from pathlib import Path
@@ -24,17 +25,18 @@ CHECKED = (1, 33, 47), (2, 40, 24), (3, 64, 29)  # batch, height, width
 
 def export_onnx(generator: torch.nn.Module, path: str | Path) -> float:
     """Write `generator` (on the CPU, in eval mode) as ONNX: input `lr` (batch, C, height, width) to output `sr`, float32 in [0, 1], any batch and size,
-    weights in half precision. A network that draws texture has a second input `noise` (batch, NOISES, scale * height, scale * width), normal; its
-    `sr` is the draw before the projection. Returns the largest difference from torch in onnxruntime, on a phantom's squares of the sizes CHECKED.
-    Raises UserError where that is above TOLERANCE, or a package is missing."""
+    weights in half precision. A `Sampler` has a second input `noise` (batch, NOISES, scale * height, scale * width), normal; its `sr` is the sample
+    before the projection. Returns the largest difference from torch in onnxruntime, on a phantom's squares of the sizes CHECKED. Raises UserError
+    where that is above TOLERANCE, or a package is missing."""
     try:
         import onnx
         import onnxruntime
-        import onnxscript  # noqa: F401 (torch's exporter needs it)
+        from onnx_ir.passes.common import ClearMetadataAndDocStringPass  # of onnxscript, which torch's exporter needs
     except ImportError as error:
         raise UserError(f"{path}: ONNX needs the package {error.name}; install it at the version in environment.yml") from None
-    drawing, scale = isinstance(generator, Sampler), generator.settings["scale"]
-    network, names = (_Draw(generator).eval(), ["lr", "noise"]) if drawing else (generator, ["lr"])
+    names, scale = ["lr", "noise"] if isinstance(generator, Sampler) else ["lr"], generator.settings["scale"]
+    network = copy.deepcopy(generator)
+    network.kind = ""  # a projection's matrices belong to one size
     scan = to_tensor(bscan(0, 160, 192))  # on white noise, which no scan is, the head's values are huge, and so are roundings
     batch, height, width = (torch.export.Dim(name) for name in ("batch", "height", "width"))
     shapes = {0: batch, 2: height, 3: width}, {0: batch, 2: scale * height, 3: scale * width}
@@ -51,32 +53,20 @@ def export_onnx(generator: torch.nn.Module, path: str | Path) -> float:
             network, inputs(2, 24, 40), dynamo=True, input_names=names, output_names=["sr"], dynamic_shapes=shapes[: len(names)],
             opset_version=OPSET, verbose=False,
         )  # fmt: skip
-    model = program.model_proto
+    ClearMetadataAndDocStringPass()(program.model)  # they quote paths of the machine
+    model, gap = program.model_proto, 0.0
     _halve(model.graph, onnx)
-    _strip(model)
-    content, gap = model.SerializeToString(), 0.0
-    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     for size in CHECKED:
-        given = inputs(*size)
+        values = inputs(*size)
         with torch.inference_mode():
-            sr = network(*given).numpy()
-        (found,) = session.run(None, {name: value.numpy() for name, value in zip(names, given, strict=True)})
+            sr = network(*values).numpy()
+        (found,) = session.run(None, {name: value.numpy() for name, value in zip(names, values, strict=True)})
         gap = max(gap, float(np.abs(found - sr).max()))
     if not gap <= TOLERANCE:
         raise UserError(f"{path}: onnxruntime differs from torch by {gap:.2g}, more than {TOLERANCE}; nothing was written")
-    write(Path(path), content)
+    write(Path(path), model.SerializeToString())
     return gap
-
-
-class _Draw(torch.nn.Module):
-    """A draw before the projection, whose matrices belong to one size."""
-
-    def __init__(self, generator: Sampler):
-        super().__init__()
-        self.generator = generator
-
-    def forward(self, lr: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-        return self.generator.samples(lr, [noise])[0]
 
 
 def _halve(graph, onnx) -> None:
@@ -89,21 +79,11 @@ def _halve(graph, onnx) -> None:
             graph.node.insert(0, onnx.helper.make_node("Cast", [f"{name}.half"], [name], to=onnx.TensorProto.FLOAT))
 
 
-def _strip(model) -> None:
-    """Remove the exporter's records of where each node comes from: they quote paths of the machine."""
-    graph, functions = model.graph, model.functions
-    inner = [node for function in functions for node in function.node]
-    for part in (model, graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *functions, *inner):
-        del part.metadata_props[:]
-        part.doc_string = ""
-
-
 def main(argv: list[str]) -> None:
     words = parser("onnx", "Write a network as an ONNX file, for other programs and languages.")
     words.add_argument("out", type=given, metavar="OUT.onnx")
-    words.add_argument(
-        "--weights", default="srgan", help="srgan (default) or srresnet, the released ones; a .pt file of a run; or its folder"
-    )
+    which = "srgan (default) or srresnet, the released ones; a .pt file of a run; or its folder"
+    words.add_argument("--weights", default="srgan", help=which)
     words.add_argument("--scale", type=int, default=0, metavar="N", help="which of the released scales (default: 4)")
     args = words.parse_args(argv)
     generator, name, _, _ = choose(args.weights, args.scale, torch.device("cpu"))

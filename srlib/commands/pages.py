@@ -19,7 +19,7 @@ from ..series.run_folder import NOTEBOOKS, Run
 from . import absolute, parser, report
 
 PAGES = REPOSITORY / "notebooks"
-SHOWN = ("comparison_1", "texture_closeups", "draws", "spectra", "measures", "srgan_curves")  # in RESULTS.md
+SHOWN = ("comparison_1", "texture_closeups", "samples", "spectra", "measures", "srgan_curves")  # in RESULTS.md
 RESULTS = Path(__file__).with_name("results.md")  # a string.Template
 MARK = "<!-- below: written by `pages` -->"  # in RESULTS.md; what stands above it stays
 PNG = re.compile(r"data:image/png;base64,([A-Za-z0-9+/=]+)")
@@ -92,7 +92,7 @@ def _small(png: str) -> str:
 
 def _results(run: Run) -> list[Path]:
     """The run's report as the last part of notebooks/RESULTS.md: what was found, the tables, the pictures."""
-    table, unpaired, drawn = (read_table(run.folder / "evaluation" / f"{name}.csv") for name in ("metrics", "unpaired", "draws"))
+    table, unpaired, samples = (read_table(run.folder / "evaluation" / f"{name}.csv") for name in ("metrics", "unpaired", "samples"))
     numbers = statistics.with_intervals(statistics.summarise(table))
     leading = statistics.titled(numbers.reindex(report.LEADING).dropna()).T
     config, made = run.config, run.provenance["made_by"]
@@ -107,7 +107,7 @@ def _results(run: Run) -> list[Path]:
         leading=report.markdown(leading.rename_axis("method").reset_index()),
         measures=report.markdown(statistics.titled(numbers).rename_axis("measure").reset_index()),
         tests=report.markdown(statistics.readable_tests(table, "texture_error_db")),
-        draws=report.markdown(statistics.readable_draws(drawn).reset_index()),
+        samples=report.markdown(statistics.readable_samples(samples).reset_index()),
         patches=report.markdown(statistics.readable_unpaired(unpaired).rename_axis("patches of SR against patches of HR").reset_index()),
         pictures="\n\n".join(f"![phantom](pictures/{t.name})\n\n*Phantom. {caption}*" for t, (_, caption) in pictures.items()),
     )

@@ -20,13 +20,12 @@ from ..data.phantom import bscan
 from ..data.reading import read_pair
 from ..degrade import crop_to_multiple, downsample, to_image, to_tensor
 from ..evaluation import statistics
-from ..evaluation.statistics import readable_draws, readable_tests, readable_unpaired
+from ..evaluation.statistics import readable_samples, readable_tests, readable_unpaired
 from ..figures import panels
 from ..files import WEIGHTS, file_hash, read_table, read_text, write, write_image, writing
 from ..sampler.network import NOISES
-from ..series.run_folder import MAKES, Run, read_config
+from ..series.run_folder import Run, read_config
 from ..trained import load_generator
-from ..training import diagnostics
 from ..upscaling import upscale
 from . import absolute, domain, given, parser
 from .onnx import OPSET, export_onnx
@@ -41,6 +40,17 @@ KERMANY = (
     "[doi:10.17632/rscbjbr9sj.2](https://data.mendeley.com/datasets/rscbjbr9sj/2), CC BY 4.0"
 )
 PHANTOM = "**Trained on phantoms (synthetic B-scans): not a result on OCT.**"
+LEDIG = "`{file}`, of the same shape, trained on from it against a discriminator, has the more natural texture."
+SAMPLER = (
+    "SRGAN, `{file}`, stands on SRResNet: frozen, with a head of {head:,} weights that samples texture from noise, trained against a discriminator. "
+    "Every sample is projected onto LR, where its reduction allows it. `--seed` gives another sample, `--samples 8 --spread` several and where they differ, which shows what "
+    "LR does not say; `--strength` is the texture's factor, 0 is SRResNet's image. The texture is like that of HR, it is not that of HR: one sample "
+    "has a lower PSNR than SRResNet, by about 3 dB where the samples are right."
+)
+NOISE_INPUT = (
+    f"SRGAN's has a second input `noise` ({NOISES} maps at SR's size, standard normal), and its `sr` is not projected yet "
+    "(`srlib.degrade.project`). "
+)
 
 
 def release(run_dir: str, out: str = "", data: str = "", source: str = "", allow_phantom: bool = False, chosen: str = "") -> list[Path]:
@@ -64,8 +74,7 @@ def release(run_dir: str, out: str = "", data: str = "", source: str = "", allow
     test = [read_pair(root / path, config)[0] for path in table.image.unique()]
     known = domain.describe(read_pair(path, config)[0] for path in train[:: -(-len(train) // SAMPLE)])
     card = f"card-x{config.scale}"
-    _, kind, amount = config.reduction
-    entry = {"scale": config.scale, "reduction": kind, "amount": amount, "phantom": run.is_phantom}
+    entry = {"scale": config.scale, "reduction": config.reduction[1], "phantom": run.is_phantom}
     entry |= {"card": f"{card}.md", "picture": f"{card}.jpg", "domain": known}
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
@@ -88,12 +97,11 @@ def _finished(folder: Path) -> Run:
     run = Run(folder, read_config(folder / "config.json"))
     again = f"./run_all.sh --profile {run.config.profile} --run-dir {folder}"
     for stage in STAGES:
-        missing = not (folder / MAKES[stage]).exists()
-        if missing or not run.provenance["stages"].get(stage, {}).get("finished"):
-            raise UserError(f"{folder}: {MAKES[stage] if missing else stage} is not finished; {again} goes on with it")
-        if run.changed(stage):
+        if not run.provenance["stages"].get(stage, {}).get("finished"):
+            raise UserError(f"{folder}: {stage} is not finished; {again} goes on with it")
+        if why := run.changed(stage):
             todo = f"{again} --from 05 evaluates again" if stage == "evaluation" else "train in another --run-dir"
-            raise UserError(f"{folder}: settings, images or weights are not those that {stage} was made from; {todo}")
+            raise UserError(f"{folder}: {stage} was made with {why}; {todo}")
     return run
 
 
@@ -131,66 +139,36 @@ def phantom_picture(generators: dict[str, torch.nn.Module], scale: int) -> Image
 # ------------------------------------------------------------------------------------------------ the card
 def model_card(run: Run, table: pd.DataFrame, entry: dict, facts: dict) -> str:
     """card.md with what the run's records say of the pair: all that a user must know before trusting an output."""
-    config, known, made, stages = run.config, entry["domain"], run.provenance.get("made_by", {}), run.provenance["stages"]
+    config, known, made = run.config, entry["domain"], run.provenance["made_by"]
     begun = run.provenance["networks"]["start"] if config.start else None
     measures = statistics.titled(statistics.with_intervals(statistics.summarise(table)))
-    content = [] if config.content_features == "none" and config.texture else [f"content ({config.content_features})"]
     counts = (f"{len(rows)} of {rows.patient.nunique()} patients ({split})" for split, rows in run.manifest.groupby("split", sort=False))
     words = {
         "notice": f"{PHANTOM}\n\n" if entry["phantom"] else "",
         "shape": ", ".join(f"{name} {value}" for name, value in facts["shape"].items()),
-        "srgan": _srgan(config, entry["srgan"]["file"], facts["head"]),
-        "commands": upscale_commands(config),
-        "reduction": f"`{'antialiased ' * (config.degradation == 'bicubic')}{config.degradation}`",
-        "colour": "grey, 8 or 16 bit" if config.channels == 1 else "colour",
+        "srgan": (SAMPLER if config.texture else LEDIG).format(file=entry["srgan"]["file"], head=facts["head"]),
         "sizes": " x ".join(f"{low} to {high}" if low < high else f"{low}" for low, high in (known["width"], known["height"])),
         "images": known["images"],
         "counts": ", ".join(counts),
         "manifest": file_hash(run.folder / "manifest.csv"),
         "trainings": f"{_training(run, 'pretrain', 'SRResNet')}\n{_training(run, 'srgan', 'SRGAN')}",
         "begun": f" SRResNet began with the weights {Path(begun['file']).name} (SHA-256 `{begun['sha256']}`)." if begun else "",
-        "chosen_by": ("at the end (trained on the validation scans, too)" if config.train_on_val else "with the best validation PSNR"),
-        "averaged": "averaged" if config.ema else "last",
-        "losses": ", ".join([f"adversarial ({config.adversarial_loss})", *content, *["pixels"] * bool(config.pixel_weight)]),
-        "commits": ", ".join(f"{stages[s].get('git') or made.get('git') or 'unknown'} ({s})" for s in STAGES),
-        "versions": ", ".join(f"{name} {version}" for name, version in made.get("versions", {}).items()),
-        "settings": markdown(_settings(config)),
+        "chosen_by": "at the end (trained on the validation scans, too)" if config.train_on_val else "with the best validation PSNR",
+        "made_by": f"git {made['git']}, " + ", ".join(f"{name} {version}" for name, version in made["versions"].items()),
+        "settings": _settings(config),
         "command": training_command(config),
         "caution": statistics.caution(table),
         "measures": markdown(measures.rename_axis("measure").reset_index()),
-        "draws_and_patches": _draws_and_patches(run.folder / "evaluation"),
+        "samples_and_patches": _samples_and_patches(run.folder / "evaluation"),
         "psnr_tests": markdown(readable_tests(table, "psnr")),
         "texture_tests": markdown(readable_tests(table, "texture_error_db")),
-        "failures": "\n".join(f"- {line}" for line in failures(table, config)),
+        "failures": "\n".join(f"- {line}" for line in failures(table)),
+        "classes": markdown(statistics.parts(table, "label", ("gain_db", "texture_error_db")).reset_index()),
         "opset": OPSET,
-        "noise": f"SRGAN's has a second input `noise` ({NOISES} maps at SR's size, standard normal), and its `sr` is not projected yet "
-        "(`srlib.degrade.project`). " * bool(config.texture),
+        "noise": NOISE_INPUT if config.texture else "",
     }
     files = {f"{name}_{key}": value for name in trained.NAMES for key, value in entry[name].items()}
     return Template(read_text(CARD)).substitute(vars(config) | facts | entry | files | words)
-
-
-def _srgan(config: Config, file: str, head: int) -> str:
-    """What the card says SRGAN is: a head on SRResNet, or, without texture, a network of SRResNet's shape."""
-    if not config.texture:
-        return f"`{file}`, of the same shape, trained on from it against a discriminator, has the more natural texture."
-    agrees = "Every draw reduces to LR, as it is projected. " * config.holds_lr
-    return (
-        f"SRGAN, `{file}`, stands on SRResNet: frozen, with a head of {head:,} weights that draws texture from noise, trained against a "
-        f"discriminator. {agrees}`--seed` gives another draw, `--draws` several, whose spread shows what LR does not say; `--strength` is the "
-        "texture's factor, 0 is SRResNet's image. The texture is like that of HR, it is not that of HR: one draw has a lower PSNR than SRResNet, "
-        "by about 3 dB where the draws are right."
-    )
-
-
-def upscale_commands(config: Config) -> str:
-    """The lines of a terminal that use the pair."""
-    command = "./run_all.sh upscale SCAN OUT" + f" --scale {config.scale}" * (config.scale != 4)  # 4 is what `upscale` takes without it
-    lines = [f"{command}                       # SRGAN", f"{command} --weights srresnet"]
-    if config.texture:
-        lines += [f"{command} --draws 8 --spread    # eight draws and where they differ"]
-        lines += [f"{command} --strength 0.5        # half of the texture"]
-    return "\n".join(lines)
 
 
 def training_command(config: Config) -> str:
@@ -214,39 +192,40 @@ def _training(run: Run, stage: str, name: str) -> str:
     )
 
 
-def _settings(config: Config) -> pd.DataFrame:
-    """Setting and value; without those of the machine, without paths, and without those of phantoms where there are none."""
+def _settings(config: Config) -> str:
+    """A table of all settings but those of the machine, paths, and those of phantoms where there are none."""
     hidden = ("data", "feature_weights", "start", *(name for name in FIELDS if name.startswith("phantom") and config.data != "phantom"))
     shown = {k: v for k, v in vars(config).items() if k not in hidden and (k == "profile" or stage_of(k) != "machine")}
-    return pd.DataFrame({"setting": shown.keys(), "value": [str(value).replace("|", r"\|") for value in shown.values()]})
+    return markdown(pd.DataFrame({"setting": shown.keys(), "value": [str(value).replace("|", r"\|") for value in shown.values()]}))
 
 
-def _draws_and_patches(evaluation: Path) -> str:
-    """Tables of SRGAN's draws and of patches against HR's, as far as the run has measured them."""
+def _samples_and_patches(evaluation: Path) -> str:
+    """Tables of SRGAN's samples and of patches against HR's, as far as the run has measured them."""
+    files = {
+        "draws.csv": (
+            "Samples of SRGAN beside what samples of the true posterior have, mean over patients [95 % interval]",
+            readable_samples,
+        ),
+        "unpaired.csv": ("Patches of SR against patches of HR, of the same unseen patients", readable_unpaired),
+    }
     parts = []
-    if (file := evaluation / "draws.csv").exists():
-        parts += ["Draws of SRGAN beside what draws of the true posterior have, mean over patients [95 % interval]:"]
-        parts += [markdown(readable_draws(read_table(file)).reset_index())]
-    if (file := evaluation / "unpaired.csv").exists() and len(unpaired := read_table(file)):  # empty with fewer than two patients
-        parts += ["Patches of SR against patches of HR, of the same unseen patients:"]
-        parts += [markdown(readable_unpaired(unpaired).rename_axis("measure").reset_index())]
+    for name, (title, readable) in files.items():
+        if (evaluation / name).exists() and len(rows := read_table(evaluation / name)):  # (no patches with fewer than two patients)
+            table = readable(rows)
+            parts += [f"{title}:", markdown(table.rename_axis(table.index.name or "measure").reset_index())]
     return "\n\n".join(parts)
 
 
-def failures(table: pd.DataFrame, config: Config) -> list[str]:
-    """What went wrong on the test images, counted."""
-    rows = table[table.region == "valid"]
-    gain = rows.pivot_table(index="image", columns="method", values="psnr").pipe(lambda t: t.sub(t.bicubic, axis=0))
-    worst, scans = gain.srresnet.idxmin(), rows.drop_duplicates("image").set_index("image")
-    classes = gain.srresnet.groupby([scans.label, scans.patient]).mean().groupby(level=0).mean().sort_values()
-    srgan, far = rows[rows.method == "srgan"], 3.0 if config.texture else 1.5  # a right draw lies about 2 dB below bicubic
+def failures(table: pd.DataFrame) -> list[str]:
+    """What went wrong on the test images, counted in the valid region."""
+    rows = table[table.region == "valid"].set_index(["image", "method"])
+    gain = rows.psnr.unstack().pipe(lambda psnr: psnr.sub(psnr.bicubic, axis=0))
+    srgan = rows.xs("srgan", level="method")
+    least = ", ".join(f"{name}'s is {gain[method].min():+.2f} dB" for method, name in (("srresnet", "SRResNet"), ("srgan", "SRGAN")))
     return [
-        f"SRResNet is below bicubic in PSNR on {(gain.srresnet < 0).sum()} of {len(gain)} test scans; least gain {gain.srresnet.min():+.2f} dB "
-        f"(class {scans.label[worst]}, {scans.width[worst]} x {scans.height[worst]}).",
-        f"It gains least in class {classes.index[0]} ({classes.iloc[0]:+.2f} dB) and most in {classes.index[-1]} ({classes.iloc[-1]:+.2f} dB).",
-        f"SRGAN is more than {far:g} dB below bicubic on {(gain.srgan < -far).sum()} of {len(gain)}; its lowest gain is {gain.srgan.min():+.2f} dB.",
-        f"SRGAN contradicts LR (LR consistency below {diagnostics.LEFT_LR:.0f} dB) on {(srgan.consistency < diagnostics.LEFT_LR).sum()} of "
-        f"{len(srgan)}; lowest {srgan.consistency.min():.1f} dB. A grid is visible (checkerboard above 5) on {(srgan.checkerboard > 5).sum()}.",
+        f"SRResNet is below bicubic in PSNR on {(gain.srresnet < 0).sum()} of {len(gain)} test scans. The least gain: {least}.",
+        f"SRGAN's lowest data consistency is {srgan.consistency.min():.1f} dB (under 38 it contradicts LR); a grid is visible (checkerboard above 5) on "
+        f"{(srgan.checkerboard > 5).sum()} scans.",
     ]
 
 

@@ -12,7 +12,6 @@ import pandas as pd
 
 from ..config import FIELDS, Config, UserError
 from ..evaluation import statistics
-from ..evaluation.drawn import DRAWS
 from ..evaluation.methods import named
 from ..files import file_hash, read_json, read_table, read_text, write
 from ..series.run_folder import NOTEBOOKS, read_config
@@ -24,12 +23,11 @@ CAPTIONS = {  # figure file stem (without a trailing number): caption, in the or
     "comparison": "{label}: the framed square of a test scan at four times its size. SRGAN should have HR's grain, at other places than HR.",
     "measures": "PSNR gain against texture error, with 95 % intervals over patients: up and to the left is better.",
     "texture_closeups": "Texture at four times its size, at a layer, in plain tissue and in the vitreous: SRResNet, the Gaussian texture, SRGAN and HR.",
-    "draws": "The mean of eight draws of SRGAN, two of them, and HR: the draws differ where LR says nothing, and their mean is smooth.",
+    "samples": "The mean of eight samples of SRGAN, two of them, and HR: the samples differ where LR says nothing, and their mean is smooth.",
     "spectra": "SR's power over HR's by spatial frequency, mean over test scans: 0 is as much as HR has. Right of the first dotted line LR knows nothing.",
     "texture": "Texture and speckle in the retina, as distances to HR: zero is as HR.",
-    "ranks": "HR's rank among eight draws of SRGAN: correct draws have equal shares (dashed).",
-    "calibration": "The error of the mean against the error that the spread predicts: on the dashed line the prediction is right, above it too sure.",
-    "uncertainty": "The spread of eight draws, large where SRGAN makes up what LR does not say, beside the error of their mean: the same places should be bright.",
+    "ranks": "HR's rank among eight samples of SRGAN: correct samples have equal shares (dashed).",
+    "uncertainty": "The spread of eight samples, large where SRGAN makes up what LR does not say, beside the error of their mean: the same places should be bright.",
     "strengths": "The texture at strength 0, 0.5 and 1, and HR.",
     "profile": "Grey levels through the layers, along the line: SRResNet and SRGAN should be as steep as HR.",
     "errors": "Where each method differs from HR. Most of SRGAN's error is speckle that LR does not determine.",
@@ -59,7 +57,7 @@ def build_report(folder: Path) -> Path:
     """Write `folder`/index.html from what the run folder holds, and notebooks/*.html; returns its path."""
     folder = Path(folder)
     config, provenance = read_config(folder / "config.json"), read_json(folder / "provenance.json")
-    files = {name: folder / "evaluation" / f"{name}.csv" for name in ("metrics", "draws", "unpaired")}
+    files = {name: folder / "evaluation" / f"{name}.csv" for name in ("metrics", "samples", "unpaired")}
     tables = {name: read_table(file) for name, file in files.items() if file.exists()}
     verdict = "<p class=phantom>Made from phantoms (synthetic B-scans): not a result on OCT.</p>" if config.data == "phantom" else ""
     if tables:
@@ -98,7 +96,7 @@ def _figure(picture: Path, caption: str) -> str:
 
 
 def _measured(tables: dict[str, pd.DataFrame]):
-    """What was measured: the leading measures, all of them, the tests, the draws, the patches."""
+    """What was measured: the leading measures, all of them, the tests, the samples, the patches."""
     table = tables["metrics"]
     shown = statistics.with_intervals(statistics.summarise(table))
     leading = shown.reindex(LEADING).dropna()
@@ -111,8 +109,9 @@ def _measured(tables: dict[str, pd.DataFrame]):
     for measure in ("psnr", "texture_error_db"):
         text = statistics.readable_tests(table, measure).to_html(border=0, index=False)
         yield f"<h3>{statistics.MEASURES[measure][0]}, patient by patient</h3><div class=wide>{text}</div>"
-    if "draws" in tables:
-        yield f"<h2 id=draws>{DRAWS} draws of SRGAN: is HR one more of them?</h2>{_html(statistics.readable_draws(tables['draws']), '')}"
+    if "samples" in tables:
+        text = _html(statistics.readable_samples(tables["samples"]), "")
+        yield f"<h2 id=samples>{statistics.SAMPLES} samples of SRGAN: is HR one more of them?</h2>{text}"
     if "unpaired" in tables:
         yield f"<h2 id=patches>Patches of SR against patches of HR</h2>{_html(statistics.readable_unpaired(tables['unpaired']), '')}"
 

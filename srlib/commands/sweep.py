@@ -129,14 +129,15 @@ def sweep(points: list[Point], home: Path, again: bool = False, only_list: bool 
 
 def _run(point: Point, points: list[Point]) -> str:
     """Run one point to its end or that of `max_hours`; 'finished', 'interrupted', 'failed: why' or 'skipped: how to get the weights'."""
-    from ..models.features import WeightsMissing, feature_extractor
+    from ..models.features import WeightsMissing
+    from ..sampler.training import content_extractor
 
     if point.state.startswith("stale"):
         kept = point.folder.parent / "stale" / f"{point.folder.name}-{time.strftime('%Y%m%d-%H%M%S')}"
         kept.parent.mkdir(exist_ok=True)
         point.folder.rename(kept)
     try:
-        feature_extractor(point.config.content_features, point.config.feature_weights)
+        content_extractor(point.config)
         _share_pretraining(point, points)
         point.note(settings=point.settings, finished=None, error=None)
         run_series(point.config.profile, str(point.folder), "", point.overrides)

@@ -12,7 +12,7 @@ from PIL.PngImagePlugin import PngInfo
 from tqdm import tqdm
 
 from .. import upscaling
-from ..config import UserError
+from ..config import UserError, load_config
 from ..data.reading import EXTENSIONS, few_values, find_images, png_names, read_image, read_scan, slices
 from ..device import memory_ran_out, pick_device
 from ..files import write_image
@@ -33,45 +33,37 @@ def upscale_files(
     *,
     again: bool = False,
     seed: int = 0,
-    draws: int = 1,
+    samples: int = 1,
     strength: float = 1.0,
     spread: bool = False,
-    consistent: tuple[str, float] | None = None,
+    consistent: str = "",
     bits: int = 0,
 ) -> tuple[list[Path], list[Path], list[str], list[str]]:
-    """Super-resolve an image or a folder of images into `out`: a folder gets `<folders>/<stem>.png` for each, the tree below `source` kept,
-    `<stem>#<k>.png` for slice k of a volume; of images that would share a name each keeps its extension, as in `<stem>.tif.png`; for one
-    image, a name that ends in .png is taken as the file. Grey of more than 8 bit becomes 16 bit with the source's range of values.
+    """Super-resolve an image or a folder of images into `out`: a folder gets `<folders>/<stem>.png` for each (`png_names`), the tree below
+    `source` kept; for one image, a name that ends in .png is taken as the file. Deep grey becomes 16 bit with the source's range of values.
 
-    `seed`, `strength` and `consistent` as in `upscaling.draws`, `bits` as in `read_scan`. With `draws` above 1 there are `<stem>_draw1.png`,
-    `<stem>_draw2.png`, ... in the place of `<stem>.png`, draw k with the seed `seed` + k - 1, and with `spread` `<stem>_spread.png`: their
-    standard deviation at each pixel, in grey levels of the image's type, rounded (of colour: mean over channels).
-
-    Each file says in its metadata that its detail is synthetic, the name of its source and what it was made by; with `known`, the domain of
-    the training set, also in what the source is unlike that. Returns (written, made earlier, failed, warned): a file that exists is left
+    `seed`, `strength` and `consistent` as in `upscaling.samples`, `bits` as in `read_scan`. With `samples` above 1 there are
+    `<stem>_sample1.png`, ... in the place of `<stem>.png`, sample k with the seed `seed` + k - 1, and with `spread` `<stem>_spread.png`, their
+    `upscaling.spread`, rounded. The files' metadata say that their detail is synthetic, their source, what made them, and with `known`, the
+    domain of the training set, in what the source is unlike that. Returns (written, made earlier, failed, warned): a file that exists is left
     unless `again`; `failed` and `warned` have a line for an image each. Raises UserError where a source would be overwritten, for an `out`
     that names a file of another kind, and for what the network cannot do.
     """
-    drawing, scale, seeds = isinstance(generator, Sampler), generator.settings["scale"], range(seed, seed + draws)
-    if draws < 1:
-        raise UserError(f"draws cannot be {draws}; it is 1 or more")
-    if spread and draws == 1:
-        raise UserError("the spread is that of several draws; give --draws 2 or more with --spread")
-    if not drawing and (seed, draws, strength) != (0, 1, 1):
+    seeds, scale = range(seed, seed + samples), generator.settings["scale"]
+    if samples < 1 or (spread and samples == 1):
+        raise UserError(f"samples cannot be {samples}; give --samples {1 + spread} or more{' with --spread' * spread}")
+    if not isinstance(generator, Sampler) and (seed, samples, strength) != (0, 1, 1):
         raise UserError(f"{name} {upscaling.NO_TEXTURE}")
     upscaling.check(generator, seeds, strength)
-    reduction = in_words(generator, consistent)
 
-    def label(what: str, chance: str) -> dict[str, str]:
-        made_by = [name, *([chance, f"strength {strength:g}"] if drawing else []), reduction]
-        return {"Description": f"{what}: {WARNING}", "Made by": ", ".join(filter(None, made_by))}
+    def label(what: str, noise: str) -> dict[str, str]:
+        noise = f"{noise}, strength {strength:g}" if isinstance(generator, Sampler) else ""
+        return {"Description": f"{what}: {WARNING}", "Made by": made_by(generator, name, consistent, noise)}
 
-    labels = {  # by the ending of the file's name
-        f"_draw{k}" if draws > 1 else "": label(f"x{scale} super-resolution", f"seed {seed + k - 1}") for k in range(1, draws + 1)
-    }
+    labels = {f"_sample{k}" if samples > 1 else "": label(f"x{scale} super-resolution", f"seed {s}") for k, s in enumerate(seeds, 1)}
     if spread:
-        what = f"standard deviation of {draws} draws of x{scale} super-resolution at each pixel, in grey levels"
-        labels["_spread"] = label(what, f"seeds {seed} to {seed + draws - 1}")
+        what = f"standard deviation of {samples} samples of x{scale} super-resolution at each pixel, in grey levels"
+        labels["_spread"] = label(what, f"seeds {seed} to {seeds[-1]}")
     targets, failed = _plan(Path(source), Path(out), list(labels))
     written, earlier, warned = [], [], []
     for path, files in tqdm(targets.items(), desc="upscale", unit="image", disable=len(targets) == 1):
@@ -84,25 +76,17 @@ def upscale_files(
             height, width = (n * scale for n in scan.image.shape[:2])
             if height * width > LARGEST:
                 raise UserError(f"{path}: would become {width} x {height} pixels, more than the limit of {LARGEST:,}; cut it into parts")
-            texts = {"Software": "srlib", "Source": path.name.encode(errors="backslashreplace").decode()}
-            if scan.image.dtype == np.uint16:
-                texts["Values"] = f"0 to {scan.white}"  # as `read_scan` takes it
-            if doubt := few_values(scan):
-                warned.append(f"{path}: {doubt}")
-            if known and (unlike := domain.warning(read_image(path, 3, bits=bits), known)):
-                warned.append(f"{path}: unlike the scans that the network was trained on: {unlike}")
-                texts["Domain warning"] = f"unlike the training scans: {unlike}"
-            images = upscaling.draws(scan.image, generator, seeds, strength, consistent)
+            unlike = domain.warning(read_image(path, 3, bits=bits), known) if known else ""
+            warned += [f"{path}: {doubt}" for doubt in (few_values(scan), unlike and f"unlike the training scans: {unlike}") if doubt]
+            images = upscaling.samples(scan.image, generator, seeds, strength, consistent)
             if spread:
                 images.append(np.round(upscaling.spread(images)).astype(scan.image.dtype))
-            for file, image, said in zip(files, images, labels.values(), strict=True):
+            for file, image, texts in zip(files, images, labels.values(), strict=True):
                 if file in missing:
-                    _save(file, image, scan.white, texts | said)
+                    _save(file, image, path.name, scan.white, unlike, texts)
                     written.append(file)
-        except UserError as error:
+        except (UserError, OSError) as error:  # such as a name that is too long
             failed.append(str(error))
-        except OSError as error:  # such as a name that is too long
-            failed.append(f"{path}: {error.strerror or error}")
         except (MemoryError, RuntimeError) as error:
             if not memory_ran_out(error):
                 raise
@@ -110,52 +94,58 @@ def upscale_files(
     return written, earlier, failed, warned
 
 
-def in_words(generator: torch.nn.Module, consistent: tuple[str, float] | None) -> str:
-    """What `upscaling.agreement` finds, for readers; '' for none."""
-    kind, amount = upscaling.agreement(generator, consistent) or ("", 0.0)
-    return f"consistent with LR under {kind}" + (f" {amount:g}" if amount else "") if kind else ""
+def made_by(generator: torch.nn.Module, name: str, consistent: str, noise: str = "") -> str:
+    """The network, its noise and the reduction with which its SR is consistent, for readers."""
+    kind = upscaling.consistent_kind(generator, consistent)
+    return ", ".join(filter(None, (name, noise, kind and f"consistent with LR under {kind}")))
+
+
+def find_parts(folder: Path) -> tuple[list[Path], list[str]]:
+    """(the images and the slices of volumes in a folder, a line for each file that cannot be read)."""
+    left_out, parts, failed = [], [], []
+    for path in find_images(folder, left_out):
+        try:
+            parts += slices(path)
+        except UserError as error:
+            failed.append(str(error))
+    for path, reason in left_out:
+        print(f"left out: {path} {reason}")
+    return parts, failed
 
 
 def _plan(source: Path, out: Path, endings: list[str]) -> tuple[dict[Path, list[Path]], list[str]]:
     """({image or slice: the files that are made of it, one for each ending}, a line for each file that cannot be read)."""
     if not source.exists():
         raise UserError(f"{source}: no such file or folder")
-    folder, suffix = source.is_dir(), out.suffix.lower()
-    single = not folder and suffix == ".png"
-    if not (single or out.is_dir()) and (suffix in EXTENSIONS if folder else suffix):
+    folder, single = source.is_dir(), out.suffix.lower() == ".png" and not source.is_dir()
+    if not (single or out.is_dir()) and (out.suffix.lower() in EXTENSIONS if folder else out.suffix):
         raise UserError(
             f"{out}: SR images are PNG files; give a folder that is there or whose name has no ending, or for one image NAME.png"
         )
-    left_out: list = []
-    paths = find_images(source, left_out) if folder else [source]
-    for path, reason in left_out:
-        print(f"left out: {path} {reason}")
+    parts, failed = find_parts(source) if folder else (slices(source), [])
     if folder and out.resolve() != source.resolve():  # what an earlier call wrote is no source
-        paths = [path for path in paths if out.resolve() not in path.resolve().parents]
-    parts, failed = [], []
-    for path in paths:
-        try:
-            parts += slices(path)
-        except UserError as error:
-            failed.append(str(error))
+        parts = [part for part in parts if out.resolve() not in part.resolve().parents]
     if single and len(parts) > 1:
         raise UserError(f"{source}: holds {len(parts)} slices; give a folder for OUT, not {out.name}")
     names = png_names(part.relative_to(source if folder else source.parent) for part in parts)
-    targets = {}
-    for part, name in zip(parts, names.values(), strict=True):
-        file = out if single else out / name
-        targets[part] = [file.with_name(f"{file.stem}{ending}{file.suffix}") for ending in endings]
-    made = {file.resolve() for files in targets.values() for file in files}
-    if clash := next((path for path in paths if path.resolve() in made), None):
+    files = {part: out if single else out / name for part, name in zip(parts, names.values(), strict=True)}
+    targets = {part: [file.with_name(f"{file.stem}{ending}{file.suffix}") for ending in endings] for part, file in files.items()}
+    sources = {part.resolve() for part in parts}
+    if clash := next((file for made in targets.values() for file in made if file.resolve() in sources), None):
         raise UserError(f"{clash} would be overwritten by its own result; give another folder for OUT")
     return targets, failed
 
 
-def _save(file: Path, sr: np.ndarray, white: int, texts: dict[str, str]) -> None:
-    """A PNG with `texts`, whole or not at all; deep SR with values from 0 to `white`."""
+def _save(file: Path, sr: np.ndarray, source: str, white: int, unlike: str, texts: dict[str, str]) -> None:
+    """A PNG with its metadata, whole or not at all; deep SR with values from 0 to `white`."""
+    info = PngInfo()
+    info.add_text("Software", "srlib")  # first, where `is_upscaled` looks for it
+    info.add_text("Source", source.encode(errors="backslashreplace").decode())
     if sr.dtype == np.uint16:
         sr = np.round(sr * (white / 65535)).astype(np.uint16)
-    info = PngInfo()
+        info.add_text("Values", f"0 to {white}")  # as `read_scan` takes it
+    if unlike:
+        info.add_text("Domain warning", f"unlike the training scans: {unlike}")
     for key, value in texts.items():
         info.add_text(key, value)
     write_image(file, Image.fromarray(sr), pnginfo=info)
@@ -163,46 +153,33 @@ def _save(file: Path, sr: np.ndarray, white: int, texts: dict[str, str]) -> None
 
 def main(argv: list[str]) -> int:
     words = parser("upscale", "Super-resolve an image or a folder of images.")
-    words.add_argument("source", type=given, metavar="IN", help="an image, or a folder of images")
-    words.add_argument("out", type=given, metavar="OUT", help="folder for <folders>/<stem>.png, or a .png file for one image")
-    words.add_argument(
+    add = words.add_argument
+    add("source", type=given, metavar="IN", help="an image, or a folder of images")
+    add("out", type=given, metavar="OUT", help="folder for <folders>/<stem>.png, or a .png file for one image")
+    add(
         "--weights", default="srgan", help="srgan (default) or srresnet, the released ones; srgan.pt or srresnet.pt of a run; or its folder"
     )
-    words.add_argument("--seed", type=int, default=0, metavar="S", help="SRGAN draws its texture: another seed, another draw (default: 0)")
-    words.add_argument(
-        "--draws", type=int, default=1, metavar="N", help="several draws, <stem>_draw1.png, ...; draw k has the seed S + k - 1"
-    )
-    words.add_argument("--strength", type=float, default=1.0, metavar="A", help="factor of the texture: 0 is SRResNet's image (default: 1)")
-    words.add_argument(
-        "--spread", action="store_true", help="also <stem>_spread.png: the draws' standard deviation at each pixel, in grey levels, rounded"
-    )
-    words.add_argument(
-        "--consistent",
-        nargs="?",
-        const="",
-        metavar="KIND",
-        help="change SR as little as it takes to reduce to LR, as a draw does anyway; KIND: how LR was made (default: as in training)",
-    )
-    words.add_argument(
-        "--scale", type=int, default=0, metavar="N", help="which of the released scales, where there are several (default: 4)"
-    )
-    words.add_argument("--bits", type=int, default=0, metavar="N", help="of deep grey images, as 12 in files of 16 (default: the file's)")
-    words.add_argument("--again", action="store_true", help="write files anew that are there already")
+    add("--seed", type=int, default=0, metavar="S", help="SRGAN samples its texture: another seed, another sample (default: 0)")
+    add("--samples", type=int, default=1, metavar="N", help="several, <stem>_sample1.png, ...; sample k has the seed S + k - 1")
+    add("--strength", type=float, default=1.0, metavar="A", help="factor of the texture: 0 is SRResNet's image (default: 1)")
+    add("--spread", action="store_true", help="also <stem>_spread.png: the samples' standard deviation at each pixel, in grey levels")
+    how = "change SR as little as it takes to reduce to LR, as a sample does anyway; KIND: how LR was made (default: as in training)"
+    add("--consistent", nargs="?", const="as trained", default="", metavar="KIND", help=how)
+    add("--scale", type=int, default=0, metavar="N", help="which of the released scales, where there are several (default: 4)")
+    add("--bits", type=int, default=0, metavar="N", help="of deep grey images, as 12 in files of 16 (default: the file's)")
+    add("--again", action="store_true", help="write files anew that are there already")
     args = words.parse_args(argv)
     generator, name, known, learnt = choose(args.weights, args.scale, pick_device())
-    consistent = None if args.consistent is None else learnt if args.consistent in ("", learnt[0]) else (args.consistent, 0.0)
-    options = dict(seed=args.seed, draws=args.draws, strength=args.strength, spread=args.spread, consistent=consistent)
-    written, earlier, failed, warned = upscale_files(
-        args.source, args.out, generator, name, known, again=args.again, bits=args.bits, **options
-    )
-    for line in warned:
-        print(f"warning: {line}", file=sys.stderr)
-    for line in failed:
-        print(f"error: {line}", file=sys.stderr)
+    consistent = learnt if args.consistent in ("as trained", learnt.partition(":")[0]) else args.consistent
+    if consistent:
+        load_config(degradation=consistent)  # says what is wrong with it
+    options = {key: getattr(args, key) for key in ("again", "seed", "samples", "strength", "spread", "bits")}
+    written, earlier, failed, warned = upscale_files(args.source, args.out, generator, name, known, consistent=consistent, **options)
+    for line in [*(f"warning: {line}" for line in warned), *(f"error: {line}" for line in failed)]:
+        print(line, file=sys.stderr)
     for path in written[:5]:
         print(path)
     made = f", {len(earlier)} made earlier (--again overwrites)" if earlier else ""
     doubts = f", {len(warned)} warning(s)" if warned else ""
-    by = ", ".join(filter(None, [name, in_words(generator, consistent)]))
-    print(f"{len(written)} image(s) written{made}, {len(failed)} failed{doubts}; by {by}")
+    print(f"{len(written)} image(s) written{made}, {len(failed)} failed{doubts}; by {made_by(generator, name, consistent)}")
     return 1 if failed or not written + earlier else 0

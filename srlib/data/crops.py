@@ -1,8 +1,8 @@
-"""Training crops: an endless stream of places in the scans, in memory or on the device."""
+"""Training crops: an endless stream of places in the scans, which stay in memory, on the device, while they fit."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,38 +11,51 @@ import torch
 from .reading import read_given_pair, read_image
 
 
-class Crops(torch.utils.data.Dataset):
-    """HR crops for training: item k is a pure function of (seed, k). uint8 tensors (C, crop, crop).
+class _Kept(dict):
+    """What `make` gives for a number, tensors, kept while they fit into `room` bytes together."""
 
-    `paths` are read once and kept while they fit into `cache_bytes`. A crop with more than half fill is drawn again (up to 8 times); the
-    crop is flipped left to right at random. Every image must be at least as large as the crop. `bits`: as in `read_image`. With `paired`, a
-    scale, an item is (lr, hr): the crop and what stands there in the LR image (`lr_partner`).
+    def __init__(self, make: Callable[[int], list[torch.Tensor]], room: int):
+        self.make, self.room = make, room
+
+    def __missing__(self, index: int) -> list[torch.Tensor]:
+        images = self.make(index)
+        size = sum(image.nbytes for image in images)
+        if size <= self.room:
+            self[index], self.room = images, self.room - size
+        return images
+
+
+class Crops(torch.utils.data.Dataset):
+    """HR crops for training: item k is a pure function of (seed, k). uint8 tensors (C, crop, crop) on `device`.
+
+    `paths` are read once and kept while they fit into `cache_bytes` of memory, with `device_bytes` also into so many of the device's. A crop with
+    more than half fill is drawn again (up to 8 times); the crop is flipped left to right at random. Every image must be at least as large as
+    the crop. `bits`: as in `read_image`. With `paired`, a scale, an item is (lr, hr): the crop and what stands there in the LR image (`lr_partner`).
     """
 
     def __init__(
-        self, paths, crop: int, count: int, channels: int = 1, seed: int = 0, paired: int = 0, bits: int = 0, cache_bytes: int = 4 << 30
-    ):
+        self, paths, crop: int, count: int, channels: int = 1, seed: int = 0, paired: int = 0, bits: int = 0, cache_bytes: int = 4 << 30,
+        device: str | torch.device = "cpu", device_bytes: int = 0,
+    ):  # fmt: skip
         self.paths, self.crop, self.count, self.seed, self.paired = [Path(p) for p in paths], crop, count, seed, paired
-        self.channels, self.bits, self.room = channels, bits, cache_bytes
-        self.cache: dict[int, list[np.ndarray]] = {}
+        self.channels, self.bits, self.device = channels, bits, torch.device(device)
+        self.images = _Kept(self._read, cache_bytes)
+        self.placed = _Kept(self._place, device_bytes) if device_bytes else self.images
 
     def __len__(self) -> int:
         return self.count
 
-    def images(self, index: int) -> list[np.ndarray]:
-        """[hr] or, paired, [hr, lr] of one of the paths, from memory where it is there."""
-        if index in self.cache:
-            return self.cache[index]
+    def _read(self, index: int) -> list[torch.Tensor]:
+        """[hr] or, paired, [hr, lr]: (H, W) or (H, W, 3)."""
         path = self.paths[index]
         if self.paired:
-            images = list(read_given_pair(path, self.paired, self.channels, self.bits))[::-1]
+            images = read_given_pair(path, self.paired, self.channels, self.bits)[::-1]
         else:
             images = [read_image(path, self.channels, self.bits)]
-        size = sum(image.nbytes for image in images)
-        if self.room >= size:
-            self.cache[index] = images
-            self.room -= size
-        return images
+        return [torch.from_numpy(np.array(image)) for image in images]
+
+    def _place(self, index: int) -> list[torch.Tensor]:
+        return [image.to(self.device) for image in self.images[index]]
 
     def place(self, k: int) -> tuple[int, int, int, bool]:
         """Where crop k lies: index of the image, top, left, and whether it is flipped."""
@@ -51,61 +64,25 @@ class Crops(torch.utils.data.Dataset):
         rng, step = np.random.default_rng([self.seed, k]), self.paired or 1
         for _ in range(8):
             index = int(rng.integers(len(self.paths)))
-            hr = self.images(index)[0]
+            hr = self.images[index][0].numpy()
             top, left = (int(rng.integers(n - self.crop + 1)) // step * step for n in hr.shape[:2])
-            patch = hr[top : top + self.crop, left : left + self.crop]
-            if (patch >= 250).mean() < 0.5:
+            if (hr[top : top + self.crop, left : left + self.crop] >= 250).mean() < 0.5:
                 break
         return index, top, left, rng.random() < 0.5
 
-    def cut(self, images: list[np.ndarray] | list[torch.Tensor], top: int, left: int, flip: bool):
-        """The crop at a place of the images (H, W) or (H, W, 3), on the device of tensors."""
-        crops = []
-        for image, factor in zip(images, (1, self.paired), strict=False):
+    def __getitem__(self, k: int) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+        (index, top, left, flip), crops = self.place(k), []
+        for image, factor in zip(self.placed[index], (1, self.paired), strict=False):
             patch = image[top // factor : (top + self.crop) // factor, left // factor : (left + self.crop) // factor]
-            patch = torch.from_numpy(np.array(patch)) if isinstance(patch, np.ndarray) else patch
             patch = patch.flip(1) if flip else patch
             crops.append(patch.reshape(*patch.shape[:2], -1).permute(2, 0, 1))
         return tuple(crops[::-1]) if self.paired else crops[0]
 
-    def __getitem__(self, k: int) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-        index, *where = self.place(k)
-        return self.cut(self.images(index), *where)
-
-
-class _Turns:
-    """The numbers of the crops in each batch from `first` on, or of the `part` of it that one of several processes trains on."""
-
-    def __init__(self, crops: Crops, batch: int, first: int, part: slice):
-        self.starts, self.batch, self.part = range(first * batch, len(crops) // batch * batch, batch), batch, part
-
-    def __iter__(self) -> Iterator[range]:
-        return (range(start, start + self.batch)[self.part] for start in self.starts)
-
 
 def batches(crops: Crops, batch: int, first: int = 0, workers: int = 0, part: slice = slice(None)) -> Iterator:
-    """Batches (batch, C, crop, crop) in [0, 1], from batch number `first` on, in the order of k, or a `part` of each; of paired
-    crops [lr, hr]."""
-    turns, own = _Turns(crops, batch, first, part), torch.Generator()  # the loader would draw from the global generator
+    """Batches (batch, C, crop, crop) in [0, 1], from batch number `first` on, in the order of k, or the `part` of each that one of several
+    processes trains on; of paired crops [lr, hr]."""
+    turns = (range(start, start + batch)[part] for start in range(first * batch, len(crops) // batch * batch, batch))
+    own = torch.Generator()  # the loader would draw from the global generator
     for images in torch.utils.data.DataLoader(crops, batch_sampler=turns, num_workers=workers, generator=own):
         yield [part.float() / 255 for part in images] if crops.paired else images.float() / 255
-
-
-def held_batches(crops: Crops, batch: int, first: int, device: torch.device, room: int, part: slice = slice(None)) -> Iterator:
-    """The same batches as `batches`, cut on the device from uint8 scans that stay there while they fit into `room` bytes."""
-    held: dict[int, list[torch.Tensor]] = {}
-    for numbers in _Turns(crops, batch, first, part):
-        patches = []
-        for k in numbers:
-            index, *where = crops.place(k)
-            images = held.get(index)
-            if images is None:
-                images = [torch.from_numpy(np.array(image)).to(device) for image in crops.images(index)]
-                size = sum(image.nbytes for image in images)
-                if size <= room:
-                    held[index], room = images, room - size
-            patches.append(crops.cut(images, *where))
-        if crops.paired:
-            yield [torch.stack(part).float() / 255 for part in zip(*patches, strict=True)]
-        else:
-            yield torch.stack(patches).float() / 255

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
+import re
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,23 +14,13 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 from scipy.ndimage import gaussian_filter
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 from tqdm import tqdm
 
 from ..config import Config, UserError
-from .formats import kind
-from .reading import (
-    EXTENSIONS,
-    few_values,
-    find_images,
-    is_upscaled,
-    named_inside,
-    named_patient,
-    read_given_pair,
-    read_image,
-    read_scan,
-    slices,
-    subfolder,
-)
+from .formats import kind, opened
+from .reading import EXTENSIONS, few_values, find_images, read_given_pair, read_image, read_scan, slices, subfolder
 
 MIN_SIDE = 32
 SPLITS = ("train", "val", "test")
@@ -60,94 +52,85 @@ def build_manifest(
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         looked = pool.map(lambda file: inspect(root, file, channels, bits, paired), files.file)
         progress = tqdm(looked, total=len(files), desc="files", unit="file", disable=len(files) < 1000, ncols=100, file=sys.stdout)
-        rows = [{"file": file} | row for file, found in zip(files.file, progress, strict=True) for row in found]
+        rows = pd.DataFrame([row for slices_of_file in progress for row in slices_of_file])
     skipped = [(_printable(path.relative_to(root).as_posix()), reason) for path, reason in left_out]
-    skipped += [(row["path"], row["reason"]) for row in rows if row["reason"]]
-    table = pd.DataFrame([row for row in rows if not row["reason"]])
+    skipped += list(rows.loc[rows.reason != "", ["path", "reason"]].itertuples(index=False, name=None))
     first = f"; {len(skipped)} were left out, the first: {' '.join(skipped[0])}" if skipped else ""
-    if table.empty:
-        raise UserError(f"{root}: none of the {len(skipped)} image files can be used; the first: {' '.join(skipped[0])}")
-    table = table.merge(files, on="file")
-    table["label"] = [Path(file).parent.name or "image" for file in table.file]
-    groups = group(table)
+    table = rows[rows.reason == ""].merge(files, on="file")
+    groups = group(table) if len(table) else table.file
     if groups.nunique() < 3:
-        inside = " (those of .vol, .xml and DICOM are the patients that the files name inside)" if (table.inside != "").any() else ""
-        raise UserError(
-            f"{root}: {groups.nunique()} patient(s){inside} cannot be split into train, val and test; at least 3 are needed{first}"
-        )
+        what = f"{groups.nunique()} patient(s) cannot be split into train, val and test; at least 3 are needed"
+        raise UserError(f"{root}: {what if len(table) else f'none of the {len(files)} image files can be used'}{first}")
+    table["label"] = [Path(file).parent.name or "image" for file in table.file]
     table["split"] = groups.map(deal(table.label.groupby(groups).first(), val_share, test_share))
-    doubtful = [(path, doubt) for path, doubt in zip(table.path, table.doubt) if doubt]
-    table = table[["path", "sha256", "height", "width", "label", "patient", "split"]]
+    doubtful = list(table.loc[table.doubt != "", ["path", "doubt"]].itertuples(index=False, name=None))
+    table = table[["path", "sha256", "height", "width", "label", "patient", "split"]].astype({"height": int, "width": int})
     table.attrs.update(skipped=skipped, unnamed=unnamed, doubtful=doubtful)
     return table
 
 
 def find_patients(root: Path, images: list[Path], pattern: str) -> pd.DataFrame:
-    """For each image file: file (relative to `root`), patient, by_path, inside. `by_path` is the pattern's group in the path; `inside` numbers
-    the patients that instruments' files name inside, p001, p002, in the order of paths. The patient is `inside`, else `by_path`, else the
-    file alone."""
+    """For each image file: file (relative to `root`), patient and by_path, the pattern's group in the path or ''. The patient is whom an
+    instrument's file names inside, numbered p001, p002, in the order of paths; else `by_path`; else the file alone."""
     rows, numbers = [], {}
     for path in images:
-        file = path.relative_to(root).as_posix()
-        by_path, inside = named_patient(file, pattern), ""
-        if path.suffix.lower() not in EXTENSIONS and (named := named_inside(path)):
-            inside = numbers.setdefault(named, f"p{len(numbers) + 1:03d}")
-        rows.append((file, inside or by_path or file, by_path, inside))
-    return pd.DataFrame(rows, columns=["file", "patient", "by_path", "inside"])
+        file, named = path.relative_to(root).as_posix(), ""
+        match = re.search(pattern, file)
+        by_path = (match and match[1]) or ""
+        if path.suffix.lower() not in EXTENSIONS:
+            with contextlib.suppress(UserError), opened(path) as volume:  # (one that cannot be read will be listed)
+                named = " ".join(volume.patient.casefold().replace("^", " ").split())
+        inside = numbers.setdefault(named, f"p{len(numbers) + 1:03d}") if named else ""
+        rows.append((file, inside or by_path or file, by_path))
+    return pd.DataFrame(rows, columns=["file", "patient", "by_path"])
 
 
 def _sample(root: Path, files: pd.DataFrame, most: int) -> set[str]:
     """The first patients in a random order, three or more, whose images, slices of volumes each, are at most `most` together."""
     kept, count = set(), 0
     for name in np.random.default_rng(0).permutation(sorted(set(files.patient))):
-        count += sum(_pages(root / file) for file in files.file[files.patient == name])
+        for file in files.file[files.patient == name]:
+            with contextlib.suppress(UserError):
+                count += len(slices(root / file))
         if count > most and len(kept) >= 3:
             break
         kept.add(name)
     return kept
 
 
-def _pages(path: Path) -> int:
-    if path.suffix.lower() in (".png", ".jpg", ".jpeg", ".jfif", ".jpe", ".bmp"):
-        return 1
-    try:
-        return len(slices(path))
-    except UserError:  # it will be listed
-        return 1
-
-
 def inspect(root: Path, file: str, channels: int = 1, bits: int = 0, paired: int = 0) -> list[dict]:
-    """For each slice of a file: path, reason (why it cannot be used, or ''), sha256 of the file or of a volume's slice, height, width, pixels
-    (a hash of what is shown, whatever the file's format) and doubt (`few_values`). It is decoded whole."""
-    path, rows = root / file, []
+    """For each slice of a file: file, path, reason (why it cannot be used, or ''), sha256 of the file or of a volume's slice, height, width,
+    pixels (a hash of what is shown, whatever the file's format) and doubt (`few_values`). It is decoded whole."""
+    path = root / file
     try:
         if _printable(file) != file:
-            raise UserError("its name is not valid Unicode or holds a carriage return; rename it")
-        if is_upscaled(path):
+            raise UserError("its name is not valid Unicode; rename it")
+        names, content = slices(path), path.read_bytes() if path.suffix.lower() in EXTENSIONS else b""
+        if b"tEXtSoftware\0srlib" in content[:512]:
             raise UserError("is an SR image that upscale wrote")
-        names = slices(path)
-        if path.suffix.lower() in EXTENSIONS and (which := kind(path)) not in ("picture", "tiff"):  # whom it is about was not looked for
+        if content and (which := kind(path)) not in ("picture", "tiff"):  # whom it is about was not looked for
             raise UserError(f"is no picture, whatever its name says; give it the ending of its kind ({which})")
     except (UserError, MemoryError) as error:
-        return [{"path": _printable(file), "reason": _why(error, path)}]
+        return [{"file": file, "path": _printable(file), "reason": _why(error, path)}]
+    rows = []
     for name in names:
-        row = {"path": Path(file).with_name(name.name).as_posix(), "reason": ""}
+        row = {"file": file, "path": Path(file).with_name(name.name).as_posix(), "reason": ""}
         rows.append(row)
         try:
             scan = read_scan(name, bits=bits)
             if paired:
                 read_given_pair(name, paired, channels, bits)
-            whole = [name] == names and path.suffix.lower() in EXTENSIONS
-            row["sha256"] = hashlib.sha256(path.read_bytes() if whole else scan.image.tobytes()).hexdigest()
-        except (UserError, OSError, MemoryError) as error:
+        except (UserError, MemoryError) as error:
             row["reason"] = _why(error, path)
             continue
-        row["height"], row["width"] = scan.image.shape
-        row["pixels"] = hashlib.sha256(repr(scan.image.shape).encode() + scan.image.tobytes()).hexdigest()
+        image, stored = scan.image, content if [name] == names and content else scan.image.tobytes()
+        row["height"], row["width"] = image.shape
+        row["sha256"] = hashlib.sha256(stored).hexdigest()
+        row["pixels"] = hashlib.sha256(repr(image.shape).encode() + image.tobytes()).hexdigest()
         row["doubt"] = few_values(scan)
-        if scan.image.min() == scan.image.max():
+        if image.min() == image.max():
             row["reason"] = "every pixel has the same value"
-        if min(scan.image.shape) < MIN_SIDE:
+        if min(image.shape) < MIN_SIDE:
             row["reason"] = f"{row['width']} x {row['height']} pixels is too small"
     return rows
 
@@ -157,30 +140,27 @@ def _why(error: Exception, path: Path) -> str:
 
 
 def _printable(name: str) -> str:
-    """A name that can stand in a table: bytes that are no UTF-8, and carriage returns, which would end its line, as escapes."""
-    return name.encode(errors="backslashreplace").decode().replace("\r", r"\r")
+    """A name that can stand in a table: bytes that are no UTF-8 as escapes."""
+    return name.encode(errors="backslashreplace").decode()
 
 
 def group(table: pd.DataFrame) -> pd.Series:
     """For each row the smallest patient that it is linked to through shared patients, inside or by path, and shared hashes, of files and of
     what they show: such a group stands in one split."""
-    first, names = pd.factorize(table["patient"].astype(str), sort=True)
-    by_path = table.by_path.where(table.by_path != "", table.patient)
-    columns = [pd.factorize(column)[0] for column in (table.sha256, table.pixels, table.patient, by_path)]
-    groups = pd.Series(first, table.index)
-    while True:
-        merged = groups
-        for column in columns:
-            merged = merged.groupby(column).transform("min")
-        merged = merged.groupby(groups).transform("min")
-        if merged.equals(groups):
-            return pd.Series(names[groups], table.index)
-        groups = merged
+    nodes, count = [], len(table)  # of a graph: the rows, and each value that links them
+    for column in (table.sha256, table.pixels, table.patient, table.by_path.where(table.by_path != "", table.patient)):
+        codes, values = pd.factorize(column)
+        nodes.append(count + codes)
+        count += len(values)
+    ends = np.tile(np.arange(len(table)), len(nodes)), np.concatenate(nodes)
+    graph = coo_array((np.ones(len(ends[0])), ends), (count, count))
+    parts = connected_components(graph, directed=False)[1][: len(table)]
+    return table.patient.astype(str).groupby(parts).transform("min")
 
 
 def deal(label_of: pd.Series, val_share: float, test_share: float) -> dict[str, str]:
     """Group to split, of a class for each group. Groups are dealt out class by class, in a random order that is always the same, each to the
-    split that lacks most of its share. Then each split without a group gets one, so of three groups or more every split has one."""
+    split that lacks most of its share. Of three groups or more every split has one: one without takes the first of the largest split."""
     rng, result, owed = np.random.default_rng([0, 1]), {}, np.zeros(3)
     for label in sorted(label_of.unique()):
         for name in rng.permutation(sorted(label_of.index[label_of == label])):
@@ -188,10 +168,7 @@ def deal(label_of: pd.Series, val_share: float, test_share: float) -> dict[str, 
             pick = int(np.argmax(owed))
             owed[pick] -= 1
             result[name] = SPLITS[pick]
-    for k, split in enumerate(("val", "test", "train")):  # (in older runs this was all: their patients must not move)
-        if split not in result.values():
-            result[sorted(result)[k]] = split
-    for split in ("val", "test"):  # where its only group was taken for another
+    for split in ("val", "test", "train"):
         dealt = list(result.values())
         if split not in dealt:
             largest = max(SPLITS, key=dealt.count)

@@ -5,7 +5,7 @@ speckle, noise floor and the display's logarithm. It is a stand-in for scans tha
 
 Layer thicknesses: PMC6042244, the photoreceptors' bands within their sum. Speckle: the average of many looks at a fully
 developed field is a gamma variate; one correlated Gaussian field, mapped by Wilson and Hilferty's cube, draws it in one pass.
-The constants were fitted by least squares to statistics of real NORMAL scans (`calibration.REAL_NORMAL`).
+The constants were fitted by least squares to statistics of real NORMAL scans (notebook 01 compares them).
 """
 
 from __future__ import annotations

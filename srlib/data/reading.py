@@ -33,39 +33,31 @@ class Scan(NamedTuple):
 def find_images(root: str | Path, left_out: list[tuple[Path, str]] | None = None) -> list[Path]:
     """The image files and volumes under `root`, sorted by path, without hidden ones: by extension, DICOM files without one by content. A folder
     that cannot be opened, a link to a folder (it may lead back), a run folder of this project and pictures beside an XML export, which names
-    those that are B-scans, are left out and added to `left_out` as (path, reason).
-
-    Raises UserError where `root` is no folder, cannot be opened or holds no image.
+    those that are B-scans, are left out and added to `left_out` as (path, reason). Raises UserError where `root` is no folder or holds no image.
     """
     root, left_out, images = Path(root), [] if left_out is None else left_out, []
     if not root.is_dir():
         raise UserError(f"{root} is not a folder; give a folder of images (PNG, JPEG, TIFF)")
 
     def refused(error: OSError) -> None:
-        if Path(error.filename) == root:
-            raise UserError(f"{root} cannot be opened ({error.strerror}); make it readable, or give another folder") from None
         left_out.append((Path(error.filename), f"cannot be opened ({error.strerror})"))
 
-    def taken(folder: Path) -> bool:
-        if folder.is_symlink():
-            left_out.append((folder, "is a link to a folder; give that folder itself, or copy it"))
-        elif all(os.path.isfile(folder / name) for name in ("config.json", "provenance.json")):  # (False without the right to look)
+    for place, subfolders, names in os.walk(root, onerror=refused):
+        folder = Path(place)
+        if folder != root and {"config.json", "provenance.json"} <= set(names):
             left_out.append((folder, "is a run folder of this project"))
-        elif not os.access(folder, os.R_OK | os.X_OK):
-            left_out.append((folder, "cannot be opened (Permission denied)"))
-        else:
-            return True
-        return False
-
-    for folder, subfolders, names in os.walk(root, onerror=refused):
-        subfolders[:] = sorted(s for s in subfolders if not s.startswith(".") and taken(Path(folder, s)))
-        files = [Path(folder, name) for name in sorted(names) if not name.startswith(".")]
-        exports = [f for f in files if f.suffix.lower() == ".xml" and _is(f, "xml")]
-        pictures = [f for f in files if f.name.lower().endswith(EXTENSIONS)]
+            subfolders.clear()
+            continue
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        links = [folder / name for name in subfolders if (folder / name).is_symlink()]  # (which os.walk does not follow)
+        left_out += [(link, "is a link to a folder; give that folder itself, or copy it") for link in links]
+        files = [folder / name for name in sorted(names) if not name.startswith(".")]
+        exports = [file for file in files if file.suffix.lower() == ".xml" and _is(file, "xml")]
+        pictures = [file for file in files if file.suffix.lower() in EXTENSIONS]
         if exports and pictures:
-            left_out.append((Path(folder), f"holds {exports[0].name}: of the pictures beside it those that it names as B-scans are read"))
+            left_out.append((folder, f"holds {exports[0].name}: of the pictures beside it those that it names as B-scans are read"))
             pictures = []
-        images += exports + pictures + [f for f in files if f.suffix.lower() in INSTRUMENTS[:-1]]
+        images += exports + pictures + [file for file in files if file.suffix.lower() in INSTRUMENTS[:-1]]
         images += [f for f in files if not re.search(r"\.[A-Za-z]\w{0,9}$", f.name) and f.name != "DICOMDIR" and _is(f, "dicom")]
     if not images:
         why = f"; left out: {left_out[0][0]} {left_out[0][1]}" if left_out else ""
@@ -75,7 +67,7 @@ def find_images(root: str | Path, left_out: list[tuple[Path, str]] | None = None
 
 def _is(path: Path, wanted: str) -> bool:
     try:
-        return path.is_file() and kind(path) == wanted
+        return kind(path) == wanted
     except OSError:
         return False
 
@@ -97,7 +89,7 @@ def read_scan(path: str | Path, channels: int = 1, bits: int = 0, deep: bool = F
     """An image file, or one slice `FILE#k` of a volume, as uint8: (H, W) for `channels=1` or (H, W, 3) for 3. With `deep` a grey image
     of more than 8 bit is uint16 (H, W).
 
-    PNG, JPEG, TIFF, BMP, Heidelberg's .vol, .e2e and XML, and DICOM, by their content, whatever the extension. Colour becomes grey by ITU-R 601
+    PNG, JPEG, TIFF, BMP, Heidelberg's .vol and XML, and DICOM, by their content, whatever the extension. Colour becomes grey by ITU-R 601
     luma, grey becomes colour by copying; deep values are divided by the largest of their depth, which is the file's or 2 ** `bits` - 1, times 255, and
     rounded; transparent pixels become white (the fill of OCT exports), unless all are; a stated orientation is applied. Raises
     UserError, naming the file, for one that cannot be read whole.
@@ -131,38 +123,12 @@ def _flat(image: Image.Image, channels: int) -> np.ndarray:
     return np.asarray(image.convert("L" if channels == 1 else "RGB"))
 
 
-def is_upscaled(path: Path) -> bool:
-    """Whether a file is an SR image that `upscale` wrote; False where it cannot be opened."""
-    try:
-        if path.suffix.lower() != ".png" or not path.is_file():  # (a pipe would be waited for)
-            return False
-        with open(path, "rb") as file:
-            return b"tEXtSoftware\0srlib" in file.read(512)
-    except OSError:
-        return False
-
-
 def few_values(scan: Scan) -> str:
     """A warning where a deep image uses so small a part of its range that its depth is probably another; else ''."""
     if scan.white <= 255 or scan.top * SMALL > scan.white:
         return ""
     likely = max(8, scan.top.bit_length())
     return f"values up to {scan.top} of {scan.white}; if they have {likely} bits, say so (-p bits {likely}, --bits {likely})"
-
-
-def named_patient(path: str, pattern: str) -> str:
-    """The patient that a (relative) path names, the pattern's group; '' for none."""
-    match = re.search(pattern, path)
-    return (match and match[1]) or ""
-
-
-def named_inside(path: Path) -> str:
-    """Whom an instrument's file is about, by what it says inside, only ever compared; '' where it says nothing or cannot be read, and of pictures."""
-    try:
-        with opened(path) as volume:
-            return " ".join(volume.patient.casefold().replace("^", " ").split())
-    except UserError:  # it will be listed when it is read
-        return ""
 
 
 def png_name(path: str | Path) -> Path:
@@ -216,15 +182,12 @@ def subfolder(folder: Path, name: str) -> Path | None:
 def lr_partner(path: Path) -> Path:
     """The LR image of HR image `.../hr/REST`: `.../lr/REST`, with any extension. Raises UserError where there is none."""
     file, page = page_of(path)
-    for k in reversed([k for k, part in enumerate(path.parts[:-1]) if part.lower() == "hr"]):  # the one nearest to the image
-        beside = subfolder(Path(*path.parts[:k]), "lr")
-        if beside is None:
-            continue
-        folder, stem = Path(beside, *path.parts[k + 1 : -1]), png_name(file).stem
-        names = (file.name, stem, *(stem + extension for extension in EXTENSIONS + INSTRUMENTS))
-        if partner := next((f for f in (folder / name for name in names) if f.is_file()), None):
-            return partner if page is None else partner.with_name(f"{partner.name}#{page}")
-        break
+    folders = [k for k, part in enumerate(path.parts[:-1]) if part.lower() == "hr"]
+    if folders and (beside := subfolder(Path(*path.parts[: folders[-1]]), "lr")):  # of the one nearest to the image
+        folder, stem = Path(beside, *path.parts[folders[-1] + 1 : -1]), png_name(file).stem
+        for name in (file.name, stem, *(stem + extension for extension in EXTENSIONS + INSTRUMENTS)):
+            if (folder / name).is_file():
+                return folder / (name if page is None else f"{name}#{page}")
     raise UserError(f"{path}: there is no LR image of this name in the folder lr/ beside hr/")
 
 

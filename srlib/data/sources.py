@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -13,9 +14,10 @@ from PIL import Image
 
 from .. import degrade
 from ..config import UserError
-from ..files import HOME, KAGGLE_INPUT, write, write_image
+from ..files import HOME, KAGGLE_INPUT, file_hash, write, write_image
 from . import phantom
 
+DATA = HOME / "data"  # beside srlib, in Kaggle's working folder, or, of an installed srlib, in the current one
 KAGGLEHUB = Path.home() / ".cache/kagglehub/datasets/paultimothymooney/kermany2018"
 EYES, POSITIONS = 900000, {1: 0.0, 2: 0.6}  # phantom files: the first patient's number; scan number to mm from the fovea
 JPEG = 75  # the quality at which phantoms have passed through JPEG, as Kermany's scans have
@@ -33,12 +35,10 @@ def locate(data: str) -> Path:
     """
     if data != "kermany":
         return HOME / Path(data).expanduser()
-    roots = [data_home(), KAGGLE_INPUT, *KAGGLE_INPUT.glob("*"), *KAGGLE_INPUT.glob("datasets/*/*"), KAGGLEHUB]
-    for root in roots:
-        for inner in ("OCT2017", "OCT2017 ", "oct2017/OCT2017 ", "oct2017/OCT2017"):  # Kaggle's copy has a trailing space
-            for folder in (root / inner, *root.glob(f"*/{inner}"), *root.glob(f"versions/*/{inner}")):
-                if (folder / "train").is_dir():
-                    return folder
+    for root, depth in itertools.product((DATA, KAGGLE_INPUT, KAGGLEHUB), range(5)):
+        for folder in sorted(root.glob("*/" * depth + "OCT2017*")):  # Kaggle's copy has a trailing space, and lies deeper
+            if (folder / "train").is_dir():
+                return folder
     try:
         import kagglehub
 
@@ -47,17 +47,14 @@ def locate(data: str) -> Path:
         reason = "kagglehub is not installed"
     except Exception as error:  # no network, no account, another tree
         reason = f"kagglehub could not get it ({type(error).__name__})"
-    raise UserError(f"Kermany's OCT2017 was not found in {data_home()} or on Kaggle's mounts, and {reason}; {KERMANY_HELP}")
+    raise UserError(f"Kermany's OCT2017 was not found in {DATA} or on Kaggle's mounts, and {reason}; {KERMANY_HELP}")
 
 
 def make_phantoms(config) -> Path:
     """Write the phantoms of `config` once, as files named like Kermany's, and return their folder (data/phantoms/<hash>)."""
-    key = ("phantoms", "phantom_height", "phantom_width")
-    source = hashlib.sha256(
-        b"".join(Path(module.__file__).read_bytes() for module in (phantom, degrade, sys.modules[__name__]))
-    ).hexdigest()
-    text = repr([(k, getattr(config, k)) for k in key] + [source])
-    folder = data_home() / "phantoms" / hashlib.sha256(text.encode()).hexdigest()[:12]
+    size = config.phantom_height, config.phantom_width
+    key = repr((config.phantoms, size, *(file_hash(module.__file__) for module in (phantom, degrade, sys.modules[__name__]))))
+    folder = DATA / "phantoms" / hashlib.sha256(key.encode()).hexdigest()[:12]
     if (folder / "complete").exists():
         return folder
 
@@ -67,12 +64,12 @@ def make_phantoms(config) -> Path:
         for number, position in POSITIONS.items():
             path = folder / label / f"{label}-{EYES + eye}-{number}.png"
             if not path.exists():
-                image = phantom.bscan(eye, config.phantom_height, config.phantom_width, pathology, position, jpeg_quality=JPEG)
+                image = phantom.bscan(eye, *size, pathology, position, jpeg_quality=JPEG)
                 write_image(path, Image.fromarray(image))
 
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         list(pool.map(draw, range(config.phantoms)))
-    write(folder / "complete", text + "\n")
+    write(folder / "complete", key + "\n")
     return folder
 
 
@@ -88,8 +85,3 @@ def phantom_tables() -> dict[int, list[int]]:
     buffer = io.BytesIO()
     Image.new("L", (8, 8)).save(buffer, "JPEG", quality=JPEG)
     return dict(Image.open(buffer).quantization)
-
-
-def data_home() -> Path:
-    """Where data/ is: beside srlib, in Kaggle's working folder, or, of an installed srlib, in the current one."""
-    return HOME / "data"

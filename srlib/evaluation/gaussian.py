@@ -1,4 +1,4 @@
-"""A Gaussian texture, what an SRGAN that draws its texture must beat: noise with HR's power spectrum on SRResNet's image, without a network.
+"""The Gaussian texture, what a network that samples its texture must beat: noise with HR's power spectrum on SRResNet's image, without a network.
 It can have HR's power at each frequency, not HR's shapes. Texture by its spectrum: Galerne et al. 2011 (Random phase textures)."""
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ LEAST = 1e-3  # power in squared grey levels; rounding to 8 bit leaves 80 times 
 
 
 class GaussianTexture:
-    """Draws SR = project(base + strength * filtered noise, lr), fitted on scans. Before `fit`, texture is 0.
+    """Samples SR = project(base + strength * filtered noise, lr), fitted on scans. Before `fit`, texture is 0.
 
-    `base`: SRResNet's image, uint8 (H, W) or (H, W, 3); `kind`, `amount`: the reduction of `degrade` that SR agrees with, '' for none (speckle,
+    `base`: SRResNet's image, uint8 (H, W) or (H, W, 3); `kind`: the reduction of `degrade` that SR agrees with, '' for none (speckle,
     given pairs). Strength follows the brightness and roughness of base around each pixel; the filter follows the roughness of the whole
-    scan: averaged scans have less fine grain than noisy ones. All channels of a colour image get the same texture.
+    scan: averaged scans have less fine texture than noisy ones. All channels of a colour image get the same texture.
     """
 
-    def __init__(self, scale: int = 4, kind: str = "bicubic", amount: float = 0.0):
-        self.scale, self.kind, self.amount = scale, kind, amount
+    def __init__(self, scale: int = 4, kind: str = "bicubic"):
+        self.scale, self.kind = scale, kind
         self.fit([])
 
     def fit(self, pairs: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> Self:
@@ -53,23 +53,23 @@ class GaussianTexture:
         above = np.maximum.outer(f, f) > 0.5 / self.scale
         before, wanted = (np.log([_welch(_grey(scan[k]), scan[3]) + LEAST for scan in scans]) for k in (0, 2))
         for _ in range(CORRECTIONS):
-            found = np.log([_welch(_grey(self.draw(base, lr, k)), ok) + LEAST for k, (base, lr, _, ok) in enumerate(scans)])
-            base, hr, sr = (np.exp(power.mean(0)) for power in (before, wanted, found))
+            reached = np.log([_welch(_grey(self.sample(base, lr, k)), ok) + LEAST for k, (base, lr, _, ok) in enumerate(scans)])
+            base, hr, sr = (np.exp(power.mean(0)) for power in (before, wanted, reached))
             factor = np.clip((hr - base) / np.maximum(sr - base, LEAST), 1 / MOST, MOST)  # base has its part of the power
             self.power = np.where(above, factor, 1) * self.power
             # A line through the scans' gaps by roughness; the 0.5 keeps it flat where scans are few or alike.
-            self.slope = self.slope + above * ((wanted - found) * off).sum(0) / ((off**2).sum() + 0.5)
+            self.slope = self.slope + above * ((wanted - reached) * off).sum(0) / ((off**2).sum() + 0.5)
         return self
 
-    def draw(self, base: np.ndarray, lr: np.ndarray, seed: int) -> np.ndarray:
-        """SR, uint8 of the shape of `base`, a function of the images and the seed (0 or more). It agrees with LR after rounding, too."""
+    def sample(self, base: np.ndarray, lr: np.ndarray, seed: int) -> np.ndarray:
+        """SR, uint8 of the shape of `base`, a function of the images and the seed (0 or more). It is consistent with LR after rounding, too."""
         least, mean, largest = self.roughness
         power = self.power * np.exp(self.slope * (np.clip(_roughness(base), least, largest) - mean))
         at = np.meshgrid(*(BLOCK * np.fft.fftfreq(n) for n in base.shape[:2]), indexing="ij")
         amplitude = map_coordinates(np.sqrt(power), at, order=1, mode="grid-wrap")
         noise = np.fft.ifft2(amplitude * np.fft.fft2(np.random.default_rng(seed).standard_normal(base.shape[:2]))).real
         sr = to_tensor(base) + torch.from_numpy(noise * self._strength_at(base)).float() / 255
-        return to_image(project(sr, to_tensor(lr), self.scale, self.kind, self.amount, ROUNDS) if self.kind else sr)
+        return to_image(project(sr, to_tensor(lr), self.scale, self.kind, ROUNDS) if self.kind else sr)
 
     def _strength_at(self, base: np.ndarray) -> np.ndarray:
         return map_coordinates(self.strength, _place(base) - 0.5, order=1, mode="nearest")
@@ -106,9 +106,9 @@ def _strength(samples: Iterable[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
 
 def _blocks(image: np.ndarray, ok: np.ndarray) -> np.ndarray:
     """The blocks of `image` (H, W) that are wholly valid, (N, BLOCK, BLOCK)."""
-    ends = [range(0, n - BLOCK + 1, BLOCK // 2) for n in ok.shape]
-    places = [np.s_[y : y + BLOCK, x : x + BLOCK] for y, x in itertools.product(*ends)]
-    return np.array([image[place] for place in places if ok[place].all()])
+    corners = itertools.product(*(range(0, n - BLOCK + 1, BLOCK // 2) for n in ok.shape))
+    blocks = [np.s_[y : y + BLOCK, x : x + BLOCK] for y, x in corners]
+    return np.array([image[block] for block in blocks if ok[block].all()])
 
 
 def _welch(image: np.ndarray, ok: np.ndarray) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -37,16 +38,6 @@ STYLE = {
 }
 plt.rcParams.update(STYLE)
 PHANTOM = "phantom: not a result on OCT"
-# of what is no method: told apart in grey and by colour-blind readers, by their dashes too
-LINES = (
-    ("#222222", "-"),
-    ("#E69F00", "--"),
-    ("#6A3D9A", "-."),
-    ("#8C564B", ":"),
-    ("#7A7A7A", "-"),
-    ("#B8B000", (0, (1, 1))),
-    ("#4B0055", (0, (5, 1))),
-)
 
 
 def finish(fig: plt.Figure, phantom: bool = False) -> plt.Figure:
@@ -73,7 +64,7 @@ def png(picture: plt.Figure | Image.Image, phantom: bool = False) -> bytes:
 
 
 def _draw(ax, image: np.ndarray, title: str = "", **kwargs):
-    # matplotlib's default is nearest at whole factors and smooth below: shrunk without that, grain looks too strong
+    # matplotlib's default is nearest at whole factors and smooth below: shrunk without that, texture looks too strong
     kwargs = {"cmap": "gray", "vmin": 0, "vmax": 255, "interpolation": "antialiased"} | kwargs
     shown = ax.imshow(image, **kwargs)
     ax.set(xticks=[], yticks=[])
@@ -110,18 +101,18 @@ def valid(hr: np.ndarray, region: np.ndarray, name: str = "valid region") -> plt
     return fig
 
 
+def _squares(shape: tuple, side: int) -> list[tuple[tuple[int, int], tuple[slice, slice]]]:
+    """((top, left), slices) of squares of an image, a quarter of `side` apart."""
+    steps = [range(0, n - side + 1, max(1, side // 4)) for n in shape[:2]]
+    return [((top, left), np.s_[top : top + side, left : left + side]) for top, left in itertools.product(*steps)]
+
+
 def zoom_box(hr: np.ndarray, side: int) -> tuple[int, int]:
     """Top and left of the square with the most edges that are not those of fill."""
     y = (hr if hr.ndim == 2 else hr.mean(2)).astype(float)
     y[y >= 250] = 0
     edges = gaussian_gradient_magnitude(y, 2)
-    best, where = -1.0, (0, 0)
-    for top in range(0, hr.shape[0] - side + 1, max(1, side // 4)):
-        for left in range(0, hr.shape[1] - side + 1, max(1, side // 4)):
-            score = edges[top : top + side, left : left + side].mean()
-            if score > best:
-                best, where = score, (top, left)
-    return where
+    return max(_squares(hr.shape, side), key=lambda square: edges[square[1]].mean(), default=((0, 0), None))[0]
 
 
 def tiles(squares: list[tuple[np.ndarray, str, str]], columns: int = 3, factor: int = 4) -> Image.Image:
@@ -166,18 +157,14 @@ def corners(hr: np.ndarray, side: int = 64) -> dict[str, tuple[int, int]]:
     """Top and left of three squares of an HR image, apart from fill: 'layer' (the most edges), 'tissue' (bright, the fewest edges) and
     'vitreous' (the darkest)."""
     y, valid = luma(hr), valid_region(hr)
-    edges, found = gaussian_gradient_magnitude(np.where(valid, y, y[valid].mean() if valid.any() else 0), 3), []
-    for top in range(0, len(y) - side + 1, max(1, side // 4)):
-        for left in range(0, y.shape[1] - side + 1, max(1, side // 4)):
-            square = np.s_[top : top + side, left : left + side]
-            if valid[square].all():
-                found.append(((top, left), y[square].mean(), edges[square].mean()))
-    found = found or [((0, 0), 0.0, 0.0)]
-    bright = np.quantile([mean for _, mean, _ in found], 0.8)
+    edges = gaussian_gradient_magnitude(np.where(valid, y, y[valid].mean() if valid.any() else 0), 3)
+    rows = [(place, y[square].mean(), edges[square].mean()) for place, square in _squares(hr.shape, side) if valid[square].all()]
+    rows = rows or [((0, 0), 0.0, 0.0)]
+    bright = np.quantile([mean for _, mean, _ in rows], 0.8)
     return {
-        "layer": max(found, key=lambda f: f[2])[0],
-        "tissue": min((f for f in found if f[1] >= bright), key=lambda f: f[2])[0],
-        "vitreous": min(found, key=lambda f: f[1])[0],
+        "layer": max(rows, key=lambda row: row[2])[0],
+        "tissue": min((row for row in rows if row[1] >= bright), key=lambda row: row[2])[0],
+        "vitreous": min(rows, key=lambda row: row[1])[0],
     }
 
 

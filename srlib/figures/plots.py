@@ -13,7 +13,10 @@ import pandas as pd
 from ..evaluation.methods import colour_of, named
 from ..metrics import bands
 from ..training import diagnostics
-from .panels import LINES, finish
+from .panels import finish
+
+# colour and dashes of the loss's terms: told apart in grey and by colour-blind readers
+TERMS = {"adversarial": ("#222222", "-"), "content": ("#E69F00", "--"), "pixel": ("#6A3D9A", "-."), "penalty": ("#8C564B", ":")}
 
 
 def spectra(curves: dict[str, dict[str, tuple[np.ndarray, np.ndarray]]], scale: int) -> plt.Figure:
@@ -21,11 +24,11 @@ def spectra(curves: dict[str, dict[str, tuple[np.ndarray, np.ndarray]]], scale: 
     HR's power; the bands above LR's Nyquist frequency are marked, and 'rounding', below which rounding to 8 bit decides."""
     titles = {"all": "All directions", "depth": "Along depth", "across": "Across"}
     fig, axes = plt.subplots(1, len(curves), figsize=(4.0 * len(curves), 3.9), sharey=True, squeeze=False)
-    for ax, (direction, found) in zip(axes[0], curves.items(), strict=True):
+    for ax, (direction, lines) in zip(axes[0], curves.items(), strict=True):
         for low, _ in bands(scale):
             ax.axvline(low, color="#999999", ls=":", lw=0.8)
         ax.axhline(0, color=colour_of("hr"), lw=1.2)
-        for name, (f, db) in found.items():
+        for name, (f, db) in lines.items():
             if name == "rounding":
                 ax.fill_between(f, -80, db, color="#dddddd", zorder=0, label="rounding to 8 bit")
             else:
@@ -84,7 +87,7 @@ def srgan_curves(history: pd.DataFrame) -> plt.Figure:
     axes[0].plot(steps, history.d_sr, label="D(SR)", color=colour_of("srgan"))
     axes[0].set(xlabel="step", ylabel="mean logit", title="Discriminator: the gap is what it knows")
     axes[0].legend()
-    for term, (colour, dashes) in zip(("adversarial", "content", "pixel", "penalty"), LINES, strict=False):
+    for term, (colour, dashes) in TERMS.items():
         if term in history and history[term].abs().max() > 0:
             axes[1].plot(steps, history[term], label=term if term != "penalty" else "D's penalty", color=colour, ls=dashes)
     axes[1].set(xlabel="step", ylabel="weighted term", title="Loss terms")
@@ -100,11 +103,11 @@ def srgan_curves(history: pd.DataFrame) -> plt.Figure:
     axes[4].plot(steps, history.stripe_db, color=colour_of("srgan"))
     axes[4].set(xlabel="step", ylabel="dB", ylim=(0, None), title="Stripe index: 1 to 2 has none")
     end = history.iloc[-1]
-    said = list(diagnostics.warnings(history).values()) or ["Nothing to warn of."]
+    notes = list(diagnostics.adversarial_warnings(history).values()) or ["Nothing to warn of."]
     if np.isfinite(end.consistency_db):
-        said.append(f"LR consistency: {end.consistency_db:.0f} dB.")
-    said.append(f"The discriminator is right with probability {end.d_right:.2f} (0.5: it cannot tell).")
+        notes.append(f"Data consistency: {end.consistency_db:.0f} dB.")
+    notes.append(f"The discriminator is right with probability {end.d_right:.2f} (0.5: it cannot tell).")
     last.axis("off")
     last.set_title("Health at the last step", loc="left")
-    last.text(0, 0.97, "\n\n".join(textwrap.fill(sentence, 46) for sentence in said), va="top", fontsize=9.5, transform=last.transAxes)
+    last.text(0, 0.97, "\n\n".join(textwrap.fill(sentence, 46) for sentence in notes), va="top", fontsize=9.5, transform=last.transAxes)
     return fig

@@ -29,31 +29,33 @@ def too_small(shape: tuple, border: int) -> bool:
     return min(shape[:2]) < 2 * border + 2 * SSIM_PAD + 1
 
 
-def _pair(sr, hr, border, region):
+def _inner(image: np.ndarray, border: int) -> np.ndarray:
+    """An image or region (H, W) less its border."""
+    return image[border : image.shape[0] - border, border : image.shape[1] - border]
+
+
+def _pair(sr, hr, border):
+    """The luma of both images less the border."""
+    (height, width), (h, w) = hr.shape[:2], sr.shape[:2]
     if sr.shape != hr.shape:
-        raise ValueError(f"SR is {sr.shape} and HR {hr.shape}; they must have the same size")
-    height, width = hr.shape[:2]
+        raise ValueError(f"SR is {w} x {h} pixels and HR {width} x {height}; they must have the same size: is the scale right?")
     if too_small(hr.shape, border):
         raise ValueError(f"an image of {width} x {height} pixels is too small to measure with a border of {border}")
-    return *(luma(image)[border : height - border, border : width - border] for image in (sr, hr)), _within(region, hr, border)
+    return _inner(luma(sr), border), _inner(luma(hr), border)
 
 
-def _within(region, hr, border):
-    height, width = hr.shape[:2]
-    region = np.ones((height, width), bool) if region is None else region
-    return region[border : height - border, border : width - border]
-
-
-def each(measure, region):
-    return [measure(r) for r in region] if isinstance(region, list) else measure(region)
+def per_region(mean, region):
+    """`mean` of the region, or a list of it where `region` is a list."""
+    return [mean(r) for r in region] if isinstance(region, list) else mean(region)
 
 
 def psnr(sr: np.ndarray, hr: np.ndarray, border: int = 4, region: np.ndarray | None = None) -> float:
     """10 log10(255^2 / MSE) in dB; inf for equal images, nan for an empty region. Raises ValueError for sizes that differ."""
-    a, b, where = _pair(sr, hr, border, region)
-    if not where.any():
+    a, b = _pair(sr, hr, border)
+    error = (a - b)[... if region is None else _inner(region, border)]
+    if not error.size:
         return float("nan")
-    mse = np.mean((a - b)[where] ** 2)
+    mse = np.mean(error**2)
     return float("inf") if mse == 0 else float(10 * np.log10(255**2 / mse))
 
 
@@ -62,23 +64,23 @@ def ssim(sr: np.ndarray, hr: np.ndarray, border: int = 4, region: np.ndarray | l
 
     Without a region it equals `structural_similarity` of the cut images; with one, the mean of its map there. `region` may be a list.
     """
-    a, b, _ = _pair(sr, hr, border, None)
+    a, b = _pair(sr, hr, border)
     _, full = structural_similarity(a, b, data_range=255, gaussian_weights=True, sigma=1.5, use_sample_covariance=False, full=True)
-    inner = np.s_[SSIM_PAD:-SSIM_PAD, SSIM_PAD:-SSIM_PAD]
+    full = np.ascontiguousarray(_inner(full, SSIM_PAD))  # so that a mean has one order of adding, with a region and without
 
     def mean(region):
-        where = _within(region, hr, border)[inner]
-        return float(full[inner][where].mean()) if where.any() else float("nan")
+        inside = full[... if region is None else _inner(region, border + SSIM_PAD)]
+        return float(inside.mean()) if inside.size else float("nan")
 
-    return each(mean, region)
+    return per_region(mean, region)
 
 
-def consistency(sr: np.ndarray, lr: np.ndarray, scale: int = 4, kind: str = "bicubic", amount: float = 0.0) -> float:
+def consistency(sr: np.ndarray, lr: np.ndarray, scale: int = 4, kind: str = "bicubic") -> float:
     """PSNR in dB between LR and SR brought down again (`degrade.downsample`): does SR still say what LR said?
 
     80 where they are equal or nearly so. With kind "speckle" SR is brought down without new speckle, which no method could
     foresee: then LR's own noise bounds it.
     """
-    again = downsample(to_tensor(sr), scale, "bicubic" if kind == "speckle" else kind, amount)
+    again = downsample(to_tensor(sr), scale, "bicubic" if kind.startswith("speckle") else kind)
     mse = torch.mean((again - to_tensor(lr)) ** 2).item()
     return float(-10 * np.log10(max(mse, 1e-8)))

@@ -40,18 +40,14 @@ def surfaces(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     grey = np.where(valid, image, np.median(image[valid]) if valid.any() else 0).astype(np.float32)
     bright = gaussian_filter(grey, (1.5, 4))
     rise = gaussian_filter(grey, (2.5, 4), order=(1, 0))
-    deep = np.cumsum(np.maximum(gaussian_filter(grey, (3, 8)) - _vitreous(grey, valid), 0), 0)
+    dark = float(np.quantile(grey[valid], 0.4)) if valid.any() else 0.0
+    deep = np.cumsum(np.maximum(gaussian_filter(grey, (3, 8)) - dark, 0), 0)
     deep /= np.maximum(deep[-1:], 1)
     outer = _path(bright + 150 * np.clip(deep - 0.15, 0, 0.3) / 0.3)
     rows = np.arange(len(image))[:, None]
     inner = _path(np.where((rows < outer - THINNEST) & valid, 12 * rise - 60 * deep / 0.3, -1e4))
     seen = valid[np.clip(np.round(outer).astype(int), 0, len(image) - 1), np.arange(image.shape[1])]
     return np.where(seen, inner, np.nan), np.where(seen, outer, np.nan)
-
-
-def _vitreous(grey, valid) -> float:
-    """The grey level of what is dark: the 40 % quantile of the valid pixels."""
-    return float(np.quantile(grey[valid], 0.4)) if valid.any() else 0.0
 
 
 def _path(worth: np.ndarray) -> np.ndarray:
@@ -93,25 +89,22 @@ def boundary_shift(sr: np.ndarray, hr: np.ndarray, surface: np.ndarray, reach: i
     boundary is where the grey level changes most within `reach` rows, to a part of a row by the parabola through three points. HR's
     own sign of the change is searched in both.
     """
-    places = []
+    slopes, places = [], []
     for image in (hr, sr):
         rows = surface[None, :] + np.arange(-reach - 1, reach + 2)[:, None]
         grey = image.astype(float) if image.ndim == 2 else image.mean(2)
         flat = map_coordinates(grey, [rows, np.broadcast_to(np.arange(len(surface)), rows.shape)], order=1, mode="nearest")
         flat = flat[:, : len(surface) // block * block].reshape(len(rows), -1, block).mean(2)
-        slope = (flat[2:] - flat[:-2]) / 2  # rows -reach to reach
-        places.append(slope)
-    sign = np.sign(places[0].mean(1)[reach - 1 : reach + 2].sum()) or 1.0
-    found = []
-    for slope in places:
-        slope = sign * slope
+        slopes.append((flat[2:] - flat[:-2]) / 2)  # rows -reach to reach
+    sign = np.sign(slopes[0].mean(1)[reach - 1 : reach + 2].sum()) or 1.0
+    for slope in (sign * slope for slope in slopes):
         k = slope[1:-1].argmax(0) + 1
         at = np.arange(slope.shape[1])
         below, peak, above = slope[k - 1, at], slope[k, at], slope[k + 1, at]
         bend = below - 2 * peak + above
         part = np.where(bend < 0, 0.5 * (below - above) / np.where(bend < 0, bend, 1), 0.0)
-        found.append(k + part.clip(-0.5, 0.5))  # at the end of the reach three points in nearly a line have their peak anywhere
-    return float(np.abs(found[1] - found[0]).mean()) if len(found[0]) else float("nan")
+        places.append(k + part.clip(-0.5, 0.5))  # at the end of the reach three points in nearly a line have their peak anywhere
+    return float(np.abs(places[1] - places[0]).mean()) if len(places[0]) else float("nan")
 
 
 def lesion_contrast(sr: np.ndarray, hr: np.ndarray, masks: dict[str, np.ndarray], ring: int = 6) -> float:

@@ -7,7 +7,7 @@ import torch
 from scipy.ndimage import uniform_filter
 
 from ..degrade import from_display
-from .pixels import each, luma
+from .pixels import luma, per_region
 
 
 def linear(image: np.ndarray) -> np.ndarray:
@@ -29,7 +29,7 @@ def speckle_contrast(image: np.ndarray, region: np.ndarray | list | None = None,
         inside = contrast if region is None else contrast[region]
         return float(inside.mean()) if inside.size else float("nan")
 
-    return each(mean, region)
+    return per_region(mean, region)
 
 
 def edge_preservation(sr: np.ndarray, hr: np.ndarray, region: np.ndarray | None = None) -> float:

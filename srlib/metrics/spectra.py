@@ -34,10 +34,10 @@ def spectrum(image: np.ndarray, region: np.ndarray | None = None) -> np.ndarray:
     y, window = luma(image), _window(image.shape[:2], region)
     total = window.sum()
     mean = (y * window).sum() / total if total else 0
-    found = (y - mean) * window
-    if (found**2).sum() <= FLAT * (window**2).sum():
+    detail = (y - mean) * window
+    if (detail**2).sum() <= FLAT * (window**2).sum():
         return np.zeros(window.shape)
-    return np.abs(np.fft.fft2(found)) ** 2
+    return np.abs(np.fft.fft2(detail)) ** 2
 
 
 def rounding_floor(shape: tuple, region: np.ndarray | None = None) -> float:
@@ -56,8 +56,8 @@ def _frequencies(shape) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def _part(shape, scale: int, direction: str) -> np.ndarray:
     """The frequencies of a direction: 'all'; along 'depth' those with |fx| <= f0 / 2, 'across' those with |fy| <= f0 / 2."""
     fy, fx, f = _frequencies(shape)
-    narrow = 0.25 / scale
-    return {"all": f > 0, "depth": (np.abs(fx) <= narrow) & (f > 0), "across": (np.abs(fy) <= narrow) & (f > 0)}[direction]
+    other = {"all": 0.0, "depth": np.abs(fx), "across": np.abs(fy)}[direction]
+    return (f > 0) & (other <= 0.25 / scale)
 
 
 def psd(power: np.ndarray, scale: int = 4, direction: str = "all", bins: int = 90) -> tuple[np.ndarray, np.ndarray]:
@@ -76,12 +76,11 @@ def against_hr(
     """{name: (frequency, dB)}: the `psd` of each image over HR's, on a grid of 90 frequencies to 1/2; 'rounding': what rounding to whole grey
     levels alone has, over HR's. nan where HR is flat."""
     f, reference = psd(spectrum(hr, region), scale, direction)
-    found = {name: psd(spectrum(image, region), scale, direction)[1] for name, image in images.items()}
-    found["rounding"] = np.full_like(reference, rounding_floor(hr.shape, region))
+    powers = {name: psd(spectrum(image, region), scale, direction)[1] for name, image in images.items()}
+    powers["rounding"] = np.full_like(reference, rounding_floor(hr.shape, region))
+    reference = reference + 1e-9 if reference.any() else np.full_like(reference, np.nan)
     grid = np.linspace(0, 0.5, 91)[1:]
-    if not reference.any():
-        return {name: (grid, np.full(grid.shape, np.nan)) for name in found}
-    return {n: (grid, np.interp(grid, f, 10 * np.log10((power + 1e-9) / (reference + 1e-9)))) for n, power in found.items()}
+    return {name: (grid, np.interp(grid, f, 10 * np.log10((power + 1e-9) / reference))) for name, power in powers.items()}
 
 
 def bands(scale: int = 4) -> list[tuple[float, float]]:
@@ -111,21 +110,21 @@ def _db(sr: float, hr: float) -> float:
 
 
 def band_power_db(sr_power: np.ndarray, hr_power: np.ndarray, scale: int = 4, direction: str = "all") -> list[float]:
-    """Power of SR against HR in each of the `bands`, dB: 0 as much, below blurred, above too grainy; nan where HR has none. Powers are
+    """Power of SR against HR in each of the `bands`, dB: 0 as much, below blurred, above too rough; nan where HR has none. Powers are
     `spectrum`s. A frequency belongs to the band of max(|fx|, |fy|); `direction`: 'all', along 'depth' (|fx| <= f0 / 2), 'across' (|fy| <= f0 / 2)."""
     return [_db(sr_power[w].sum(), hr_power[w].sum()) for w in _in_bands(hr_power.shape, scale, direction)]
 
 
 def stripe_index(sr_power: np.ndarray, hr_power: np.ndarray, scale: int = 4) -> float:
     """How much one direction stands out of SR's texture, dB: in each of the `bands` SR over HR in twelve sectors of 15 degrees (the axes in
-    the middle of one), the largest less the median; mean over the bands. Stripes of any direction raise it; another draw of the same
+    the middle of one), the largest less the median; mean over the bands. Stripes of any direction raise it; another sample of the same
     texture has about 1 (small images more: 2 at 96 x 128 pixels), as chance decides. nan where HR has no power in a sector."""
-    sector, found = _sectors(hr_power.shape), []
+    sector, excess = _sectors(hr_power.shape), []
     for inside in _in_bands(hr_power.shape, scale):
         sr, hr = (np.bincount(sector[inside], power[inside], 12) for power in (sr_power, hr_power))
         ratios = [_db(a, b) for a, b in zip(sr, hr, strict=True)]
-        found.append(np.max(ratios) - np.median(ratios))
-    return float(np.mean(found))
+        excess.append(np.max(ratios) - np.median(ratios))
+    return float(np.mean(excess))
 
 
 def checkerboard(sr_power: np.ndarray, hr_power: np.ndarray, scale: int = 4) -> float:

@@ -1,6 +1,6 @@
-"""Patches of SR against patches of HR, no patch beside its own: do they come from one world?
+"""Patches of SR against patches of HR, no patch beside its own: do they come from one distribution?
 
-A draw of the right texture is as far from HR, pixel by pixel, as another scan is. What it must not have is anything that tells it from HR.
+A sample with the right texture is as far from HR, pixel by pixel, as another scan is. What it must not have is anything that tells it from HR.
 """
 
 from __future__ import annotations
@@ -59,11 +59,11 @@ class Classifier(nn.Module):
         return self.classify(self.body(32 * (patches - smooth)).mean((2, 3)))
 
 
-def told_apart(
+def c2st(
     sr: np.ndarray, hr: np.ndarray, patients: np.ndarray, steps: int = 200, seed: int = 0, device: str | torch.device = "cpu"
 ) -> dict[str, float]:
-    """How well a fresh classifier tells SR from HR on patients that it has not seen: patient to accuracy, the mean of both kinds' and of REPEATS
-    classifiers; 0.5: it cannot (Lopez-Paz & Oquab 2017).
+    """Classifier two-sample test (Lopez-Paz & Oquab 2017): how well a fresh classifier tells SR from HR on patients that it has not seen. Patient
+    to accuracy, the mean of both kinds' and of REPEATS classifiers; 0.5: it cannot.
 
     `sr`, `hr`: patches (N, side, side) uint8; `patients` (N,): whose each pair is. Patients are dealt to two folds; a `Classifier` learns on
     one, in `steps` steps of 32 HR and 32 SR patches (cross-entropy, Adam 3e-3), fewer where it has learnt all there is (a mean loss below SURE
@@ -72,48 +72,41 @@ def told_apart(
     if len(names) < 2:
         return {}
     both = [torch.from_numpy(patches).to(device)[:, None] for patches in (hr, sr)]
-    found: dict[str, list] = {}
+    accuracy: dict[str, list] = {name: [] for name in names}
     for repeat in range(REPEATS):
-        chance = np.random.default_rng([seed, repeat])
-        fold = dict(zip(chance.permutation(names), np.arange(len(names)) % 2, strict=True))
+        rng = np.random.default_rng([seed, repeat])
+        fold = dict(zip(rng.permutation(names), np.arange(len(names)) % 2, strict=True))
         folds = np.array([fold[name] for name in patients])
         for test in (0, 1):
-            net = _learnt(both, np.flatnonzero(folds != test), steps, chance, torch.device(device))
-            asked = np.flatnonzero(folds == test)
-            right = _right(net, both, asked)
-            for patient in np.unique(patients[asked]):
-                found.setdefault(patient, []).append(right[:, patients[asked] == patient].mean())
-    return {patient: float(np.mean(values)) for patient, values in sorted(found.items())}
+            network = _trained(both, np.flatnonzero(folds != test), steps, rng, torch.device(device))
+            right = _right(network, both, np.flatnonzero(folds == test))
+            for name in np.unique(patients[folds == test]):
+                accuracy[name].append(right[:, patients[folds == test] == name].mean())
+    return {name: float(np.mean(values)) for name, values in accuracy.items()}
 
 
-def _learnt(both: list[torch.Tensor], train: np.ndarray, steps: int, chance: np.random.Generator, device: torch.device) -> Classifier:
+def _trained(both: list[torch.Tensor], train: np.ndarray, steps: int, rng: np.random.Generator, device: torch.device) -> Classifier:
     """A classifier that has learnt on the patches `train` of both kinds."""
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(int(chance.integers(1 << 32)))
-        net = Classifier().to(device, memory_format=torch.channels_last)
-    optimizer, truth = torch.optim.Adam(net.parameters(), 3e-3), torch.arange(2, device=device).repeat_interleave(BATCH)
+        torch.manual_seed(int(rng.integers(1 << 32)))
+        network = Classifier().to(device, memory_format=torch.channels_last)
+    optimizer, truth = torch.optim.Adam(network.parameters(), 3e-3), torch.arange(2, device=device).repeat_interleave(BATCH)
     losses: list[float] = []
     while len(losses) < steps and not (len(losses) >= 20 and np.mean(losses[-20:]) < SURE):
-        batch = torch.cat([patches[chance.choice(train, BATCH)] for patches in both]).float() / 255
-        loss = F.cross_entropy(net(batch), truth)
+        batch = torch.cat([patches[rng.choice(train, BATCH)] for patches in both]).float() / 255
+        loss = F.cross_entropy(network(batch), truth)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-    return net
+    return network
 
 
 @torch.inference_mode()
-def _right(net: Classifier, both: list[torch.Tensor], asked: np.ndarray) -> np.ndarray:
-    """(2, N): whether each of the patches `asked` is told rightly, in each kind."""
-    parts = np.array_split(asked, -(-len(asked) // 256))
-    return np.array(
-        [[truly == said for k in parts for said in net(patches[k].float() / 255).argmax(1).tolist()] for truly, patches in enumerate(both)]
-    )
-
-
-def _bounded(values: np.ndarray) -> np.ndarray:
-    return values / np.maximum(np.sqrt((values**2).mean(1, keepdims=True)), 1)
+def _right(network: Classifier, both: list[torch.Tensor], test: np.ndarray) -> np.ndarray:
+    """(2, N): whether each of the patches `test` is told rightly, in each kind."""
+    said = [torch.cat([network(part.float() / 255).argmax(1) for part in patches[test].split(256)]) for patches in both]
+    return np.stack([(answer == truth).cpu().numpy() for truth, answer in enumerate(said)])
 
 
 def kid(
@@ -121,36 +114,36 @@ def kid(
 ) -> tuple[float, float, float]:
     """Kernel inception distance (Binkowski et al. 2018) of features (N, D): the squared maximum mean discrepancy under the kernel
     (x y / D + 1)^3, unbiased; 0 for one distribution, so that it may fall below. (value, low, high): the 95 % bootstrap interval over patients,
-    moved so that its mean is the value (a patient drawn twice makes a resample less various than the patients are).
+    moved so that its mean is the value (a patient who is taken twice makes a resample less various than the patients are).
 
     Features are standardised by HR's mean and deviation, and vectors longer than a usual one (the root of D) are cut to that length: a few bright
-    patches among dark ones, thirty times as long, cubed, would decide alone. Kernel sums are kept by pairs of patients, so that a resample is a
-    weighted sum."""
+    patches among dark ones, thirty times as long, cubed, would decide alone."""
     mean, deviation = hr.mean(0), np.maximum(hr.std(0), 1e-6)
-    sr, hr = (_bounded((values - mean) / deviation) for values in (sr, hr))
     names = np.unique(np.concatenate([sr_patients, hr_patients]))
-    belongs = [(patients[None] == names[:, None]).astype(float) for patients in (sr_patients, hr_patients)]
-    counts = [b.sum(1) for b in belongs]
+    sides = []
+    for values, patients in ((sr, sr_patients), (hr, hr_patients)):
+        values = (values - mean) / deviation
+        values = values / np.maximum(np.sqrt((values**2).mean(1, keepdims=True)), 1)
+        sides.append((values, (patients[None] == names[:, None]).astype(float)))
 
-    def sums(x, y, a, b, same):
+    def sums(x, x_of, y, y_of):  # of the kernel, by pairs of patients, so that a resample is a weighted sum
         kernel = (x @ y.T / x.shape[1] + 1) ** 3
-        return a @ (kernel - np.diag(np.diag(kernel)) if same else kernel) @ b.T
+        return x_of @ (kernel - np.diag(np.diag(kernel)) if x is y else kernel) @ y_of.T
 
-    within = [sums(x, x, b, b, True) for x, b in zip((sr, hr), belongs, strict=True)]
-    across = sums(sr, hr, *belongs, False)
+    within, across = [sums(*side, *side) for side in sides], sums(*sides[0], *sides[1])
+    n, m = (of.sum(1) for _, of in sides)
 
-    def distance(weights):  # (R, patients): how often each patient is in the resample; nan where a side is empty
+    def distance(weights):  # (resamples, patients): how often each patient is taken; nan where a side is empty
         total = 0.0
-        for kernel, n in zip(within, counts, strict=True):
-            # a patient drawn twice is two patients, who share no pair of a patch with itself
-            pairs = (weights @ n) ** 2 - (weights**2 @ n)
+        for kernel, count in zip(within, (n, m), strict=True):
+            # a patient who is taken twice is two patients, who share no pair of a patch with itself
+            pairs = (weights @ count) ** 2 - (weights**2 @ count)
             total = total + np.einsum("rp,pq,rq->r", weights, kernel, weights) / pairs
-        n, m = (weights @ c for c in counts)
-        return total - 2 * np.einsum("rp,pq,rq->r", weights, across, weights) / (n * m)
+        return total - 2 * np.einsum("rp,pq,rq->r", weights, across, weights) / ((weights @ n) * (weights @ m))
 
-    drawn = np.random.default_rng(0).multinomial(len(names), np.full(len(names), 1 / len(names)), resamples).astype(float)
+    weights = np.random.default_rng(0).multinomial(len(names), np.full(len(names), 1 / len(names)), resamples).astype(float)
     with np.errstate(divide="ignore", invalid="ignore"):
-        value, found = distance(np.ones((1, len(names))))[0], distance(drawn)
-    found = found[np.isfinite(found)]
-    low, high = np.quantile(found - found.mean() + value, [0.025, 0.975]) if len(found) > 1 else (np.nan, np.nan)
+        value, values = distance(np.ones((1, len(names))))[0], distance(weights)
+    values = values[np.isfinite(values)]
+    low, high = np.quantile(values - values.mean() + value, [0.025, 0.975]) if len(values) > 1 else (np.nan, np.nan)
     return float(value), float(low), float(high)

@@ -1,4 +1,4 @@
-"""Frozen feature extractors of losses and measures: VGG and ResNet through torchvision, and local statistics of the grain.
+"""Frozen feature extractors of losses and measures: any layer of torchvision's networks.
 
 An extractor takes (N, 1 or 3, H, W) in [0, 1] and returns feature maps. The copy of grey to three channels and ImageNet's
 normalisation happen here and nowhere else.
@@ -6,18 +6,15 @@ normalisation happen here and nowhere else.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 import torchvision
 from torch import nn
+from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
-from ..config import LAYERS, UserError
+from ..config import VGG, UserError, is_own, nearest, own_part, vgg_layers
 from ..files import HOME, WEIGHTS, mounts, released
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -52,36 +49,55 @@ class Frozen(nn.Module):
     def train(self, mode: bool = True):
         return super().train(False)
 
-    def forward(self, image: torch.Tensor):
-        return self.body(normalise(image))
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        maps = self.body(normalise(image))
+        return maps["maps"] if isinstance(maps, dict) else maps
 
 
 def feature_extractor(name: str = "vgg19:relu5_4", weights: str | Path | None = None) -> nn.Module:
-    """A frozen extractor of one feature map: 'NETWORK:LAYER', NETWORK one of EXTRACTORS; without a layer its usual one.
+    """A frozen extractor of one feature map, 'NETWORK:LAYER' of an ImageNet network of torchvision.
 
-    A layer of a VGG is reluB_C (after the activation, as in the paper: VGG54 is relu5_4, VGG22 relu2_2) or
-    convB_C (before it); of resnet50 layer1 to layer4. `weights`, for ImageNet's networks: a state dict file or a folder that holds one,
-    full or convolutions only; without it VGG-19 is the original one in data/weights, the others torchvision's IMAGENET1K_V1, which is downloaded
-    once. Raises UserError for an unknown name, WeightsMissing for weights that cannot be had.
+    A layer of a VGG is reluB_C (after the activation, as in the paper: VGG54 is relu5_4, VGG22 relu2_2) or convB_C (before it); of any network a node
+    of `torchvision.models.feature_extraction.get_graph_node_names`, such as resnet50:layer3. 'random-vgg19:LAYER' is VGG-19 before any
+    training, a control that knows nothing of images; 'none' gives the image itself (the paper's SRGAN-MSE); 'MODULE:NAME' calls your own function
+    of `weights`, which gives a module from ImageNet's normalisation to feature maps.
+
+    `weights`: a state dict file or a folder that holds one, full or convolutions only; without it VGG-19 is the original one in data/weights,
+    the others torchvision's IMAGENET1K_V1, which is downloaded once. Raises UserError for an unknown name, WeightsMissing for weights that cannot be had.
     """
     network, _, layer = name.partition(":")
-    if network not in EXTRACTORS:
-        raise UserError(f"content_features={name!r} is unknown; take one of {', '.join(EXTRACTORS)}, with or without ':LAYER'")
-    return Frozen(EXTRACTORS[network](layer, weights))
+    trained = network.removeprefix("random-")
+    if trained in torchvision.models.list_models(torchvision.models):
+        return Frozen(_layer(trained, layer, weights, trained == network))
+    if network != "none" and not is_own(name):
+        raise UserError(
+            f"content_features={name!r} is unknown; take vgg19:relu5_4, another network of torchvision, random-vgg19, none or MODULE:NAME"
+        )
+    return Frozen(nn.Identity() if network == "none" else own_part(name)(weights))
 
 
-def _upto(network: str, layers: dict[str, nn.Module], layer: str) -> nn.Sequential:
-    """The layers up to one that a content loss can use; UserError where there is none of that name."""
-    usable = [n for n in layers if n.startswith(("relu", "conv", "layer"))]
-    if layer not in usable:
-        raise UserError(f"{network} has no layer {layer!r}; it has {', '.join(usable)}")
-    return nn.Sequential(*list(layers.values())[: list(layers).index(layer) + 1])
-
-
-def _named(network: str, layers: nn.Sequential) -> dict[str, nn.Module]:
-    """A VGG's layers by their names; those that no loss uses, its poolings, by number."""
-    names = iter(LAYERS[network])
-    return {f"pool, layer {k}" if isinstance(layer, nn.MaxPool2d) else next(names): layer for k, layer in enumerate(layers)}
+def _layer(network: str, layer: str, weights: str | Path | None, trained: bool) -> nn.Module:
+    """The part of a network up to a layer; it returns {'maps': ...}."""
+    with torch.random.fork_rng([]), torch.device("meta" if trained else "cpu"):  # random weights take seconds
+        torch.manual_seed(0)
+        model = torchvision.models.get_model(network, weights=None)
+    names = vgg_layers(network) if network in VGG else {}
+    try:
+        body = create_feature_extractor(model, {names.get(layer, layer): "maps"})
+    except ValueError:
+        known = names or get_graph_node_names(model)[1]
+        raise UserError(f"content_features: {network} has no layer {layer!r}; {nearest(layer, known)}") from None
+    if not trained:
+        return body
+    try:
+        missing = body.load_state_dict(_state(network, weights), strict=False, assign=True).missing_keys
+    except RuntimeError:
+        missing = True
+    if missing:
+        raise UserError(
+            f"feature_weights={str(weights)!r} holds weights of another network than {network}; {WEIGHTS_HELP.format(network=network)}"
+        )
+    return body
 
 
 def convolutions(network: str) -> dict[str, torch.Tensor]:
@@ -98,103 +114,22 @@ def convolutions(network: str) -> dict[str, torch.Tensor]:
     return state
 
 
-def _imagenet(network: str, layer: str, weights: str | Path | None) -> nn.Module:
-    with torch.device("meta"):  # random weights would take seconds
-        model = getattr(torchvision.models, network)(weights=None)
-    model.to_empty(device="cpu")
-    if network == "resnet50":
-        target, layer = model, layer or "layer3"
-        layers = dict(list(model.named_children())[:8])  # without the classifier
-    else:
-        target, layer = model.features, layer or {"vgg19": "relu5_4", "vgg16": "relu5_3"}[network]
-        layers = _named(network, model.features)
-    body = _upto(network, layers, layer)
-    kept = r"(features\.)?(\d+\.(weight|bias))$" if network.startswith("vgg") else r"()((?!fc\.).*)$"
-    state = {match[2]: value for key, value in _state(network, weights).items() if (match := re.match(kept, key))}
-    try:
-        missing, unknown = target.load_state_dict(state, strict=False)
-    except RuntimeError:
-        unknown = True
-    if unknown or any(not key.startswith("fc.") for key in missing):
-        help = WEIGHTS_HELP.format(network=network)
-        raise UserError(f"feature_weights={str(weights)!r} holds weights of another network than {network}; {help}")
-    return body
-
-
 def _state(network: str, weights: str | Path | None) -> dict[str, torch.Tensor]:
     """ImageNet's weights of a network, of `weights` or where there is none those at hand."""
     help = WEIGHTS_HELP.format(network=network)
     if weights:
         path = find_weights(weights, network)
         try:
-            return dict(torch.load(path, map_location="cpu", weights_only=True))
+            state = dict(torch.load(path, map_location="cpu", weights_only=True))
+            return {f"features.{key}" if key[0].isdigit() else key: value for key, value in state.items()}  # (of convolutions saved alone)
         except Exception as error:
             raise UserError(f"{path}: holds no state dict of {network} ({type(error).__name__}); {help}") from None
     if network == "vgg19":
         return convolutions(network)
     try:
-        return getattr(torchvision.models, network)(weights="IMAGENET1K_V1", progress=False).state_dict()
+        return torchvision.models.get_model_weights(network).IMAGENET1K_V1.get_state_dict(progress=False)
     except Exception as error:
         raise WeightsMissing(f"{network}'s ImageNet weights could not be downloaded ({type(error).__name__}); {help}") from None
-
-
-def _random_vgg(layer: str, weights) -> nn.Module:
-    """VGG-19 as it is before any training, seeded: a control that knows nothing of images."""
-    with torch.random.fork_rng([]):
-        torch.manual_seed(0)
-        layers = torchvision.models.vgg19(weights=None).features
-    return _upto("random-vgg19", _named("random-vgg19", layers), layer or "relu5_4")
-
-
-class LocalGrain(nn.Module):
-    """Local statistics of the grain: its logarithmic power spectrum, skewness and kurtosis, and nothing of where each grain lies.
-
-    (N, 3, H, W) to (N, 37, about H / 8, W / 8), of the mean of the channels, in windows of 16 pixels, 8 apart. The first 33 maps are the logarithm
-    of the mean power of each wave of an 8 x 8 Fourier transform (33 frequencies and directions, all but the mean). The last four are skewness and
-    the logarithm of the fourth moment over the squared second, of the image less its mean over 5 x 5 pixels, of the image and of one of half
-    its size; times WEIGHT, so that four maps count beside 33. A floor of half a grey level hides the rounding to 8 bit.
-    """
-
-    FLOOR = (0.5 / 255) ** 2
-    WEIGHT = 3.0
-
-    def __init__(self):
-        super().__init__()
-        half = [(u, v) for v in range(5) for u in range(-3, 5) if (v or u > 0) and (v < 4 or u >= 0)]  # the rest are their mirror images
-        y, x = torch.arange(8.0)[:, None], torch.arange(8.0)
-        window = torch.sin(torch.pi * (y + 0.5) / 8) * torch.sin(torch.pi * (x + 0.5) / 8)
-        phase = torch.stack([2 * torch.pi * (u * x + v * y) / 8 for u, v in half])
-        waves = torch.cat([phase.cos(), phase.sin()])
-        waves = window * (waves - (window * waves).sum((1, 2), keepdim=True) / window.sum()) / window.norm()  # blind to brightness
-        # back to [0, 1], but for a constant; mean of channels
-        self.register_buffer("to_grey", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1) / 3)
-        self.register_buffer("waves", waves[:, None] * self.to_grey)
-
-    def forward(self, image: torch.Tensor) -> torch.Tensor:
-        with torch.autocast(image.device.type, enabled=False):
-            power = F.conv2d(image.float(), self.waves, stride=2).square().unflatten(1, (2, 33)).sum(1)
-            power = (F.avg_pool2d(power, min(8, *power.shape[-2:]), 4) + self.FLOOR).log()
-            grey = (image.float() * self.to_grey).sum(1, keepdim=True)
-            moments = [m for x, side in ((grey, 16), (F.avg_pool2d(grey, 2), 8)) for m in self._moments(x, side)]
-            return torch.cat([power, *(self.WEIGHT * F.interpolate(m, size=power.shape[-2:]) for m in moments)], 1)
-
-    def _moments(self, grey: torch.Tensor, side: int) -> tuple[torch.Tensor, torch.Tensor]:
-        detail, side = grey - F.avg_pool2d(grey, 5, 1, 2, count_include_pad=False), min(side, *grey.shape[-2:])
-        second, third, fourth = (F.avg_pool2d(detail**k, side, side // 2) for k in (2, 3, 4))
-        second, fourth = second + 9 * self.FLOOR, fourth + 81 * self.FLOOR**2
-        return third / second**1.5, fourth.log() - 2 * second.log()
-
-
-# Name: a function of (layer, '' where none was given; the setting feature_weights) that gives the layers up to there, which take
-# (N, 3, H, W) in ImageNet's normalisation. A new extractor is a function and a line.
-EXTRACTORS: dict[str, Callable[[str, str | Path | None], nn.Module]] = {
-    "vgg19": partial(_imagenet, "vgg19"),
-    "vgg16": partial(_imagenet, "vgg16"),
-    "resnet50": partial(_imagenet, "resnet50"),
-    "random-vgg19": _random_vgg,
-    "local-grain": lambda layer, weights: LocalGrain(),
-    "none": lambda layer, weights: nn.Identity(),  # a mean squared error of pixels (the paper's SRGAN-MSE)
-}
 
 
 def find_weights(weights: str | Path, network: str) -> Path:
@@ -204,10 +139,10 @@ def find_weights(weights: str | Path, network: str) -> Path:
     if path.is_file():
         return path
     folders = [path, *mounts("datasets", str(weights))]
-    found = [p for f in folders for p in sorted((*f.glob("*.pt*"), *f.glob("*/*.pt*"))) if network in p.name]
-    if not found:
+    files = [p for f in folders for p in sorted((*f.glob("*.pt*"), *f.glob("*/*.pt*"))) if network in p.name]
+    if not files:
         raise WeightsMissing(f"feature_weights={str(weights)!r}: no {network} weights there; {WEIGHTS_HELP.format(network=network)}")
-    return found[0]
+    return files[0]
 
 
 def lpips() -> nn.Module:

@@ -1,17 +1,16 @@
-"""The two networks of Ledig et al. 2017 (figure 4), other generators, and the linear filter that a network has to beat.
+"""The two networks of Ledig et al. 2017 (figure 4).
 
-A new generator is a class and a line in GENERATORS: it takes (N, C, h, w) in [0, 1] and gives (N, C, scale * h, scale * w), and its
-constructor takes what `Generator`'s takes. Any of them can be the trunk that a head draws texture on (`texture`).
+A generator of your own, the setting `generator` = MODULE:CLASS, takes (N, C, h, w) in [0, 1] and gives (N, C, scale * h, scale * w); its
+constructor takes what `Generator`'s takes. It can be the base of the sampler, too.
 """
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..config import own_part
 from ..degrade import SCALES, upsample
 
 
@@ -100,14 +99,12 @@ class Generator(nn.Module):
             return (y + 1) / 2, x
 
 
-GENERATORS: dict[str, Callable[..., nn.Module]] = {"srresnet": Generator}
-
-
 def build(settings: dict) -> nn.Module:
-    """The generator that `settings` describe: `generator`, its name in GENERATORS (srresnet where it is left out, as in older files), and
-    the constructor's arguments. They become its attribute `settings`, which is saved with its weights. KeyError for an unknown name."""
+    """The generator that `settings` describe: `generator` (srresnet, also where it is left out, or MODULE:CLASS) and the constructor's
+    arguments. They become its attribute `settings`, which is saved with its weights. UserError for a class that cannot be loaded."""
     arguments = {"generator": "srresnet"} | settings
-    network = GENERATORS[arguments["generator"]](**{k: v for k, v in arguments.items() if k != "generator"})
+    name = arguments["generator"]
+    network = (Generator if name == "srresnet" else own_part(name))(**{k: v for k, v in arguments.items() if k != "generator"})
     network.settings = arguments
     return network
 
@@ -147,43 +144,3 @@ class Discriminator(nn.Module):
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         return self.classify(self.features(image)).float()
-
-
-class LinearFilter(nn.Module):
-    """The honest floor: the least-squares filter from a `size` x `size` LR neighbourhood to each HR sub-pixel, as a
-    correction to bicubic. No learning rate, no steps: `fit` solves the normal equations. (N, C, h, w) in [0, 1], each channel alone.
-    """
-
-    def __init__(self, scale: int = 4, size: int = 11):
-        super().__init__()
-        self.scale, self.size = scale, size
-        self.register_buffer("weight", torch.zeros(scale**2, size**2 + 1))
-
-    def _patches(self, lr: torch.Tensor) -> torch.Tensor:
-        """(N, 1, h, w) to (N, size^2 + 1, h * w): each neighbourhood less its centre pixel, and a constant."""
-        pad = self.size // 2
-        patches = F.unfold(F.pad(lr, (pad,) * 4, mode="replicate"), self.size)
-        patches = patches - patches[:, self.size**2 // 2, None]
-        return torch.cat([patches, torch.ones_like(patches[:, :1])], 1)
-
-    @torch.no_grad()
-    def fit(self, pairs) -> LinearFilter:
-        """`pairs`: batches (lr, hr) of tensors with sizes that match. Returns itself."""
-        gram = torch.zeros(self.size**2 + 1, self.size**2 + 1, dtype=torch.float64)
-        moment = torch.zeros(self.size**2 + 1, self.scale**2, dtype=torch.float64)
-        for lr, hr in pairs:
-            lr, hr = lr.flatten(0, 1)[:, None], hr.flatten(0, 1)[:, None]
-            target = F.pixel_unshuffle(hr - upsample(lr, self.scale), self.scale).flatten(2)
-            x = self._patches(lr).permute(1, 0, 2).flatten(1).double()
-            gram += x @ x.T
-            moment += x @ target.permute(1, 0, 2).flatten(1).T.double()
-        ridge = 1e-6 * gram.diagonal().mean() * torch.eye(len(gram), dtype=torch.float64)
-        self.weight.copy_(torch.linalg.solve(gram + ridge, moment).T)
-        return self
-
-    @torch.no_grad()
-    def forward(self, lr: torch.Tensor) -> torch.Tensor:
-        n, c, h, w = lr.shape
-        flat = lr.reshape(n * c, 1, h, w)
-        detail = (self.weight @ self._patches(flat)).unflatten(2, (h, w))
-        return (upsample(flat, self.scale) + F.pixel_shuffle(detail, self.scale)).reshape(n, c, h * self.scale, w * self.scale)

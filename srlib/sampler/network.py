@@ -1,7 +1,7 @@
-"""The networks that draw texture: SRResNet with a head that gets noise, and the discriminator that judges it.
+"""The networks of the sampler: SRResNet with a head that gets noise, and the discriminator that judges it.
 
 Ledig's generator is a function of LR. LR does not say where each grain of speckle lies, so such a function can only blur it, or carve one
-pattern for all. Here SR = project(SRResNet(lr) + texture(maps, noise), lr): other noise is another draw, and every draw reduces to LR.
+pattern for all. Here SR = project(SRResNet(lr) + texture(maps, noise), lr): other noise is another sample, and every sample reduces to LR.
 Per-pixel noise: Karras et al. 2019 (arXiv 1812.04948, 3.2). Why a restorer must be random: Ohayon et al. 2023 (arXiv 2211.08944).
 """
 
@@ -17,12 +17,12 @@ from torch import nn
 from ..degrade import project
 from ..models.networks import RowConv2d
 
-NOISES = 4  # noise maps that a draw takes: one before each convolution of the head but the first
+NOISES = 4  # noise maps that a sample takes: one before each convolution of the head but the first
 ROUNDS = 8  # of clamping and projecting, which bring LR consistency of whole scans from 45 to 60 dB and more
 
 
 def normal_noise(seed: int, images: int, height: int, width: int) -> torch.Tensor:
-    """The noise of `images` draws of (height, width) pixels: (images, NOISES, height, width), normal, a function of these numbers on every machine."""
+    """The noise of `images` samples of (height, width) pixels: (images, NOISES, height, width), normal, a function of these numbers on every machine."""
     if seed >= 1 << 32:  # torch's generator on the CPU looks at the last 32 bits alone
         seed = int(np.random.SeedSequence(seed).generate_state(1)[0])
     return torch.randn(images, NOISES, height, width, generator=torch.Generator().manual_seed(seed))
@@ -44,7 +44,7 @@ class TextureHead(nn.Module):
 
     Two k3 convolutions look at the clues; what they see joins the maps. Then a k1 convolution to `width` maps, three k3, one k5, noise before
     each but the first, LeakyReLU 0.2. Their last sum is of many small parts, so nearly Gaussian; speckle on a logarithmic display is not. So a
-    small k1 network of the same maps says for each pixel how strong the grain is (it differs tenfold between places and between scans), how
+    small k1 network of the same maps says for each pixel how strong the texture is (it differs tenfold between places and between scans), how
     skewed and how heavy its tails (`sinh_arcsinh`). The texture is 0 before the first step, and always where LR is `saturated`.
     """
 
@@ -86,7 +86,7 @@ def sinh_arcsinh(x: torch.Tensor, skew: torch.Tensor, tails: torch.Tensor) -> to
 
 
 def saturated(lr: torch.Tensor) -> torch.Tensor:
-    """1 where LR (N, C, h, w) is black, or white, with its eight neighbours, else 0: the white fill of a turned scan has no grain in HR either."""
+    """1 where LR (N, C, h, w) is black, or white, with its eight neighbours, else 0: the white fill of a turned scan has no texture in HR either."""
     highest, lowest = (F.max_pool2d(sign * lr, 3, stride=1, padding=1) * sign for sign in (1, -1))
     return ((highest < 0.5 / 255) | (lowest > 254.5 / 255)).to(lr.dtype)
 
@@ -106,17 +106,17 @@ def _mean(image: torch.Tensor, side: int) -> torch.Tensor:
 class Sampler(nn.Module):
     """LR (N, C, h, w) in [0, 1] and noise (N, NOISES, scale * h, scale * w), normal, to SR (N, C, scale * h, scale * w), on the [0, 1] scale, not clamped.
 
-    `trunk`: a generator, kept as it is (frozen, in eval mode); `width`: maps of the head; `kind`, `amount`: the reduction of `degrade` that SR
+    `trunk`: a generator, kept as it is (frozen, in eval mode); `width`: maps of the head; `kind`: the reduction of `degrade` that SR
     agrees with, '' for none (speckle and given pairs, whose LR is not HR reduced: there SR is not projected). The head takes the trunk's
     `with_maps` (of a trunk that has none, its SR image again), its SR image, and as clues LR, first, and its `local_noise`.
     """
 
-    def __init__(self, trunk: nn.Module, width: int = 32, kind: str = "bicubic", amount: float = 0.0):
+    def __init__(self, trunk: nn.Module, width: int = 32, kind: str = "bicubic"):
         super().__init__()
         self.trunk = trunk.requires_grad_(False).eval()
         self.scale, channels = trunk.settings["scale"], trunk.settings["channels"]
-        self.kind, self.amount = kind, amount
-        self.settings = trunk.settings | {"texture": width, "kind": kind, "amount": amount}
+        self.kind = kind
+        self.settings = trunk.settings | {"texture": width, "kind": kind}
         inputs = trunk.settings["width"] if hasattr(trunk, "with_maps") else channels
         self.head = TextureHead(inputs + channels, 3 * channels, channels, width)
 
@@ -127,7 +127,7 @@ class Sampler(nn.Module):
 
     @torch.no_grad()
     def prepare(self, lr: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """(SR of the trunk; maps and clues for the head): all that does not depend on the noise, the same for every draw."""
+        """(SR of the trunk; maps and clues for the head): all that does not depend on the noise, the same for every sample."""
         smooth, maps = self.trunk.with_maps(lr) if hasattr(self.trunk, "with_maps") else 2 * (self.trunk(lr),)
         with torch.autocast(lr.device.type, enabled=False):
             clues = torch.cat([lr.float(), local_noise(lr.float())], 1)
@@ -135,7 +135,7 @@ class Sampler(nn.Module):
 
     def project(self, sr: torch.Tensor, lr: torch.Tensor, rounds: int = 1) -> torch.Tensor:
         """`degrade.project` by this network's reduction; SR as it is where there is none."""
-        return project(sr, lr, self.scale, self.kind, self.amount, rounds) if self.kind else sr
+        return project(sr, lr, self.scale, self.kind, rounds) if self.kind else sr
 
     def samples(self, lr: torch.Tensor, noises: Iterable[torch.Tensor], strength: float = 1.0) -> list[torch.Tensor]:
         """SR for each of the noises, before it is projected; the trunk is computed once. `strength` 0 is the trunk's SR."""
@@ -147,7 +147,7 @@ class Sampler(nn.Module):
 
 
 def sample(generator: nn.Module, lr: torch.Tensor, seed: int = 0, strength: float = 1.0, rounds: int = ROUNDS) -> torch.Tensor:
-    """SR of a small LR tensor (1, C, h, w), by any generator: a draw with the noise of `seed`, clamped and projected in turn so that it agrees
+    """SR of a small LR tensor (1, C, h, w), by any generator: a sample with the noise of `seed`, clamped and projected in turn so that it agrees
     with LR after rounding too; of a generator without noise, its one SR."""
     if not isinstance(generator, Sampler):
         return generator(lr)

@@ -93,10 +93,10 @@ def _ask_for_weights(run: Run) -> None:
     """Raise UserError where the network of the content loss cannot be had: before the hours of the pretraining, not after them."""
     if run.provenance["stages"].get("pretrain", {}).get("finished"):
         return
-    from ..models import features
+    from ..sampler.training import content_extractor
 
     try:
-        features.feature_extractor(run.config.content_features, run.config.feature_weights)
+        content_extractor(run.config)
     except UserError as error:
         raise UserError(f"{error} (notebook 04 needs this; change it in 01_explore_data or on the command line)") from None
 
@@ -122,9 +122,9 @@ def _take_networks(run: Run) -> None:
         for key in ("scale", "channels"):
             if shape[key] != getattr(run.config, key):
                 raise UserError(f"{file} is for {key}={shape[key]}, not {getattr(run.config, key)}; set {key} or other networks")
-    scale, kind, amount = (entry["scale"], entry["reduction"], entry["amount"]) if entry else read_config(source / "config.json").reduction
-    if (scale, kind, amount) != run.config.reduction:
-        raise UserError(f"networks={wanted!r} undo another reduction; set degradation={f'{kind}:{amount:g}' if amount else kind!r}")
+    learnt = (entry["scale"], trained.reduction(entry, "reduction")) if entry else read_config(source / "config.json").reduction
+    if learnt != run.config.reduction:
+        raise UserError(f"networks={wanted!r} undo another reduction; set degradation={learnt[1]!r}")
     for name, file in files.items():
         _take(run, name, file)
 

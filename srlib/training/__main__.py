@@ -1,40 +1,44 @@
-"""What each process that torchrun starts for `parallel.launch` does."""
+"""`torchrun --nproc-per-node=2 -m srlib.training RUN STAGE`: one process of several that train a stage of a run folder, on one host or more.
+
+Notebook 01 has made the folder; each host has it under the same path. STAGE is pretrain or srgan."""
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from pathlib import Path
 
 import torch.distributed as dist
 
-from ..config import Config, OutOfTime, UserError
+from ..config import UserError
 from ..device import pick_device
+from ..sampler.training import train_sampler
+from ..series.run_folder import Run, read_config
 from . import parallel
 from .adversarial import train_srgan
 from .pretraining import pretrain_generator
 
-STAGES = {"pretrain": pretrain_generator, "srgan": train_srgan}
 
-
-def main(job: str) -> int:
-    """What each process of `parallel.launch` does: join the group, run the stage. Its mistakes go to `job.error`, which `launch` reads."""
-    facts = json.loads(Path(job).read_text(encoding="utf-8"))
-    config = Config(**facts["config"])
-    device = pick_device(config.device)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+def main(folder: str, stage: str) -> int:
+    """Join the group and train; the exit status."""
+    run = Run(Path(folder), read_config(Path(folder) / "config.json"))
+    train = pretrain_generator if stage == "pretrain" else train_sampler if run.config.texture else train_srgan
+    if "LOCAL_RANK" in os.environ:
+        dist.init_process_group("cpu:gloo,cuda:nccl" if pick_device(run.config.device).type == "cuda" else "gloo")
     if parallel.rank():
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (for the whole process)
     try:
-        paths = [[Path(p) for p in facts[name]] for name in ("train", "val")]
-        STAGES[facts["stage"]](config, *paths, facts["folder"], facts["fingerprint"])
+        images = run.images("train", run.config.crop if stage == "pretrain" else run.config.gan_crop), run.images("val")
+        train(run.config, *images, run.folder, run.fingerprint(stage))
     except UserError as error:
-        part = Path(job).with_name(f"job.error.{parallel.rank()}")
-        part.write_text(json.dumps([isinstance(error, OutOfTime), str(error)]), encoding="utf-8")
-        part.replace(Path(job).with_name("job.error"))
+        print(f"error: {error}", file=sys.stderr)
         return 1  # torchrun then ends the others, which may wait for this one
     except KeyboardInterrupt:
         return 130
-    dist.destroy_process_group()
+    if dist.is_initialized():
+        dist.destroy_process_group()
     return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

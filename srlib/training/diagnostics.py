@@ -11,34 +11,34 @@ COLLAPSE = -4.0  # dB of PSNR against bicubic
 DIVERGED = 3.0  # dB below the best validation
 
 
-def warnings(history: pd.DataFrame) -> dict[str, str]:
+def adversarial_warnings(history: pd.DataFrame) -> dict[str, str]:
     """{kind: sentence} of what is wrong at the end of `train_srgan`'s history; empty while it is sound.
 
     Kinds: `won` (D tells all SR from HR, so that its gradient vanishes), `blind` (D cannot tell at all), `inconsistent` (SR reduced
     again is not LR), `collapse` (SR is far from HR, or all of the generator's loss is adversarial).
     """
-    history, found = history[history.step > 0], {}
+    history, warnings = history[history.step > 0], {}
     if history.empty:
-        return found
+        return warnings
     last, right = history.iloc[-1], history.d_right
     if len(right) > 1 and right.iloc[-2:].min() > WON:
-        found["won"] = (
+        warnings["won"] = (
             f"the discriminator has won (it is right with probability {last.d_right:.2f}) and teaches nothing; "
             "a larger penalty, or a smaller adversarial_share, keeps both learning"
         )
     if len(right) > 3 and right.max() < BLIND:
-        found["blind"] = "the discriminator cannot tell SR from HR; a smaller penalty or a larger gan_lr lets it learn"
+        warnings["blind"] = "the discriminator cannot tell SR from HR; a smaller penalty or a larger gan_lr lets it learn"
     if last.gain_db < COLLAPSE or 0.95 < last.adversarial_share < 1:  # (1: there is no other term)
-        found["collapse"] = (
+        warnings["collapse"] = (
             f"the generator is collapsing ({last.gain_db:+.1f} dB against bicubic, {last.adversarial_share:.0%} of its loss adversarial); "
             "a smaller adversarial_share, a pixel_weight or a lower gan_lr steadies it"
         )
     elif last.consistency_db < LEFT_LR:
-        found["inconsistent"] = (
+        warnings["inconsistent"] = (
             f"SR reduced again is {last.consistency_db:.1f} dB from LR (sound: over {LEFT_LR:.0f}), so it contradicts LR; "
             "use texture with a linear degradation, or a smaller adversarial_share"
         )
-    return found
+    return warnings
 
 
 def pretraining_warnings(history: pd.DataFrame) -> dict[str, str]:

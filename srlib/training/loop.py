@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import random
 import signal
 import sys
@@ -93,17 +92,19 @@ class RunningMeans:
             when = torch.where(value.isfinite(), torch.inf, float(step))
             self.bad[key] = torch.minimum(self.bad[key], when) if key in self.bad else when
 
-    def take(self) -> dict[str, float]:
-        """{name: mean}, over all processes too; raises FloatingPointError(name, step) for the first number that was not finite."""
+    def joint(self, advice: str) -> dict[str, torch.Tensor]:
+        """The sums, averaged over all processes. Raises UserError, which ends with `advice`, for the first number that was not finite."""
         first = {key: -parallel.largest(-float(step)) for key, step in self.bad.items()}
         key = min(first, key=first.get, default="")
         if key and first[key] < np.inf:
-            raise FloatingPointError(key, int(first[key]))
-        return {key: float(value) / self.count for key, value in self.joint().items()}
-
-    def joint(self) -> dict[str, torch.Tensor]:
-        """The sums, averaged over all processes."""
+            raise UserError(f"{key} is not a number at step {int(first[key])}; {advice}")
         return {key: parallel.mean(value) for key, value in self.sums.items()}
+
+    def take(self, advice: str) -> dict[str, float]:
+        """{name: mean}, over all processes; then it begins anew."""
+        means = {key: float(value) / self.count for key, value in self.joint(advice).items()}
+        self.__init__()
+        return means
 
 
 @dataclasses.dataclass
@@ -125,76 +126,37 @@ def run_steps(stage: Stage, config: Config, folder: Path, fingerprint: str) -> p
     """Run the steps from the checkpoint in `folder`/`stage.name` on to the last, and return the history, a row for each validation, the first before
     any step; its `session` counts the starts of the stage: a row of session 2 was computed after the first continuation.
 
-    An interrupt, or the end of `max_hours`, lets the step end, saves, and raises KeyboardInterrupt or UserError; called again, the
+    An interrupt, or the end of `max_hours`, lets the step end, saves, and raises KeyboardInterrupt or OutOfTime; called again, the
     steps go on. Raises UserError for a checkpoint with another fingerprint, and where a logged number is not finite (the
     checkpoint before it is kept).
     """
     name, total, file = stage.name, stage.total, folder / stage.name / "checkpoint.pt"
     parts = stage.parts | {"random": RandomState()}
-    if parallel.rank() == 0:
-        for left in (*file.parent.rglob("*.part"), *folder.glob("*.part")):  # of a session that was killed while it wrote
-            left.unlink(missing_ok=True)
-    state = parallel.from_first(checkpoint.load(file) if parallel.rank() == 0 else None) or {
-        "step": 0,
-        "history": [],
-        "sums": {},
-        "count": 0,
-        "seconds": 0.0,
-    }
-    first, rows, means, session = state["step"], state["history"], RunningMeans(state["sums"], state["count"]), state.get("session", 0) + 1
+    state = _restored(file, parts, fingerprint)
+    first, rows, means = state["step"], state["history"], RunningMeans(state["sums"], state["count"])
+    session = state["session"] + 1
     if first:
-        if state["fingerprint"] != fingerprint:
-            raise UserError(f"{file} belongs to other settings; choose another run_dir, or delete {file.parent} to train again")
-        if parts.keys() != state["parts"].keys():
-            raise UserError(f"{file} is of another version of srlib; choose another run_dir, or delete {file.parent} to train again")
-        for key, part in parts.items():
-            part.load_state_dict(state["parts"][key])
         print(f"{name}: " + (f"continuing at step {first} of {total}" if first < total else f"finished earlier, {total} steps"))
-    started = time.monotonic() - state["seconds"]
-    begin = float(os.environ.get("SRLIB_STARTED", time.time()))  # a runner tells its notebooks when it began
-    deadline = begin + 3600 * config.max_hours if config.max_hours else np.inf
-
-    def write_history() -> None:
-        if rows and parallel.rank() == 0:
-            write(file.with_name("history.csv"), pd.DataFrame(rows).to_csv(index=False))
-
-    def checked() -> dict:
-        try:
-            return means.take()
-        except FloatingPointError as error:
-            key, when = error.args
-            raise UserError(
-                f"{name}: {key} is not a number at step {when}; {file} holds the last good state, a lower learning rate may help"
-            ) from None
-
-    with (
-        Stop() as stop,
-        tqdm(
-            total=total, initial=first, desc=name, unit="step", mininterval=1.0, ncols=100, file=sys.stdout, disable=parallel.rank() > 0
-        ) as bar,
-    ):
+    advice = f"{file} holds the last good state, a lower learning rate may help"
+    started, end = time.monotonic() - state["seconds"], parallel.session_end(config)
+    show = dict(unit="step", mininterval=1.0, ncols=100, file=sys.stdout, disable=parallel.rank() > 0)
+    with Stop() as stop, tqdm(total=total, initial=first, desc=name, **show) as bar:
         if not first:
             rows.append({"step": 0, "session": session, "seconds": 0.0, **stage.validate()})
         batches = stage.stream(first)
         for k in range(first, total):
             means.add(k + 1, stage.step(k, *next(batches)))
-            last = k + 1 == total
-            seconds = time.monotonic() - started
+            last, seconds = k + 1 == total, time.monotonic() - started
             if (k + 1) % config.validate_every == 0 or last:
-                rows.append({"step": k + 1, "session": session, "seconds": round(seconds, 1), **checked(), **stage.validate()})
-                means = RunningMeans()
+                rows.append({"step": k + 1, "session": session, "seconds": round(seconds, 1), **means.take(advice), **stage.validate()})
                 bar.set_postfix_str(" ".join(f"{key} {rows[-1][key]:.4g}" for key in ("loss", "gain_db")), refresh=False)
                 stage.watch(pd.DataFrame(rows))
             bar.update()
-            late = time.time() > deadline
-            ends = parallel.largest(2.0 * late or 1.0 * stop.asked)  # all processes end at one step
+            late = time.time() > end
+            ends = parallel.largest(2.0 if late else float(stop.asked))  # all processes end at one step
             if (k + 1) % config.checkpoint_every == 0 or last or ends:
-                checked()
-                state = {"fingerprint": fingerprint, "step": k + 1, "history": rows, "sums": means.joint(), "count": means.count}
-                state |= {"seconds": seconds, "session": session, "parts": {key: part.state_dict() for key, part in parts.items()}}
-                if parallel.rank() == 0:
-                    checkpoint.save(file, state)
-                write_history()
+                state = {"fingerprint": fingerprint, "step": k + 1, "history": rows, "sums": means.joint(advice), "count": means.count}
+                _save(file, state | {"seconds": seconds, "session": session}, parts)
             if ends and not last:
                 parallel.largest(0.0)  # all wait for the first one's files
                 bar.close()
@@ -204,7 +166,37 @@ def run_steps(stage: Stage, config: Config, folder: Path, fingerprint: str) -> p
                     )
                 print(f"{name}: stopped and saved at step {k + 1}; run the same again to continue")
                 raise KeyboardInterrupt
-    write_history()  # once more: an earlier session may have ended between the last checkpoint and its history
     if parallel.rank() == 0:
+        _write_history(file, rows)  # once more: an earlier session may have ended between the last checkpoint and its history
         stage.finish()
     return pd.DataFrame(rows)
+
+
+def _restored(file: Path, parts: dict, fingerprint: str) -> dict:
+    """The state in the checkpoint, loaded into `parts`, or a first one. UserError for a checkpoint of other settings or another version."""
+    if parallel.rank() == 0:
+        for left in (*file.parent.rglob("*.part"), *file.parents[1].glob("*.part")):  # of a session that was killed while it wrote
+            left.unlink(missing_ok=True)
+    state = parallel.from_first(checkpoint.load(file) if parallel.rank() == 0 else None)
+    if not state:
+        return {"step": 0, "history": [], "sums": {}, "count": 0, "seconds": 0.0, "session": 0}
+    for whose, same in (
+        ("other settings", state["fingerprint"] == fingerprint),
+        ("another version of srlib", parts.keys() == state["parts"].keys()),
+    ):
+        if not same:
+            raise UserError(f"{file} belongs to {whose}; choose another run_dir, or delete {file.parent} to train again")
+    for key, part in parts.items():
+        part.load_state_dict(state["parts"][key])
+    return state
+
+
+def _save(file: Path, state: dict, parts: dict) -> None:
+    state["parts"] = {key: part.state_dict() for key, part in parts.items()}
+    if parallel.rank() == 0:
+        checkpoint.save(file, state)
+        _write_history(file, state["history"])
+
+
+def _write_history(file: Path, rows: list[dict]) -> None:
+    write(file.with_name("history.csv"), pd.DataFrame(rows).to_csv(index=False))

@@ -1,10 +1,11 @@
 """The perceptual loss of Ledig et al. 2017, section 2.2: content loss on features, adversarial loss on logits; and pretraining's losses.
 
-A new loss is a function (or two) and a line in PRETRAIN or ADVERSARIAL.
+A loss of your own is MODULE:NAME in the settings `pretrain_loss` (a function of sr, hr in [0, 1]) or `adversarial_loss` (an `Adversarial`).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
@@ -13,27 +14,27 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..config import Config, UserError, own_part
+from . import parallel
+
+CALIBRATION_BATCHES = 4
+
 
 class ContentLoss(nn.Module):
     """Squared distance between features of SR and HR (equation 5), mean over channels and positions.
 
     `extractor` takes (N, C, H, W) in [0, 1] and returns one feature map; it must be frozen (`features.feature_extractor`).
     The gradient reaches SR through it; `hr` needs none. The features follow the autocast, their difference is taken in float32.
-
-    With `other`, a second draw of the same LR, (f(sr) - f(hr)) (f(other) - f(hr)): its mean over draws is the squared distance between the *mean*
-    feature of SR and HR's, so that grain is not punished for not being HR's grain. Of a generator without chance both draws are one image, and
-    this is the paper's loss.
     """
 
     def __init__(self, extractor: nn.Module):
         super().__init__()
         self.extractor = extractor
 
-    def forward(self, sr: torch.Tensor, hr: torch.Tensor, other: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(self, sr: torch.Tensor, hr: torch.Tensor) -> torch.Tensor:
         with torch.no_grad():
             target = self.extractor(hr).float()
-        first = self.extractor(sr).float() - target
-        return (first * (first if other is None else self.extractor(other).float() - target)).mean()
+        return (self.extractor(sr).float() - target).square().mean()
 
 
 def adversarial_loss(sr_logits: torch.Tensor, hr_logits: torch.Tensor | None = None) -> torch.Tensor:
@@ -81,12 +82,18 @@ PRETRAIN: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {  #
 
 
 class Adversarial(NamedTuple):
-    """A game's two losses on logits (N, 1). `relative`: only the difference of HR's and SR's logits counts, so that the generator's loss
+    """The two adversarial losses, on logits (N, 1). `relative`: only the difference of HR's and SR's logits counts, so that the generator's loss
     gets HR's logits, too; otherwise it gets None in their place."""
 
     generator: Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor]  # of sr_logits, hr_logits
     discriminator: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # of hr_logits, sr_logits
     relative: bool = False
+
+    def right(self, hr_logits: torch.Tensor, sr_logits: torch.Tensor) -> torch.Tensor:
+        """The mean probability that D gives to the truth; 0.5 is guessing."""
+        if self.relative:
+            return (hr_logits - sr_logits).sigmoid().mean()
+        return ((hr_logits.sigmoid() + (-sr_logits).sigmoid()) / 2).mean()
 
 
 ADVERSARIAL: dict[str, Adversarial] = {
@@ -94,3 +101,47 @@ ADVERSARIAL: dict[str, Adversarial] = {
     "relativistic": Adversarial(adversarial_loss, partial(discriminator_loss, relativistic=True), relative=True),
     "pairing": Adversarial(pairing_loss, pairing_loss, relative=True),
 }
+
+
+def loss_of(name: str, known: dict):
+    """The loss that a setting names: one of PRETRAIN or ADVERSARIAL (`known`), or one's own."""
+    return known[name] if name in known else own_part(name)
+
+
+def penalty_at(k: int, config: Config) -> float:
+    """The factor of D's gradient penalty in step k: `penalty` for crops of 96, falling by a cosine to a quarter over 80 % of the steps."""
+    part = min(1.0, k / config.gan_steps / 0.8)
+    area = (config.gan_crop / 96) ** 2  # D takes the mean over positions, so a pixel's slope falls with their number
+    return config.penalty * area * (0.25 + 0.75 * (1 + math.cos(math.pi * part)) / 2)
+
+
+class LossWeights:
+    """The factors of the loss terms: given by the settings, or calibrated on the first batches. A part of the checkpoint, so that a
+    calibration is made once."""
+
+    def __init__(self, config: Config):
+        self.adversarial, self.content, self.pixel = config.adversarial_weight, config.content_weight, 0.0
+
+    def times(self, terms: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The terms, weighted."""
+        return {name: getattr(self, name) * value for name, value in terms.items()}
+
+    def calibrate(self, config: Config, terms: list[dict[str, torch.Tensor]]) -> None:
+        """From the terms of some batches before the first step: the content weight, where the settings leave it open, so that the adversarial
+        term has its stated share beside it; the pixel weight, so that its term starts at `pixel_weight`. Raises UserError for an adversarial
+        loss that has no size to go by."""
+        means = {key: parallel.mean(torch.stack([t[key].float() for t in terms]).mean()).item() for key in terms[0]}
+        if not config.content_weight and means.get("content"):
+            if not means["adversarial"] > 0:
+                raise UserError(
+                    f"adversarial_loss={config.adversarial_loss!r} is {means['adversarial']:.3g} at the start, so content_weight=0 cannot be "
+                    "calibrated; set it"
+                )
+            self.content = self.adversarial * means["adversarial"] * (1 / config.adversarial_share - 1) / means["content"]
+        self.pixel = config.pixel_weight / max(means.get("pixel", 0.0), 1e-12)
+
+    def state_dict(self):
+        return dict(vars(self))
+
+    def load_state_dict(self, state):
+        vars(self).update(state)

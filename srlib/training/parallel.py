@@ -6,16 +6,14 @@ talk through gloo.
 
 from __future__ import annotations
 
-import codecs
 import contextlib
 import dataclasses
-import functools
 import json
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+import time
 from pathlib import Path
 
 import pandas as pd
@@ -24,8 +22,7 @@ import torch.distributed as dist
 from torch import nn
 
 from ..config import Config, OutOfTime, UserError
-from ..device import pick_device
-from ..files import REPOSITORY, read_table, write
+from ..files import REPOSITORY, read_table
 
 GRACE_SECONDS = 90  # that the processes get to save when they are asked to stop
 
@@ -101,82 +98,45 @@ def processes(config: Config, device: torch.device) -> int:
     return count if count > 1 else 0
 
 
-def on_every_gpu(stage: str) -> Callable:
-    """Makes a training function run in a process for each GPU (`launch`), where there are several; otherwise it runs here."""
+def launch(stage: str, count: int, config: Config, folder: Path, show=lambda history: None) -> pd.DataFrame:
+    """Run a stage, 'pretrain' or 'srgan', of the run in `folder` in `count` processes: `torchrun -m srlib.training FOLDER STAGE`. Returns its history,
+    which `show` gets, too.
 
-    def decorate(train_stage: Callable) -> Callable:
-        @functools.wraps(train_stage)
-        def started(config: Config, train, val, folder, fingerprint: str = "", show=lambda history: None) -> pd.DataFrame:
-            if count := processes(config, pick_device(config.device)):
-                return launch(stage, count, config, train, val, folder, fingerprint, show)
-            return train_stage(config, train, val, folder, fingerprint, show)
-
-        return started
-
-    return decorate
-
-
-def launch(stage: str, count: int, config: Config, train, val, folder, fingerprint: str, show=lambda history: None) -> pd.DataFrame:
-    """Run a stage, 'pretrain' or 'srgan', in `count` processes under torchrun (`srlib.training.__main__`), and return its history; `show` is called
-    when a checkpoint adds to it.
-
-    The processes read what to do from `job.json` in the stage's folder, which is there as long as they work. Raises what a single process would:
-    UserError with its message, KeyboardInterrupt after an interrupt. A process that dies ends all of them, and a RuntimeError says so; the same call
-    continues from the last checkpoint."""
-    home = Path(folder) / stage
-    job, failed, log, history = (home / name for name in ("job.json", "job.error", "job.log", "history.csv"))
-    facts = {"stage": stage, "config": dataclasses.asdict(config), "folder": str(folder), "fingerprint": fingerprint}
-    write(job, json.dumps(facts | {"train": [str(p) for p in train], "val": [str(p) for p in val]}))
-    failed.unlink(missing_ok=True)
-    process = _torchrun(job, count, log)
-    seen, decoder = 0, codecs.getincrementaldecoder("utf-8")("replace")  # a chunk may end within a character
+    What the processes print stands in this one's output. Raises UserError where one of them ended with an error (which is printed) or died, OutOfTime
+    after `max_hours`, KeyboardInterrupt after an interrupt: the same call continues from the last checkpoint."""
+    stored = folder / "config.json"  # from which the processes take their settings
+    if not stored.exists() or json.loads(stored.read_text(encoding="utf-8")) != dataclasses.asdict(config):
+        raise UserError(
+            f"{stored} does not hold these settings, so {count} processes cannot train by them; set gpus=1, or train in a notebook"
+        )
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}", "-m", "srlib.training"]
+    places = [str(REPOSITORY), os.getcwd(), os.environ.get("PYTHONPATH", "")]  # own parts may lie in the current folder
+    environment = {"PYTHONPATH": os.pathsep.join(filter(None, places)), "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(GRACE_SECONDS - 30)}
+    end = session_end(config)
+    environment["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // count))
+    process = subprocess.Popen([*command, str(folder), stage], env=os.environ | environment, start_new_session=True)
     try:
-        with _ending(process):
-            while text := os.read(process.stdout.fileno(), 1 << 14):
-                sys.stdout.write(decoder.decode(text))
-                sys.stdout.flush()
-                if history.exists() and (when := history.stat().st_mtime_ns) != seen:
-                    seen = when
-                    show(read_table(history))
-            status = process.wait()
-    finally:
-        job.unlink(missing_ok=True)
-    _raise_what_a_process_said(failed)
-    if status:
-        raise RuntimeError(f"{home.name}: one of {count} training processes died ({log} says more); run the same again to continue")
-    return read_table(history)
-
-
-@contextlib.contextmanager
-def _ending(process: subprocess.Popen) -> Iterator[None]:
-    """What goes wrong within (an interrupt, a mistake in `show`) ends torchrun, which ends its processes, which save; after GRACE_SECONDS by force."""
-    try:
-        yield
-    except BaseException:
+        status = process.wait()
+    except BaseException:  # an interrupt ends torchrun, which ends its processes, which save
         process.send_signal(signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):
-            sys.stdout.write((process.communicate(timeout=GRACE_SECONDS)[0] or b"").decode(errors="replace"))
+            process.wait(GRACE_SECONDS)
         raise
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
-        process.stdout.close()
+    if status:
+        if time.time() > end:
+            raise OutOfTime(f"{stage}: max_hours={config.max_hours:g} are over, saved; run the same again to continue")
+        raise UserError(
+            f"{stage}: one of {count} training processes ended with an error, which is printed above; run the same again to continue"
+        )
+    history = read_table(folder / stage / "history.csv")
+    show(history)
+    return history
 
 
-def _raise_what_a_process_said(file: Path) -> None:
-    """The UserError of a process that has ended all of them, where there was one."""
-    if file.exists():
-        late, text = json.loads(file.read_text(encoding="utf-8"))
-        raise (OutOfTime if late else UserError)(text)
-
-
-def _torchrun(job: Path, count: int, log: Path) -> subprocess.Popen:
-    """torchrun, in a session of its own, with `count` processes that do a job; what it says of its own goes to `log`, what they say to its stdout."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
-    # not by PYTHONPATH, which cannot hold a path with a colon
-    start = f"import sys; sys.path.insert(0, {str(REPOSITORY)!r}); from srlib.training.__main__ import main; sys.exit(main(sys.argv[1]))"
-    command += ["--no-python", sys.executable, "-u", "-c", start, str(job)]
-    threads, grace = max(1, (os.cpu_count() or 1) // count), GRACE_SECONDS - 30
-    around = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or str(threads), "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(grace)}
-    with open(log, "wb") as errors:
-        return subprocess.Popen(command, env=os.environ | around, stdout=subprocess.PIPE, stderr=errors, start_new_session=True)
+def session_end(config: Config) -> float:
+    """When `max_hours` are over, on the clock of `time.time`; a runner tells its notebooks when it began."""
+    begin = float(os.environ.get("SRLIB_STARTED", time.time()))
+    return begin + 3600 * config.max_hours if config.max_hours else float("inf")

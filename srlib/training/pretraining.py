@@ -11,11 +11,10 @@ import torch.nn.functional as F
 from ..config import Config
 from ..device import autocast_dtype, pick_device
 from ..trained import save_weights
-from . import diagnostics
+from . import diagnostics, parallel
 from .loop import Best, Stage, run_steps
-from .losses import PRETRAIN
-from .parallel import on_every_gpu
-from .stage import adam, first_generator, make_generator, placed, training_pairs, update
+from .losses import PRETRAIN, loss_of
+from .stage import adam, autocast, first_generator, make_generator, placed, training_pairs, update
 from .validation import Validation, watcher
 
 
@@ -29,15 +28,16 @@ class Pretraining:
         self.generator = placed(generator or make_generator(config), device)
         self.optimizer = adam(self.generator, config.pretrain_lr, device)
         self.scheduler = _schedule(self.optimizer, config.pretrain_schedule, config.pretrain_steps)
+        self.loss = loss_of(config.pretrain_loss, PRETRAIN)
         self.dtype = autocast_dtype(config.precision, device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype is torch.float16)
         self.parts = {name: getattr(self, name) for name in ("generator", "optimizer", "scheduler", "scaler")}
 
     def step(self, k: int, lr: torch.Tensor, hr: torch.Tensor) -> dict[str, torch.Tensor]:
-        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
+        with autocast(self.device, self.dtype):
             sr = self.generator(lr)
         mse = F.mse_loss(2 * sr.detach() - 1, 2 * hr - 1)
-        loss = PRETRAIN[self.config.pretrain_loss](sr, hr)
+        loss = self.loss(sr, hr)
         norm = update(loss, self.generator, self.optimizer, self.scaler, self.config.pretrain_clip)
         self.scaler.update()
         self.scheduler.step()
@@ -51,25 +51,26 @@ def _schedule(optimizer, kind: str, total: int):
     return torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
 
 
-@on_every_gpu("pretrain")
 def pretrain_generator(config: Config, train, val, folder, fingerprint: str = "", show=lambda history: None) -> pd.DataFrame:
     """MSE pretraining (section 3.2), or another `pretrain_loss`: train on crops of the image files `train`, validate on `val`, write into `folder`.
 
     `folder/pretrain/` gets checkpoint.pt, history.csv and frames/ (a validation crop over the steps), `folder/srresnet.pt` the weights with the best
     validation PSNR (the last, where validation patients are trained on). A checkpoint with the same `fingerprint` is continued. `show(history)` is
-    called after each validation. On a machine with several GPUs `parallel.launch` starts a process for each, and `show` is called after checkpoints.
+    called after each validation. On a machine with several GPUs in a process for each (`parallel.launch`), and `show` is called at the end.
     Returns the history: step, session, seconds, loss (MSE on [-1, 1], whatever is minimised), g_norm (of the gradient, before it is cut), gain_db
     (over bicubic, validation), consistency_db."""
     folder, device = Path(folder), pick_device(config.device)
+    if count := parallel.processes(config, device):
+        return parallel.launch("pretrain", count, config, folder, show)
     torch.manual_seed(config.seed)
     training, validation, best = Pretraining(config, device, first_generator(config, folder)), Validation(val, config, device), Best()
 
     def validate():
-        found = validation(training.generator)
+        measured = validation(training.generator)
         if config.train_on_val:
             best.score = float("-inf")  # the last are taken: on seen patients nothing can be chosen
-        best.offer(found["gain_db"], training.generator)
-        return found
+        best.offer(measured["gain_db"], training.generator)
+        return measured
 
     def finish():
         model = make_generator(config)

@@ -1,14 +1,15 @@
-"""What both training stages share: the generator of the settings, the stream of pairs, Adam and one update."""
+"""What all trainings share: the generator of the settings, the stream of pairs, autocast, Adam, one update, averaged weights."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import torch
+from torch.optim.swa_utils import AveragedModel
 
 from .. import degrade
 from ..config import Config, UserError
-from ..data.crops import Crops, batches, held_batches
+from ..data.crops import Crops, batches
 from ..device import FASTEST
 from ..models.networks import build
 from ..trained import load_weights
@@ -16,7 +17,7 @@ from . import parallel
 
 
 def make_generator(config: Config) -> torch.nn.Module:
-    """The generator of the settings, one of `models.networks.GENERATORS`; UserError for settings that it cannot have."""
+    """The generator of the settings (`models.networks.build`); UserError for settings that it cannot have."""
     names = ("generator", "scale", "channels", "width", "blocks", "global_skip", "batch_norm", "smooth")
     try:
         return build({name: getattr(config, name) for name in names})
@@ -34,6 +35,15 @@ def first_generator(config: Config, folder: Path) -> torch.nn.Module:
     return generator
 
 
+def pretrained_generator(config: Config, folder: Path) -> torch.nn.Module:
+    """The generator with the weights in `folder`/srresnet.pt; UserError where they are not there or of another shape."""
+    generator, stored = make_generator(config), load_weights(folder / "srresnet.pt")
+    if generator.settings != {"generator": "srresnet"} | stored["settings"]:
+        raise UserError(f"{folder / 'srresnet.pt'} has another shape than the settings; run notebook 03 again or choose another run_dir")
+    generator.load_state_dict(stored["weights"])
+    return generator
+
+
 def training_pairs(paths, config: Config, device: torch.device, steps: int, seed: int):
     """A function from the first step to the stream of (lr, hr) batches from there on; LR is made on the device, or read.
 
@@ -41,16 +51,12 @@ def training_pairs(paths, config: Config, device: torch.device, steps: int, seed
     paired = config.scale if config.degradation == "paired" else 0
     readers = parallel.size() * (max(1, config.workers) if device.type != "cuda" else 1)
     room = (4 << 30) // readers
-    crops = Crops(paths, config.crop, steps * config.batch, config.channels, seed, paired, config.bits, room)
-    part = parallel.share(config.batch)
-
-    def source(first: int):
-        if device.type != "cuda":
-            return batches(crops, config.batch, first, config.workers, part)
-        return held_batches(crops, config.batch, first, device, torch.cuda.get_device_properties(device).total_memory // 4, part)
+    place = (device, torch.cuda.get_device_properties(device).total_memory // 4) if device.type == "cuda" else ()
+    crops = Crops(paths, config.crop, steps * config.batch, config.channels, seed, paired, config.bits, room, *place)
+    workers, part = 0 if place else config.workers, parallel.share(config.batch)
 
     def stream(first: int):
-        for item in source(first):
+        for item in batches(crops, config.batch, first, workers, part):
             given, hr = item if paired else (None, item)
             hr = hr.to(device, non_blocking=True, memory_format=FASTEST)
             yield degrade.downsample(hr, *config.reduction) if given is None else given.to(device, memory_format=FASTEST), hr
@@ -61,6 +67,39 @@ def training_pairs(paths, config: Config, device: torch.device, steps: int, seed
 def placed(model: torch.nn.Module, device: torch.device) -> torch.nn.Module:
     """`model` on the device, in the fastest memory format, ready to train."""
     return model.to(device, memory_format=FASTEST).train()
+
+
+def autocast(device: torch.device, dtype: torch.dtype | None, penalised: float = 0.0) -> torch.autocast:
+    """Autocast to `dtype` (None: off); not to float16 where D has a penalty, whose squares leave its range."""
+    return torch.autocast(device.type, dtype, enabled=dtype is not None and not (penalised and dtype is torch.float16))
+
+
+class Average(AveragedModel):
+    """The running mean of a model's weights with the decay `ema`, smaller in the first steps, which it would otherwise remember."""
+
+    def __init__(self, model: torch.nn.Module, ema: float):
+        def mean(averaged, current, count):
+            n = count.item()
+            torch._foreach_lerp_(averaged, current, 1 - min(ema, (n + 1) / (n + 10)))
+
+        super().__init__(model, multi_avg_fn=mean, use_buffers=False)
+        self.ema = ema
+
+    def released(self, model: torch.nn.Module) -> torch.nn.Module:
+        """The model that is validated and released: the averaged one, with the buffers of `model`, or `model` itself where `ema` is 0."""
+        if not self.ema:
+            return model
+        self.module.train(model.training)
+        for own, other in zip(self.module.buffers(), model.buffers(), strict=True):
+            own.copy_(other)
+        return self.module
+
+
+def turn_log(adversarial, terms: dict[str, torch.Tensor], g_norm, d_hr: torch.Tensor, d_sr: torch.Tensor, **d) -> dict[str, torch.Tensor]:
+    """What is logged of a turn: G's loss, its weighted terms and their shares, D's logits and how often it is right, and what is given of D."""
+    loss = sum(terms.values())
+    d |= dict(d_hr=d_hr.mean(), d_sr=d_sr.mean(), d_right=adversarial.right(d_hr, d_sr))
+    return dict(loss=loss, g_norm=g_norm, **d, **terms, **{f"{name}_share": value / loss for name, value in terms.items()})
 
 
 def adam(model: torch.nn.Module, rate: float, device: torch.device) -> torch.optim.Adam:

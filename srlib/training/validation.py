@@ -1,4 +1,4 @@
-"""What is measured between steps, on centre crops of validation scans; and what is said and kept of it."""
+"""What is measured between steps, on centre crops of validation scans; and what is printed and kept of it."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from . import parallel
 
 
 class Validation:
-    """What is measured on centre crops of validation scans, in eval mode and float32; of a network that draws, with one draw, the same noise
+    """What is measured on centre crops of validation scans, in eval mode and float32; of the sampler one sample, with the same noise
     each time."""
 
     def __init__(self, paths, config: Config, device: torch.device, count: int = 12, side: int = 256):
-        self.device, self.reduction, self.pairs, self.held = device, config.reduction, [], config.holds_lr
+        self.device, self.reduction, self.pairs, self.holds_lr = device, config.reduction, [], config.holds_lr
         paths = list(paths)
         for path in paths[:: max(1, -(-len(paths) // count))]:
             lr, hr = read_pair(path, config)
@@ -46,19 +46,19 @@ class Validation:
     @torch.inference_mode()
     def __call__(self, generator: torch.nn.Module) -> dict[str, float]:
         """{gain_db (valid region), consistency_db (nan where not even HR `holds_lr`), stripe_db, band1_db, ...}, means over the crops."""
-        was_training, found, scale = generator.training, [], self.reduction[0]
+        was_training, rows, scale = generator.training, [], self.reduction[0]
         generator.eval()
         for k, (hr, lr, region, start, power) in enumerate(self.pairs):
             sr = to_image(sample(generator, lr.to(self.device), seed=k))
-            same = metrics.consistency(sr, to_image(lr), *self.reduction) if self.held else np.nan
+            same = metrics.consistency(sr, to_image(lr), *self.reduction) if self.holds_lr else np.nan
             sr_power = metrics.spectrum(sr, region)
             stripe, powers = metrics.stripe_index(sr_power, power, scale), metrics.band_power_db(sr_power, power, scale)
-            found.append((metrics.psnr(sr, hr, region=region) - start, same, stripe, *powers))
+            rows.append((metrics.psnr(sr, hr, region=region) - start, same, stripe, *powers))
             if k == 0:
                 self.picture = sr
         generator.train(was_training)
-        names = ("gain_db", "consistency_db", "stripe_db", *(f"band{b}_db" for b in range(1, len(found[0]) - 2)))
-        return dict(zip(names, np.mean(found, 0).tolist(), strict=True))
+        names = ("gain_db", "consistency_db", "stripe_db", *(f"band{b}_db" for b in range(1, len(rows[0]) - 2)))
+        return dict(zip(names, np.mean(rows, 0).tolist(), strict=True))
 
     def keep(self, history: pd.DataFrame, folder: Path) -> None:
         """Write SR of the first crop, as it was validated last, to `folder`/frames/STEP.png, for the animation of a training."""
@@ -69,13 +69,13 @@ class Validation:
 def watcher(stage: str, folder: Path, validation: Validation, find: Callable, show: Callable) -> Callable[[pd.DataFrame], None]:
     """What is done with the history after each validation: print what `find` (of `diagnostics`) warns of, each kind once, keep the picture in
     `folder`/`stage`, and `show` the history."""
-    told = set()
+    printed = set()
 
     def watch(history: pd.DataFrame) -> None:
         for kind, sentence in find(history).items():
-            if kind not in told:
+            if kind not in printed:
                 tqdm.write(f"{stage}: warning at step {history.step.iloc[-1]}: {sentence}", file=sys.stdout)
-                told.add(kind)
+                printed.add(kind)
         validation.keep(history, folder / stage)
         show(history)
 

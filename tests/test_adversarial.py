@@ -1,6 +1,7 @@
-"""One turn of the adversarial game at a time: the game that draws texture, and Ledig's."""
+"""One turn of an adversarial training at a time: Ledig's, and the sampler's."""
 
 import copy
+import dataclasses
 import itertools
 import math
 
@@ -13,14 +14,17 @@ from srlib.config import UserError, load_config
 from srlib.data.phantom import bscan
 from srlib.degrade import downsample, project, to_tensor
 from srlib.models import Discriminator
-from srlib.models.features import feature_extractor
+from srlib.sampler import training as sampler
 from srlib.sampler.network import Sampler, SamplerDiscriminator
-from srlib.training import adversarial, parallel
-from srlib.training.losses import gradient_penalty
+from srlib.sampler.training import SamplerTraining, content_extractor
+from srlib.training import parallel
+from srlib.training.adversarial import LedigTraining
+from srlib.training.losses import LossWeights, gradient_penalty, penalty_at
 from srlib.training.stage import make_generator
 
 TINY = dict(crop=32, gan_crop=32, batch=4, width=8, blocks=1, d_width=4, texture=4, gan_steps=6, precision="fp32", content_features="none")
-LEDIG = dict(texture=0, penalty=0.0, pixel_weight=0.0, adversarial_loss="standard", adversarial_weight=1e-3, content_weight=0.00615)
+LEDIG = dict(texture=0, penalty=0.0, pixel_weight=0.0, adversarial_loss="standard", adversarial_weight=1e-3, content_weight=0.00615,
+             content_features="vgg19:relu1_2")  # fmt: skip
 CPU = torch.device("cpu")
 
 
@@ -40,10 +44,11 @@ def trunk(config):
     return net
 
 
-def new_game(pair, profile="smoke", extractor="", **settings):
+def begin(pair, profile="smoke", **settings):
+    """A training before its first step, whose first batches are all `pair`."""
     config = load_config(profile, **(TINY | settings if profile == "smoke" else settings))
-    taken = feature_extractor(extractor or config.content_features)
-    return adversarial.Game(config, CPU, trunk(config), taken, lambda: itertools.repeat(pair))
+    kind = SamplerTraining if config.texture else LedigTraining
+    return kind(config, CPU, trunk(config), content_extractor(config), lambda: itertools.repeat(pair))
 
 
 def named(model):
@@ -60,15 +65,15 @@ def test_the_paper_profile_plays_ledigs_game(batch, monkeypatch):
     learnt; nothing is calibrated, penalised, averaged or frozen."""
     lr, hr = (image.expand(-1, 3, -1, -1) for image in batch)
     small = dict(width=8, blocks=1, crop=32, gan_crop=32, batch=4, d_width=4, precision="fp32")
-    game = new_game(batch, "paper", "vgg19:relu1_2", **small)
-    assert type(game.discriminator) is Discriminator and not isinstance(game.generator, Sampler)
-    monkeypatch.setattr(game, "first_batches", None)  # a calibration would call it
+    training = begin(batch, "paper", content_features="vgg19:relu1_2", **small)
+    assert type(training.discriminator) is Discriminator and not isinstance(training.generator, Sampler)
+    monkeypatch.setattr(training, "first_batches", None)  # a calibration would call it
     seen, logits, drawn = [], [], []
-    game.discriminator.register_forward_pre_hook(lambda module, given: seen.append(given[0].detach()))
-    game.discriminator.register_forward_hook(lambda module, given, out: logits.append(out.detach()))
-    game.generator.register_forward_hook(lambda module, given, out: drawn.append(out.detach()))
-    start, d_start = named(game.generator), named(game.discriminator)
-    found = game.step(0, lr, hr)
+    training.discriminator.register_forward_pre_hook(lambda module, given: seen.append(given[0].detach()))
+    training.discriminator.register_forward_hook(lambda module, given, out: logits.append(out.detach()))
+    training.generator.register_forward_hook(lambda module, given, out: drawn.append(out.detach()))
+    start, d_start = named(training.generator), named(training.discriminator)
+    found = training.step(0, lr, hr)
     assert len(drawn) == 1 and len(logits) == 3
     (sr,) = drawn
     torch.testing.assert_close(seen[0], 2 * hr - 1)
@@ -76,111 +81,112 @@ def test_the_paper_profile_plays_ledigs_game(batch, monkeypatch):
     on_hr, on_sr, again = logits
     assert number(found["d_loss"]) == pytest.approx(number(-on_hr.sigmoid().log().mean() - (1 - on_sr.sigmoid()).log().mean()), rel=1e-5)
     assert not torch.equal(again, on_sr)  # D moved before G did
-    content = (game.content_loss.extractor(sr) - game.content_loss.extractor(hr)).square().mean()
+    content = (training.content_loss.extractor(sr) - training.content_loss.extractor(hr)).square().mean()
     adversarial = -again.sigmoid().log().mean()
     assert number(found["content"]) == pytest.approx(number(content) / 12.75**2, rel=1e-4)
     assert number(found["adversarial"]) == pytest.approx(1e-3 * number(adversarial), rel=1e-4)
     assert number(found["loss"]) == pytest.approx(number(found["content"] + found["adversarial"]), rel=1e-5)
     assert found["penalty"] == 0 and not {"pixel", "pixel_share"} & set(found)
-    for before, model in ((start, game.generator), (d_start, game.discriminator)):
+    for before, model in ((start, training.generator), (d_start, training.discriminator)):
         assert not [name for name, p in model.named_parameters() if torch.equal(p, before[name])]
-    assert game.released() is game.generator
+    assert training.average.released(training.generator) is training.generator
 
 
 def test_ledigs_rate_falls_to_a_tenth_at_its_step(batch):
-    game = new_game(batch, **LEDIG, gan_steps=100, gan_lr=1e-4, gan_lr_drop=0.5)
+    training = begin(batch, **LEDIG, gan_steps=100, gan_lr=1e-4, gan_lr_drop=0.5)
     for k, rate in ((0, 1e-4), (49, 1e-4), (50, 1e-5), (99, 1e-5), (3, 1e-4)):
-        assert game._schedule(k) == 0
-        for optimizer in (game.g_optimizer, game.d_optimizer):
+        training.config = dataclasses.replace(training.config, gan_steps=100)
+        training.step(k, *batch)
+        for optimizer in (training.g_optimizer, training.d_optimizer):
             assert optimizer.param_groups[0]["lr"] == pytest.approx(rate) and optimizer.param_groups[0]["betas"] == (0.9, 0.999)
 
 
 def test_ledigs_games_content_weight_can_be_calibrated(batch):
-    game = new_game(
-        batch, extractor="vgg19:relu1_2", **LEDIG | {"content_weight": 0.0, "content_features": "vgg19:relu1_2"}, adversarial_share=0.2
-    )
-    found = game.step(0, *batch)
-    assert number(found["adversarial_share"]) == pytest.approx(0.2, abs=0.05) and game.weights.content > 0
+    training = begin(batch, **LEDIG | {"content_weight": 0.0}, adversarial_share=0.2)
+    found = training.step(0, *batch)
+    assert number(found["adversarial_share"]) == pytest.approx(0.2, abs=0.05) and training.weights.content > 0
     assert number(found["adversarial_share"] + found["content_share"]) == pytest.approx(1)
 
 
 def test_a_loss_without_size_is_no_measure(batch):
-    weights = adversarial.LossWeights(load_config("smoke"))
+    weights, terms = LossWeights(load_config("smoke")), {"adversarial": torch.tensor(-0.3), "pixel": torch.tensor(1.0)}
     with pytest.raises(UserError, match="cannot be calibrated"):
-        weights.calibrate(load_config("smoke"), -0.3, 1.0, 1.0)
-    weights.calibrate(load_config("smoke"), -0.3, 0.0, 1.0)  # without a content term there is nothing to calibrate by it
+        weights.calibrate(load_config("smoke"), [terms | {"content": torch.tensor(1.0)}])
+    weights.calibrate(load_config("smoke"), [terms])  # without a content term there is nothing to calibrate by it
 
 
 # --------------------------------------------------------------------------------------------- texture
 def test_the_trunk_is_frozen_and_the_head_learns(batch):
-    game = new_game(batch)
-    assert isinstance(game.generator, Sampler) and isinstance(game.discriminator, SamplerDiscriminator)
-    before, d_before = named(game.generator), named(game.discriminator)
+    training = begin(batch)
+    assert isinstance(training.generator, Sampler) and isinstance(training.discriminator, SamplerDiscriminator)
+    before, d_before = named(training.generator), named(training.discriminator)
     for k in range(3):  # the first gradient reaches the head's last layer alone
-        game.step(k, *batch)
-    for name, value in game.generator.named_parameters():
+        training.step(k, *batch)
+    for name, value in training.generator.named_parameters():
         moved = (value - before[name]).abs().max()
         assert (moved == 0) if name.startswith("trunk.") else (moved > 1e-6), name
-    still = {name for name, p in game.discriminator.named_parameters() if (p - d_before[name]).abs().max() < 1e-6}
+    still = {name for name, p in training.discriminator.named_parameters() if (p - d_before[name]).abs().max() < 1e-6}
     assert still == {"heads.0.2.bias", "heads.1.2.bias"}  # a constant for HR and SR alike, which pairing takes out
-    assert {id(p) for group in game.g_optimizer.param_groups for p in group["params"]} == {id(p) for p in game.generator.head.parameters()}
+    assert {id(p) for group in training.g_optimizer.param_groups for p in group["params"]} == {
+        id(p) for p in training.generator.head.parameters()
+    }
 
 
 def test_ds_contrast_makes_what_lr_does_not_say_as_strong_as_an_image(batch):
     """Calibrated: 0.5 over the deviation of HR less the projected trunk; a part of the checkpoint."""
     lr, hr = batch
-    game = new_game(batch)
-    assert game.discriminator.contrast == 10
-    game.step(0, lr, hr)
+    training = begin(batch)
+    assert training.discriminator.contrast == 10
+    training.step(0, lr, hr)
     with torch.no_grad():
-        gap = hr - project(game.generator.trunk(lr), lr)
-    assert number(game.discriminator.contrast) == pytest.approx(0.5 / number(gap.square().mean().sqrt()), rel=1e-4)
-    assert number(game.discriminator.see(hr, hr - gap).std()) == pytest.approx(0.5, rel=0.02)
-    contrast = game.discriminator.contrast.clone()
-    game.step(1, lr, (hr - 0.1).clamp(0, 1))
-    assert torch.equal(game.discriminator.contrast, contrast)  # once
-    assert torch.equal(game.parts["discriminator"].state_dict()["contrast"], contrast)
+        gap = hr - project(training.generator.trunk(lr), lr)
+    assert number(training.discriminator.contrast) == pytest.approx(0.5 / number(gap.square().mean().sqrt()), rel=1e-4)
+    assert number(training.discriminator.see(hr, hr - gap).std()) == pytest.approx(0.5, rel=0.02)
+    contrast = training.discriminator.contrast.clone()
+    training.step(1, lr, (hr - 0.1).clamp(0, 1))
+    assert torch.equal(training.discriminator.contrast, contrast)  # once
+    assert torch.equal(training.parts["discriminator"].state_dict()["contrast"], contrast)
 
 
 def test_terms_start_at_their_stated_sizes(batch):
     """The pixel term at `pixel_weight`; the content term beside the adversarial one as `adversarial_share` says; of 'none' there is none."""
-    game = new_game(batch, pixel_weight=2.5)
-    found = game.step(0, *batch)
+    training = begin(batch, pixel_weight=2.5)
+    found = training.step(0, *batch)
     assert number(found["pixel"]) == pytest.approx(2.5, rel=1e-3) and "content" not in found
     assert number(found["adversarial_share"] + found["pixel_share"]) == pytest.approx(1)
     for share, weight in ((0.6, 1.0), (0.2, 0.3)):
-        game = new_game(batch, content_features="vgg19:relu1_2", adversarial_share=share, adversarial_weight=weight)
-        found = game.step(0, *batch)
+        training = begin(batch, content_features="vgg19:relu1_2", adversarial_share=share, adversarial_weight=weight)
+        found = training.step(0, *batch)
         both = found["adversarial"] + found["content"]
         assert number(found["adversarial"] / both) == pytest.approx(share, abs=0.03)
         assert number(found["pixel"]) == pytest.approx(1, rel=1e-3) and number(found["loss"]) == pytest.approx(number(both) + 1, rel=1e-3)
         assert number(found["adversarial"]) == pytest.approx(weight * math.log(2), rel=0.15)
-    given = new_game(batch, content_features="vgg19:relu1_2", content_weight=3.0)
+    given = begin(batch, content_features="vgg19:relu1_2", content_weight=3.0)
     given.step(0, *batch)
     assert given.weights.content == 3.0 and given.weights.pixel > 0
 
 
 def test_first_losses_by_hand(batch):
     """Of a head that is awake: D's pairing loss of the logits that it gave, its penalty on what it saw, the pixel term of two draws."""
-    game = new_game(batch, penalty=8.0)
-    nn.init.normal_(game.generator.head.tail.weight, std=0.05)
+    training = begin(batch, penalty=8.0)
+    nn.init.normal_(training.generator.head.tail.weight, std=0.05)
     lr, hr = batch
-    game.step(0, lr, hr)
-    D, drawn = copy.deepcopy(game.discriminator), []
+    training.step(0, lr, hr)
+    D, drawn = copy.deepcopy(training.discriminator), []
     D.requires_grad_(True)
-    base, sr, other = game._draw(1, lr)
-    torch.testing.assert_close(base, project(game.generator.trunk(lr), lr))
+    base, sr, other = training._samples(1, lr)
+    torch.testing.assert_close(base, project(training.generator.trunk(lr), lr))
     assert (sr - other).std() > 0.003 and sr.requires_grad and other.requires_grad and not base.requires_grad
-    game.discriminator.register_forward_hook(lambda module, given, out: drawn.append(out.detach()))
-    found = game.step(1, lr, hr)
+    training.discriminator.register_forward_hook(lambda module, given, out: drawn.append(out.detach()))
+    found = training.step(1, lr, hr)
     images = [image.detach().requires_grad_() for image in (hr, sr)]
     logits = [D(D.see(image, base), base) for image in images]
     torch.testing.assert_close(torch.cat(logits), torch.cat(drawn[:2]))
     assert number(found["d_loss"]) == pytest.approx(number(softplus(logits[1] - logits[0]).mean()), rel=1e-5)
     assert number(found["d_right"]) == pytest.approx(number((logits[0] - logits[1]).sigmoid().mean()), rel=1e-5)
     slopes = sum(gradient_penalty(y, x) for y, x in zip(logits, images, strict=True)) / D.contrast**2  # with respect to what D sees
-    assert number(found["penalty"]) == pytest.approx(game._schedule(1) / 2 * number(slopes), rel=1e-4)
-    assert number(found["pixel"]) == pytest.approx(game.weights.pixel * number(((sr - hr) * (other - hr)).mean()), rel=1e-4)
+    assert number(found["penalty"]) == pytest.approx(penalty_at(1, training.config) / 2 * number(slopes), rel=1e-4)
+    assert number(found["pixel"]) == pytest.approx(training.weights.pixel * number(((sr - hr) * (other - hr)).mean()), rel=1e-4)
     real, fake = drawn[2:]  # G's turn: D has moved
     assert number(found["adversarial"]) == pytest.approx(number(softplus(real - fake).mean()), rel=1e-5)
 
@@ -189,27 +195,27 @@ def test_a_penalty_keeps_ds_slope_small(batch):
     slopes, chance = {}, torch.Generator().manual_seed(0)
     wrong = (batch[1] + 0.1 * torch.randn(batch[1].shape, generator=chance)).clamp(0, 1)  # what D can learn: noise
     for weight in (0.0, 3000.0):
-        game = new_game(batch, penalty=weight, gan_steps=60, gan_lr=3e-3, seed=1)
+        training = begin(batch, penalty=weight, gan_steps=60, gan_lr=3e-3, seed=1)
         for k in range(60):
-            game.step(k, batch[0], wrong)
-        seen = game._seen(wrong, game._draw(0, batch[0])[0])
-        game.discriminator.requires_grad_(True)
-        slopes[weight] = number(gradient_penalty(game.discriminator(*seen), seen[0]))
+            training.step(k, batch[0], wrong)
+        D, base = training.discriminator.requires_grad_(True), training._samples(0, batch[0])[0].detach()
+        seen = D.see(wrong, base).detach().requires_grad_()
+        slopes[weight] = number(gradient_penalty(D(seen, base), seen))
     assert slopes[3000.0] < slopes[0.0] / 50  # a thousandth and less; the same within a third on one thread and two
 
 
 def test_gradients_of_the_head_are_cut(batch, monkeypatch):
     """Those of G to a norm of 5; what is logged is the norm before. D's are left as they are."""
-    game = new_game(batch, pixel_weight=1e4)
-    updates, update = [], adversarial.update
+    training = begin(batch, pixel_weight=1e4)
+    updates, update = [], sampler.update
 
     def spy(loss, model, *rest):
         norm = update(loss, model, *rest)
         updates.append((model, norm, torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]).norm()))
         return norm
 
-    monkeypatch.setattr(adversarial, "update", spy)
-    found = game.step(0, *batch)
+    monkeypatch.setattr(sampler, "update", spy)
+    found = training.step(0, *batch)
     (_, d_norm, d_cut), (_, g_norm, g_cut) = updates
     assert number(g_cut) == pytest.approx(5, rel=1e-3) and g_norm > 20 and torch.equal(found["g_norm"], g_norm)
     assert number(d_norm) == pytest.approx(number(d_cut), rel=1e-5)
@@ -218,36 +224,37 @@ def test_gradients_of_the_head_are_cut(batch, monkeypatch):
 # --------------------------------------------------------------------------------------------- noise, rates, averages
 def test_noise_is_a_function_of_seed_step_and_call(batch, monkeypatch):
     shape = torch.Size((4, 1, 32, 32))
-    game, again, other = new_game(batch), new_game(batch), new_game(batch, seed=1)
+    training, again, other = begin(batch), begin(batch), begin(batch, seed=1)
     torch.rand(7)
-    assert torch.equal(game._noise(3, 1, shape), again._noise(3, 1, shape))
-    noises = [game._noise(k, call, shape) for k in (0, 1, 2) for call in (0, 1)] + [other._noise(0, 0, shape)]
+    assert torch.equal(training._noise(3, 1, shape), again._noise(3, 1, shape))
+    noises = [training._noise(k, call, shape) for k in (0, 1, 2) for call in (0, 1)] + [other._noise(0, 0, shape)]
     flat = torch.stack([noise.flatten() for noise in noises])
     assert (torch.corrcoef(flat) - torch.eye(len(flat))).abs().max() < 0.04  # of 16,384 numbers: 5 deviations
-    new_game(batch, seed=2**40)._noise(10**6, 1, shape)  # no seed is too large
-    joint = game._noise(3, 0, shape)
+    begin(batch, seed=2**40)._noise(10**6, 1, shape)  # no seed is too large
+    joint = training._noise(3, 0, shape)
     monkeypatch.setattr(parallel, "size", lambda: 2)
     for rank in (0, 1):
         monkeypatch.setattr(parallel, "rank", lambda rank=rank: rank)
-        assert torch.equal(game._noise(3, 0, torch.Size((2, 1, 32, 32))), joint[2 * rank : 2 * rank + 2])
+        assert torch.equal(training._noise(3, 0, torch.Size((2, 1, 32, 32))), joint[2 * rank : 2 * rank + 2])
 
 
 def test_a_turn_takes_new_noise_for_each_draw_of_each_step(batch):
-    game = new_game(batch)
-    nn.init.normal_(game.generator.head.tail.weight, std=0.05)
+    training = begin(batch)
+    nn.init.normal_(training.generator.head.tail.weight, std=0.05)
     with torch.no_grad():
-        draws = [image for k in (0, 1) for image in game._draw(k, batch[0])[1:]]
-        assert all(torch.equal(a, b) for a, b in zip(draws[:2], game._draw(0, batch[0])[1:], strict=True))
+        draws = [image for k in (0, 1) for image in training._samples(k, batch[0])[1:]]
+        assert all(torch.equal(a, b) for a, b in zip(draws[:2], training._samples(0, batch[0])[1:], strict=True))
     assert min((a - b).std() for a, b in itertools.combinations(draws, 2)) > 0.003
 
 
 def test_rates_and_penalty_are_functions_of_the_step(batch):
     """Warmed up over 50 steps, flat, from two thirds on in a straight line to a fiftieth; beta 2 from .9 to .99 at the half; the penalty by
     a cosine to a quarter at 80 %, in proportion to the crop's area (stated for 96). In any order, and for both optimisers."""
-    game = new_game(batch, gan_steps=1000, gan_lr=6e-4, gan_lr_drop=0.67, penalty=72.0)  # of crops of 32: a ninth
+    training = begin(batch, gan_steps=1000, gan_lr=6e-4, gan_lr_drop=0.67, penalty=72.0)  # of crops of 32: a ninth
 
     def at(k):
-        penalty, groups = game._schedule(k), [o.param_groups[0] for o in (game.g_optimizer, game.d_optimizer)]
+        training._set_rates(k)
+        penalty, groups = penalty_at(k, training.config), [o.param_groups[0] for o in (training.g_optimizer, training.d_optimizer)]
         assert groups[0]["lr"] == groups[1]["lr"] and groups[0]["betas"] == groups[1]["betas"]
         return penalty, groups[0]["lr"] / 6e-4, *groups[0]["betas"]
 
@@ -268,36 +275,38 @@ def test_rates_and_penalty_are_functions_of_the_step(batch):
     assert all(a >= b for a, b in itertools.pairwise(rates[60:]))
     penalties = [at(k)[0] for k in range(1000)]
     assert all(a >= b for a, b in itertools.pairwise(penalties))
-    short = new_game(batch, gan_steps=1, gan_crop=96, penalty=8.0, gan_lr=6e-4)
-    assert short._schedule(0) == 8.0 and short.g_optimizer.param_groups[0]["lr"] == pytest.approx(6e-4)
+    short = begin(batch, gan_steps=1, gan_crop=96, penalty=8.0, gan_lr=6e-4)
+    short._set_rates(0)
+    assert penalty_at(0, short.config) == 8.0 and short.g_optimizer.param_groups[0]["lr"] == pytest.approx(6e-4)
 
 
 def test_what_is_released_is_the_average_of_the_steps(batch):
     """By hand from the weights after each step: decay min(ema, (k + 1) / (k + 10)), so that the start is soon forgotten."""
-    game = new_game(batch, ema=0.3, gan_lr=1e-2)
-    expected, start = {}, named(game.generator)
+    training = begin(batch, ema=0.3, gan_lr=1e-2)
+    expected, start = {}, named(training.generator)
     for k in range(6):
-        game.step(k, *batch)
-        now = named(game.generator)
+        training.step(k, *batch)
+        now = named(training.generator)
         decay = min(0.3, (k + 1) / (k + 10)) if k else 0  # (2/11, 3/12, 4/13 and on)
         expected = {name: decay * expected[name] + (1 - decay) * now[name] for name in now} if k else now
-    found = named(game.released())
+    found = named(training.average.released(training.generator))
     for name, value in expected.items():
         torch.testing.assert_close(found[name], value, atol=1e-6, rtol=1e-5)
         assert not name.startswith("trunk.") or torch.equal(found[name], start[name])
     name = "head.tail.weight"
     assert 0 < (found[name] - now[name]).norm() < (found[name] - start[name]).norm()
-    assert new_game(batch, ema=0.0).released() is not None
-    last = new_game(batch, ema=0.0)
+    last = begin(batch, ema=0.0)
     last.step(0, *batch)
-    assert last.released() is last.generator
+    assert last.average.released(last.generator) is last.generator
 
 
 def test_released_before_the_first_step_is_the_trunk(batch):
-    game = new_game(batch)
+    training = begin(batch)
     with torch.no_grad():
-        noise = game._noise(0, 0, torch.Size((4, 1, 32, 32)))
-        assert torch.equal(game.released()(batch[0], noise), project(game.generator.trunk(batch[0]), batch[0]))
+        noise = training._noise(0, 0, torch.Size((4, 1, 32, 32)))
+        assert torch.equal(
+            training.average.released(training.generator)(batch[0], noise), project(training.generator.trunk(batch[0]), batch[0])
+        )
 
 
 # --------------------------------------------------------------------------------------------- other data, other precision
@@ -305,23 +314,23 @@ def test_released_before_the_first_step_is_the_trunk(batch):
 def test_colour_and_other_scales(batch, scale):
     hr = batch[1].expand(-1, 3, -1, -1)
     lr = downsample(hr, scale)
-    game = new_game((lr, hr), channels=3, scale=scale)
+    training = begin((lr, hr), channels=3, scale=scale)
     for k in range(2):
-        assert all(value.isfinite() for value in game.step(k, lr, hr).values())
-    assert game.discriminator.blocks[0][0].in_channels == 6
+        assert all(value.isfinite() for value in training.step(k, lr, hr).values())
+    assert training.discriminator.blocks[0][0].in_channels == 6
 
 
 @pytest.mark.parametrize(
-    ("degradation", "kind"), [("speckle", ""), ("paired", ""), ("gaussian", "gaussian"), ("bicubic-matlab", "bicubic-matlab")]
+    ("degradation", "kind"), [("speckle", ""), ("paired", ""), ("gaussian:2", "gaussian:2"), ("bicubic-matlab", "bicubic-matlab")]
 )
 def test_what_cannot_be_projected_is_not(batch, degradation, kind):
-    game = new_game(batch, degradation=degradation + (":2" if degradation == "gaussian" else ""))
-    assert game.generator.settings["kind"] == kind and game.generator.settings["amount"] == (2.0 if kind == "gaussian" else 0.0)
-    found = game.step(0, *batch)
+    training = begin(batch, degradation=degradation)
+    assert training.generator.settings["kind"] == kind
+    found = training.step(0, *batch)
     assert all(value.isfinite() for value in found.values())
     with torch.no_grad():
-        base = game._draw(0, batch[0])[0]
-        assert torch.equal(base, game.generator.trunk(batch[0])) == (not kind)
+        base = training._samples(0, batch[0])[0]
+        assert torch.equal(base, training.generator.trunk(batch[0])) == (not kind)
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
@@ -333,17 +342,19 @@ def test_half_precision(batch, precision):
             nn.Conv2d(1, 4, 3)(torch.rand(1, 1, 8, 8)).sum().backward()
     except RuntimeError:
         pytest.skip(f"needs autocast to {precision} on the CPU, which this machine lacks")
-    losses = {name: number(new_game(batch, precision=name).step(0, *batch)["loss"]) for name in ("fp32", precision)}
+    losses = {name: number(begin(batch, precision=name).step(0, *batch)["loss"]) for name in ("fp32", precision)}
     assert losses[precision] == pytest.approx(losses["fp32"], rel=0.02)
     for penalty in (8.0, 0.0):
-        game, used = new_game(batch, precision=precision, penalty=penalty), {"trunk": set(), "head": set(), "D": set()}
+        training, used = begin(batch, precision=precision, penalty=penalty), {"trunk": set(), "head": set(), "D": set()}
         for layer, seen in zip(
-            (game.generator.trunk.join[0], game.generator.head.body[0], game.discriminator.blocks[1][0]), used.values(), strict=True
+            (training.generator.trunk.join[0], training.generator.head.body[0], training.discriminator.blocks[1][0]),
+            used.values(),
+            strict=True,
         ):
             layer.register_forward_hook(lambda module, given, out, seen=seen: seen.add(out.dtype))
         for k in range(2):
-            found = game.step(k, *batch)
+            found = training.step(k, *batch)
             assert all(value.isfinite() and value.dtype is torch.float32 for value in found.values())
         assert used["trunk"] == used["head"] == {dtype}
         assert used["D"] == {torch.float32 if penalty and precision == "fp16" else dtype}
-        assert game.scaler.is_enabled() == (precision == "fp16") and (found["penalty"] > 0) == bool(penalty)
+        assert training.scaler.is_enabled() == (precision == "fp16") and (found["penalty"] > 0) == bool(penalty)
