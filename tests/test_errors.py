@@ -6,7 +6,6 @@ import shutil
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 from PIL import Image
 
@@ -17,7 +16,7 @@ from srlib.commands.evaluate import evaluate_folders
 from srlib.config import UserError, load_config
 from srlib.data.phantom import bscan
 from srlib.files import REPOSITORY
-from srlib.models import features
+from srlib.sampler import training
 from srlib.series.opening import open_run
 from srlib.series.run_folder import Run, read_config
 
@@ -41,13 +40,18 @@ def one_line(capsys) -> str:
     "number, todo", [(errno.ENOSPC, "free the disk, or choose another folder"), (errno.EACCES, "choose another place")]
 )
 def test_a_disk_that_refuses_is_a_sentence_with_the_file(tmp_path, monkeypatch, capsys, number, todo):
-    def refusing(file, mode):  # as root cannot be refused anything; the error names no file
+    """The earlier file stays, and nothing else is left."""
+
+    def refusing(_):  # as root cannot be refused anything; the error names no file
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(files, "open", refusing, raising=False)
+    monkeypatch.setattr(os, "fsync", refusing)
     assert main(["phantom", str(tmp_path / "x.png")]) == 1
     assert one_line(capsys) == f"error: {tmp_path / 'x.png'} cannot be written ({os.strerror(number)}); {todo}"
-    assert not list(tmp_path.iterdir())
+    (tmp_path / "earlier").write_text("earlier")
+    with pytest.raises(UserError, match="earlier cannot be written"):
+        files.write(tmp_path / "earlier", "later")
+    assert [p.read_text() for p in tmp_path.iterdir()] == ["earlier"]
 
 
 def test_phantom(tmp_path, capsys):
@@ -97,7 +101,9 @@ def test_an_image_without_memory_does_not_end_a_batch(scans, monkeypatch, capsys
         main(["upscale", str(scans / "sr"), str(scans / "other")])
 
 
-def test_a_table_that_cannot_be_saved_is_printed(scans, capsys):
+def test_a_table_gets_its_folder_and_is_printed_where_it_cannot_be_saved(scans, capsys):
+    assert main(["evaluate", str(scans / "sr"), str(scans / "hr"), "--steps", "0", "--out", str(scans / "new/m.csv")]) == 0
+    assert (scans / "new/m.csv").exists() and capsys.readouterr()
     (scans / "file").write_text("in the way")
     out = scans / "file/m.csv"
     assert main(["evaluate", str(scans / "sr"), str(scans / "hr"), "--steps", "0", "--out", str(out)]) == 1
@@ -171,14 +177,6 @@ def test_a_point_whose_pretraining_cannot_be_copied_is_no_half_point(tmp_path, m
     assert not second.folder.exists()
 
 
-def test_grey_levels_survive_the_writing(tmp_path):
-    """`write_image` writes what Pillow's own `save` does."""
-    image = Image.fromarray(np.arange(256, dtype=np.uint8).reshape(16, 16))
-    files.write_image(tmp_path / "new/a.png", image, compress_level=1)
-    image.save(tmp_path / "b.png", compress_level=1)
-    assert (tmp_path / "new/a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
-
-
 def test_weights_of_the_content_loss_are_asked_for_before_the_pretraining(tmp_path, monkeypatch):
     """Not after hours of it. Where it has ended, or where the weights are there, nothing is said."""
     run = Run(tmp_path, load_config("smoke", content_features="vgg19:relu5_4", feature_weights=str(tmp_path / "nowhere")))
@@ -187,9 +185,9 @@ def test_weights_of_the_content_loss_are_asked_for_before_the_pretraining(tmp_pa
     with pytest.raises(UserError, match=r"no vgg19 weights there; .*change it in 01_explore_data"):
         open_run("03", "smoke", str(tmp_path))
     asked = []
-    monkeypatch.setattr(features, "feature_extractor", lambda *words: asked.append(words))
+    monkeypatch.setattr(training, "content_extractor", asked.append)
     open_run("03", "smoke", str(tmp_path))
-    assert asked == [("vgg19:relu5_4", str(tmp_path / "nowhere"))]
+    assert asked == [run.config]
     run.record("stages", "pretrain", finished="yes")
     open_run("03", "smoke", str(tmp_path))
     assert len(asked) == 1

@@ -38,20 +38,20 @@ def made_means(effects: dict[str, float], seeds: int, between_seeds: float, pati
 
 
 def test_differences_beyond_patients_and_seeds():
-    found = statistics.between(made_means({"base": 0.0, "same": 0.0, "better": 1.0}, 3, 0.1), "gain_db", "srgan", "base")
-    assert list(found.index) == ["same", "better"]
-    better = found.loc["better"]
+    rows = statistics.between(made_means({"base": 0.0, "same": 0.0, "better": 1.0}, 3, 0.1), "gain_db", "srgan", "base")
+    assert list(rows.index) == ["same", "better"]
+    better = rows.loc["better"]
     assert better.verdict == "beyond both" and better.difference == pytest.approx(1, abs=0.02) and better.low > 0.9
-    assert found.loc["same", "verdict"].startswith("not beyond")
+    assert rows.loc["same", "verdict"].startswith("not beyond")
     # by hand: three seeds 0.1 apart have a standard deviation of 0.1, six degrees of freedom
     assert better.seeds_margin == pytest.approx(2.447 * 0.1 * np.sqrt(2 / 3), rel=0.15)
 
 
 def test_a_difference_within_the_seeds_is_none():
-    found = statistics.between(made_means({"base": 0.0, "other": 0.3}, 3, 0.5), "gain_db", "srgan", "base")
-    assert found.loc["other", "verdict"] == "not beyond seeds" and found.loc["other", "low"] > 0
-    found = statistics.between(made_means({"base": 0.0, "other": 0.3}, 1, 0.0), "gain_db", "srgan", "base")
-    assert found.loc["other", "verdict"] == "one seed: unknown" and np.isnan(found.loc["other", "seeds_margin"])
+    rows = statistics.between(made_means({"base": 0.0, "other": 0.3}, 3, 0.5), "gain_db", "srgan", "base")
+    assert rows.loc["other", "verdict"] == "not beyond seeds" and rows.loc["other", "low"] > 0
+    rows = statistics.between(made_means({"base": 0.0, "other": 0.3}, 1, 0.0), "gain_db", "srgan", "base")
+    assert rows.loc["other", "verdict"] == "one seed: unknown" and np.isnan(rows.loc["other", "seeds_margin"])
 
 
 # --------------------------------------------------------------------------------------------- sweep
@@ -235,9 +235,9 @@ def test_shipped_sweeps(tmp_path):
     contents = {path.stem: sweep.read_sweep(path.stem)[1] for path in sweep.EXPERIMENTS.glob("*.yaml")}
     assert set(contents) == {"scale", "features", "losses", "texture", "degradation"}
     points = {name: sweep.make_points(content, tmp_path) for name, content in contents.items()}
-    for name, found in points.items():
-        assert len(found) == len(contents[name]["points"]) * len(contents[name]["seeds"]), name
-        assert all(p.config.profile == "quick" for p in found)
+    for name, rows in points.items():
+        assert len(rows) == len(contents[name]["points"]) * len(contents[name]["seeds"]), name
+        assert all(p.config.profile == "quick" for p in rows)
     assert {p.config.scale for p in points["scale"]} == {2, 3, 4, 8}
     extractors = {p.config.content_features.partition(":")[0] for p in points["features"]}
     assert extractors == {"vgg19", "vgg16", "resnet50", "random-vgg19", "local-grain", "none"}

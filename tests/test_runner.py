@@ -21,8 +21,8 @@ def test_later_notebooks_name_the_missing_stage(tmp_path):
         open_run("05", "smoke", str(tmp_path / "new"))
     with pytest.raises(UserError, match="profile='smoke', not 'quick'"):
         open_run("03", "quick", str(tmp_path / "new"))
-    changed = open_run("03", "smoke", str(tmp_path / "new"), overrides={"pretrain_steps": 5, "pretrain_lr": "1e-3"})
-    assert changed.config.pretrain_steps == 5 and changed.config.pretrain_lr == 1e-3  # checked as any setting is
+    changed = open_run("03", "smoke", str(tmp_path / "new"), overrides={"pretrain_steps": 5, "pretrain_lr": "2.5E-3"})
+    assert changed.config.pretrain_steps == 5 and changed.config.pretrain_lr == 2.5e-3  # YAML takes it for text
     assert json.loads((tmp_path / "new/config.json").read_text())["pretrain_steps"] == 5
 
 

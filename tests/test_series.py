@@ -160,14 +160,12 @@ def test_report_needs_no_network(smoke_run):
     assert "phantom" in index and "SRResNet" in index and index.count("data:image/png;base64,") >= 6
 
 
-def test_finished_notebooks_are_skipped_and_the_table_repeats(smoke_run):
+def test_finished_notebooks_are_skipped_unless_they_are_asked_for(smoke_run):
     folder, _ = smoke_run
-    table = (folder / "evaluation/metrics.csv").read_bytes()
     again = srlib(*SMOKE, "--run-dir", folder)
     assert again.returncode == 0 and again.stdout.count("finished earlier, skipped") == 6
-    once_more = srlib("run", "--profile", "smoke", "--run-dir", folder, "--only", "05")
-    assert once_more.returncode == 0 and "[05/06]" in once_more.stdout and "[04/06]" not in once_more.stdout
-    assert (folder / "evaluation/metrics.csv").read_bytes() == table
+    once_more = srlib("run", "--profile", "smoke", "--run-dir", folder, "--only", "02")
+    assert once_more.returncode == 0 and "[02/06]" in once_more.stdout and "[01/06]" not in once_more.stdout
 
 
 @pytest.mark.parametrize(

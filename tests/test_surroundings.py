@@ -11,7 +11,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from srlib.config import load_config
 from srlib.evaluation import statistics
 from srlib.files import REPOSITORY, read_table
 
@@ -41,10 +40,6 @@ def test_a_stream_loses_a_character_and_not_the_run(tmp_path):
         env=os.environ | {"PYTHONIOENCODING": "cp1252", "PYTHONPATH": str(REPOSITORY)},
     )
     assert done.returncode == 0 and (tmp_path / "x.png").exists() and b"?" in done.stdout, done.stderr
-
-
-def test_yaml_takes_1e_4_for_text():
-    assert load_config("quick", pretrain_lr="1e-4").pretrain_lr == 1e-4 and load_config("quick", pretrain_lr="2.5E-3").pretrain_lr == 2.5e-3
 
 
 def test_a_clone_in_a_folder_with_a_colon(tmp_path):

@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import os
 import random
 import resource
 import subprocess
@@ -17,9 +16,7 @@ from jupyter_client.manager import start_new_kernel
 from test_training import TINY, same, weights
 
 from srlib.config import UserError, load_config
-from srlib.trained import save_weights
 from srlib.training import adversarial, loop, pretraining
-from srlib.training.stage import make_generator
 
 CHILD = """
 import json, os, sys, time
@@ -191,19 +188,3 @@ def test_the_global_generators_go_on(tmp_path):
     assert draw() != first
     state.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
     assert draw() == first
-
-
-def test_files_appear_whole_or_not_at_all(tmp_path, monkeypatch):
-    """Released weights and histories too: where the system refuses, the earlier file stays and nothing else is left."""
-    model = make_generator(load_config("smoke", **TINY))
-    path = tmp_path / "srgan.pt"
-    save_weights(path, model, name="first")
-    before = path.read_bytes()
-
-    def refuse(_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", refuse)
-    with pytest.raises(UserError, match=r"srgan\.pt cannot be written \(No space left on device\)"):
-        save_weights(path, model, name="second")
-    assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ["srgan.pt"]

@@ -43,14 +43,14 @@ CAPTIONS = {  # figure file stem (without a trailing number): caption, in the or
 
 def pictures(folder: Path) -> list[tuple[Path, str]]:
     """The figures of a run that the report shows, in its order, each with its caption."""
-    found, file = [], folder / "evaluation" / "metrics.csv"
+    rows, file = [], folder / "evaluation" / "metrics.csv"
     labels = sorted(read_table(file).label.unique()) if file.exists() else []
     for stem, caption in CAPTIONS.items():
         numbered = [(re.fullmatch(rf"{stem}_?(\d*)", picture.stem), picture) for picture in sorted((folder / "figures").glob(f"{stem}*"))]
         for number, picture in sorted((int(m[1] or 0), p) for m, p in numbered if m):
             label = labels[number - 1] if 0 < number <= len(labels) else "a scan"
-            found.append((picture, caption.format(label=label)))
-    return found
+            rows.append((picture, caption.format(label=label)))
+    return rows
 
 
 def build_report(folder: Path) -> Path:
