@@ -121,7 +121,7 @@ def test_the_card(run, packed):
         "95 % interval",
         "192 x 160",
         "pretrain_steps | 4",
-        "Draws of SRGAN beside",
+        "Samples of SRGAN beside",
         "C2ST: a fresh classifier's accuracy",
     ):
         assert words in card, words
