@@ -128,7 +128,7 @@ def test_the_card(run, packed):
         "Made by git ",
         "pretrain_steps | 4",
         "Samples of SRGAN beside",
-        "C2ST: accuracy of a fresh classifier",
+        "C2ST: a fresh classifier's accuracy",
     ):
         assert words in card, words
     regain = pd.read_csv(run / "evaluation/samples.csv", dtype={"patient": str}).groupby("patient").regain_db.mean().mean()

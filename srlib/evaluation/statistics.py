@@ -38,7 +38,7 @@ MEASURES = {  # column of metrics.csv: (what it is, what is better)
     "boundary_px": ("shift of layer boundaries (pixels)", "near 0"),
     "lesion_contrast": ("lesion contrast (HR: 1)", "near 1"),
 }
-UNPAIRED = {"c2st": "C2ST: accuracy of a fresh classifier, SR or HR (0.5: chance)", "kid": "KID"}  # measures of unpaired.csv
+UNPAIRED = {"c2st": "C2ST: a fresh classifier's accuracy (0.5: chance)", "kid": "KID"}  # measures of unpaired.csv
 
 
 def is_power(measure: str) -> bool:
