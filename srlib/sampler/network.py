@@ -18,7 +18,7 @@ from ..degrade import project
 from ..models.networks import RowConv2d
 
 NOISES = 4  # noise maps that a sample takes: one before each convolution of the head but the first
-ROUNDS = 8  # of clamping and projecting, which bring LR consistency of whole scans from 45 to 60 dB and more
+ROUNDS = 8  # of clamping and projecting, which bring data consistency of whole scans from 45 to 60 dB and more
 
 
 def normal_noise(seed: int, images: int, height: int, width: int) -> torch.Tensor:

@@ -6,7 +6,7 @@ import pandas as pd
 
 WON = 0.95  # D's mean probability for the truth, twice in a row; chance has 0.5
 BLIND = 0.51  # the same, never above, in at least four rows
-LEFT_LR = 38.0  # dB of LR consistency; a sound network has more on OCT (bicubic has 40, on single scans 34)
+LEFT_LR = 38.0  # dB of data consistency; a sound network has more on OCT (bicubic has 40, on single scans 34)
 COLLAPSE = -4.0  # dB of PSNR against bicubic
 DIVERGED = 3.0  # dB below the best validation
 
