@@ -20,38 +20,21 @@ from srlib.trained import save_weights
 from srlib.training import checkpoint
 from srlib.training.stage import make_generator
 
-TINY = dict(
-    crop=32, gan_crop=32, batch=4, pretrain_steps=3, gan_steps=2, validate_every=2, checkpoint_every=3, width=8, blocks=1, d_width=4
-)
-
 
 # --------------------------------------------------------------------------------------------- beyond the noise
-def made_means(effects: dict[str, float], seeds: int, between_seeds: float, patients: int = 20):
-    rng, rows = np.random.default_rng(0), []
-    level = rng.normal(0, 3, patients)  # hard and easy scans
-    for group, effect in effects.items():
-        for seed in range(seeds):
-            shift = between_seeds * (seed - (seeds - 1) / 2)
-            gains = level + effect + shift + rng.normal(0, 0.02, patients)
-            rows += [{"group": group, "seed": seed, "method": "srgan", "patient": str(k), "gain_db": g} for k, g in enumerate(gains)]
-    return pd.DataFrame(rows)
-
-
 def test_differences_beyond_patients_and_seeds():
-    rows = statistics.between(made_means({"base": 0.0, "same": 0.0, "better": 1.0}, 3, 0.1), "gain_db", "srgan", "base")
-    assert list(rows.index) == ["same", "better"]
-    better = rows.loc["better"]
+    """By hand: three seeds 0.1 apart have a standard deviation of 0.1, six degrees of freedom. (The verdicts: test_statistics.py.)"""
+    rng, rows = np.random.default_rng(0), []
+    level = rng.normal(0, 3, 20)  # hard and easy scans
+    for group, effect in {"base": 0.0, "same": 0.0, "better": 1.0}.items():
+        for seed in range(3):
+            gains = level + effect + 0.1 * (seed - 1) + rng.normal(0, 0.02, 20)
+            rows += [{"group": group, "seed": seed, "method": "srgan", "patient": str(k), "gain_db": g} for k, g in enumerate(gains)]
+    table = statistics.between(pd.DataFrame(rows), "gain_db", "srgan", "base")
+    better = table.loc["better"]
     assert better.verdict == "beyond both" and better.difference == pytest.approx(1, abs=0.02) and better.low > 0.9
-    assert rows.loc["same", "verdict"].startswith("not beyond")
-    # by hand: three seeds 0.1 apart have a standard deviation of 0.1, six degrees of freedom
+    assert list(table.index) == ["same", "better"] and table.verdict["same"].startswith("not beyond")
     assert better.seeds_margin == pytest.approx(2.447 * 0.1 * np.sqrt(2 / 3), rel=0.15)
-
-
-def test_a_difference_within_the_seeds_is_none():
-    rows = statistics.between(made_means({"base": 0.0, "other": 0.3}, 3, 0.5), "gain_db", "srgan", "base")
-    assert rows.loc["other", "verdict"] == "not beyond seeds" and rows.loc["other", "low"] > 0
-    rows = statistics.between(made_means({"base": 0.0, "other": 0.3}, 1, 0.0), "gain_db", "srgan", "base")
-    assert rows.loc["other", "verdict"] == "one seed: unknown" and np.isnan(rows.loc["other", "seeds_margin"])
 
 
 # --------------------------------------------------------------------------------------------- sweep
@@ -117,16 +100,10 @@ def test_a_sweep_runs_skips_fails_and_continues(series, tmp_path, capsys):
 def test_a_point_out_of_time_is_interrupted(series, tmp_path, capsys):
     """`max_hours` is a planned end: the points after it are run, and the whole ends as an interrupt does, exit status 130."""
     ran, fails = series
-    file, home = written(tmp_path / "two.yaml", [{}], settings={"phantoms": 8}), tmp_path / "out"
     fails["base-seed0"] = sweep.Paused()
-    assert main(["sweep", file, "--run-dir", str(home)]) == 130
+    assert main(["sweep", written(tmp_path / "two.yaml", [{}]), "--run-dir", str(tmp_path / "out")]) == 130
     said = capsys.readouterr()
     assert ran == ["base-seed0", "base-seed1"] and "1 interrupted: base-seed0; 1 finished" in said.out and "error" not in said.err
-    assert main(["sweep", file, "--run-dir", str(home), "--list"]) == 0
-    fails["base-seed0"] = RuntimeError("a bad moment")
-    assert main(["sweep", file, "--run-dir", str(home)]) == 1
-    fails.clear()
-    assert main(["sweep", file, "--run-dir", str(home)]) == 0 and ran[2:] == ["base-seed0", "base-seed0"]
 
 
 def names(content, home, *words) -> list[str]:
@@ -171,22 +148,13 @@ def test_runs_on_other_images_are_left_out(series, tmp_path):
     (home / "width-4-seed1/manifest.csv").write_text("path,label,patient,split,sha256\na.png,x,1,test,b\n")
     means, facts, out = runs.read_runs(runs.find_runs(home), home / "base-seed1")
     assert list(facts.index) == ["base-seed1", "base-seed0", "width-4-seed0"] and facts.changed["width-4-seed0"] == {"width": 4}
-    assert (
-        out.keys() == {"width-4-seed1", "max_test_images-8-seed0", "max_test_images-8-seed1"}
-        and "other test images" in out["width-4-seed1"]
-    )
+    assert out.keys() == {"width-4-seed1", "max_test_images-8-seed0", "max_test_images-8-seed1"}
+    assert "other test images" in out["width-4-seed1"]
     assert list(facts.group) == ["base", "base", "width-4"]
     assert set(means.run) == set(facts.index)
     table = pd.read_csv(home / "width-4-seed0/manifest.csv", dtype=str)  # the same images, their patients hashed with another salt
     table.assign(patient="x" + table.patient).to_csv(home / "width-4-seed0/manifest.csv", index=False)
     assert "other names for their patients" in runs.read_runs(runs.find_runs(home), home / "base-seed1")[2]["width-4-seed0"]
-
-
-def test_runs_without_a_common_patient_are_not_compared():
-    means = made_means({"base": 0.0, "other": 0.3}, 1, 0.0)
-    means.loc[means.group == "other", "patient"] += "x"
-    with pytest.raises(UserError, match="no patient has gain_db of srgan in every run"):
-        statistics.between(means, "gain_db", "srgan", "base")
 
 
 def test_points_whose_weights_are_missing_are_skipped(series, tmp_path, capsys):
@@ -202,17 +170,13 @@ def test_points_whose_weights_are_missing_are_skipped(series, tmp_path, capsys):
     [
         ("points: {scale: 2}", "points must be a list"),
         ("points: [3]", "a point must be settings, such as '{blocks: 8}', not 3"),
-        ("points: [{1: 2}]", "a point must be settings, .* not {1: 2}"),
         ("points: [{}]\nquick: 3", "quick must be settings"),
         ("- 1", "needs points"),
         ("points: [{}]\nseed: 1", "nothing else"),
         ("points: [", "is not YAML"),
         ("points: [{seed: 5}]", "seed is no setting of a point or of all; give them as 'seeds: "),
-        ("points: [{}]\nquick: {seed: 5}", "seed is no setting"),
         ("points: [{}]\nsettings: {name: x}", "there is no setting 'name'"),
         ("points: [{}]\nseeds: 3", "seeds must be a list"),
-        ("points: [{}]\nseeds: []", "seeds must be a list"),
-        ("points: [{}]\nseeds: [one]", "seeds must be a list"),
         ("points: [{}]\nseeds: [true]", "seeds must be a list"),
         ("points: [{scal: 2}]", "did you mean 'scale'"),
     ],
@@ -246,10 +210,12 @@ def test_shipped_sweeps(tmp_path):
 
 
 def test_arguments_win_but_not_over_the_point(tmp_path):
-    content = {"points": [{"width": 4}], "settings": {"blocks": 1, "batch": 4}, "profile": "smoke"}
+    """Settings under a profile hold in that profile alone."""
+    content = {"points": [{"width": 4}], "settings": {"blocks": 1, "batch": 4}, "quick": {"blocks": 3}, "profile": "smoke"}
     (point,) = sweep.make_points(content, tmp_path, "quick", [3], {"width": 99, "batch": 6})
-    assert (point.config.width, point.config.batch, point.config.blocks, point.config.seed) == (4, 6, 1, 3)
+    assert (point.config.width, point.config.batch, point.config.blocks, point.config.seed) == (4, 6, 3, 3)
     assert point.config.profile == "quick" and point.folder.name == "width-4-seed3"
+    assert [sweep.make_points(content, tmp_path, p, [0])[0].config.blocks for p in ("", "kaggle")] == [1, 1]
 
 
 def test_points_that_start_from_weights_share_their_pretraining(tmp_path, scan_folder, monkeypatch, capsys):
@@ -267,9 +233,8 @@ def test_points_that_start_from_weights_share_their_pretraining(tmp_path, scan_f
 
     monkeypatch.setattr(sweep, "run_series", run_series)
     monkeypatch.setattr(sweep, "_table", lambda *_: None)
-    file = written(
-        tmp_path / "s.yaml", [{}, {"gan_lr": 1e-3}, {"gan_lr": 1e-4}], seeds=[0], settings=TINY | {"start": str(tmp_path / "first.pt")}
-    )
+    settings = {"width": 8, "blocks": 1, "start": str(tmp_path / "first.pt")}
+    file = written(tmp_path / "s.yaml", [{}, {"gan_lr": 1e-3}, {"gan_lr": 1e-4}], seeds=[0], settings=settings)
     assert go(file, tmp_path / "out", "--data", scan_folder) == 0
     said = capsys.readouterr().out
     assert "3 finished" in said and said.count("pretraining taken from base-seed0") == 2
@@ -280,16 +245,9 @@ def test_points_that_start_from_weights_share_their_pretraining(tmp_path, scan_f
         assert json.loads((other / "provenance.json").read_text())["networks"]["start"]["file"] == str(tmp_path / "first.pt")
 
 
-def test_settings_under_a_profile_hold_in_that_profile_alone(tmp_path):
-    content = {"points": [{}], "settings": {"blocks": 1, "batch": 4}, "quick": {"blocks": 3}}
-    blocks = {p: sweep.make_points(content, tmp_path, p, [0])[0].config.blocks for p in ("", "quick", "smoke", "kaggle")}
-    assert blocks == {"": 3, "quick": 3, "smoke": 1, "kaggle": 1}
-
-
 @pytest.mark.slow
 def test_a_real_sweep(tmp_path):
     """Two points that share their pretraining, made through papermill, end as the plain run does, to the byte."""
-
     file = written(tmp_path / "real.yaml", [{"adversarial_share": 0.5}, {}], seeds=[1])
     done = srlib("sweep", file, "--run-dir", tmp_path / "out")
     assert done.returncode == 0, done.stdout + done.stderr

@@ -2,12 +2,11 @@
 patients named inside; and files that are damaged at random."""
 
 import hashlib
-import os
+import resource
 import struct
-import subprocess
 import sys
+import time
 import warnings
-import zlib
 from pathlib import Path
 
 import cv2
@@ -22,15 +21,16 @@ from pydicom.uid import ExplicitVRLittleEndian, OphthalmicTomographyImageStorage
 from srlib.config import UserError, load_config
 from srlib.data import formats
 from srlib.data.formats import grey
+from srlib.data.manifest import inspect
 from srlib.data.phantom import bscan
 from srlib.data.reading import few_values, find_images, read_image, read_scan, slices
-from srlib.files import REPOSITORY
 from srlib.series.run_folder import Run
 
 SHARED = Path(__file__).parent.parent.parent / "shared/formats"
 SCAN = bscan(3, 124, 136)
 WIDE = SCAN.astype(np.uint16) * 257
 TWELVE = (SCAN.astype(int) * 4095 // 255).astype(np.uint16)
+TEN = (SCAN.astype(int) * 1023 // 255).astype(np.uint16)
 SHOWN = np.round(TWELVE / 4095 * 255).astype(np.uint8)
 DIM = np.round(TWELVE / 257).astype(np.uint8)  # twelve bits in sixteen
 HALF = (SCAN.astype(int) * 128 + 255 * 127 + 127) // 255  # half transparent on white
@@ -44,60 +44,13 @@ TURNED |= {5: SCAN.T, 6: np.rot90(SCAN), 7: np.rot90(SCAN, 2).T, 8: np.rot90(SCA
 UID = "1.2.840.10008.5.1.4.1.1."
 
 
-def directory(path, tags, text, data, order="<"):
-    """A TIFF of one directory: (tag, value) pairs, of which None in 270 means `text` and in 273 where `data` lies."""
-    after = 8 + 2 + 12 * len(tags) + 4
-    at = {270: (2, len(text), after), 273: (4, 1, after + len(text))}
-    body = struct.pack(order + "H", len(tags))
-    for tag, value in tags:
-        body += struct.pack(order + "HHII", tag, *at.get(tag, (4, 1, value)))
-    head = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(order + "I", 8)
-    path.write_bytes(head + body + b"\0\0\0\0" + text + data)
-
-
-def one_directory(path, pages, order="<"):
-    """A stack as ImageJ writes large ones: the first slice has a directory, the others lie behind it."""
-    n, h, w = pages.shape
-    text = f"ImageJ=1.54f\nimages={n}\nslices={n}\nloop=false\n\0".encode()
-    tags = [(254, 0), (256, w), (257, h), (258, 8), (259, 1), (262, 1), (270, None), (273, None), (277, 1), (278, h), (279, h * w)]
-    directory(path, tags, text, pages.tobytes(), order)
-
-
-def packed(path, values, bits, compression=1):
-    """A TIFF of `bits` bits a value, one after another; compression 8 deflates it."""
-    digits = (values[..., None] >> np.arange(bits - 1, -1, -1)) & 1
-    raw = np.packbits(digits.reshape(len(values), -1).astype(np.uint8), axis=1).tobytes()
-    raw = zlib.compress(raw) if compression == 8 else raw
-    h, w = values.shape
-    tags = [(256, w), (257, h), (258, bits), (259, compression), (262, 1), (273, None), (277, 1), (278, h), (279, len(raw))]
-    directory(path, tags, b"", raw)
-
-
 def vol(path, seed=0, who="SECRET^NAME", scans=4):
     """A .vol of random reflectivity, which is returned."""
     data = np.random.default_rng(seed).gamma(2, 0.02, (scans, 64, 80)).astype(np.float32)
     data[:, :, :8] = np.finfo(np.float32).max
     sizes = struct.pack("<3I3d2I2dId", 80, scans, 64, 0.0115, 0.12, 0.00387, 8, 8, 0.1, 0.1, 30, 0.0)
-    names = struct.pack(
-        "<4sQiI16s16sI24sdI24sd4I34s",
-        b"OS",
-        10**17,
-        3,
-        256,
-        b"1",
-        b"1",
-        7 * bool(who),
-        who.encode(),
-        18_000.0,
-        1,
-        b"",
-        4e4,
-        0,
-        0,
-        0,
-        0,
-        b"",
-    )
+    patient = 7 * bool(who), who.encode(), 18_000.0
+    names = struct.pack("<4sQiI16s16sI24sdI24sd4I34s", b"OS", 10**17, 3, 256, b"1", b"1", *patient, 1, b"", 4e4, 0, 0, 0, 0, b"")
     content = b"HSF-OCT-103\0" + sizes + names + bytes(1790 + 64)
     for k in range(scans):
         head = struct.pack("<12sI4d2IfI6f", b"HSF-BS-103", 256, 1.0, 0.1 * k, 2.0, 0.1 * k, 0, 256, 20.0, 0, *[0.0] * 6)
@@ -200,13 +153,10 @@ NO_BSCAN = "is a DICOM file without a B-scan"
 CASES = {  # file name: (how it is made, the pixels that are read or, of what is refused, words of the sentence)
     "grey.png": (pillow(SCAN), SCAN),
     "colour.png": (pillow(COLOUR), LUMA),
-    "colour.bmp": (pillow(COLOUR), LUMA),
     "grey.jpg": (pillow(SCAN, quality=97), "close"),
-    "progressive.jpg": (pillow(SCAN, quality=97, progressive=True), "close"),
     "cmyk.jpg": (pillow(Image.fromarray(SCAN).convert("RGB").convert("CMYK"), quality=97), "close"),
     "several.jpg": (pillow(SCAN, format="MPO", save_all=True, append_images=[Image.fromarray(SCAN)], quality=97), "close"),
     "palette.png": (pillow(Image.fromarray(SCAN).convert("P")), SCAN),
-    "palette.bmp": (pillow(Image.fromarray(SCAN).convert("P")), SCAN),
     "one bit.png": (pillow(Image.fromarray(SCAN).convert("1")), ONE_BIT),
     "profile.png": (pillow(SCAN, icc_profile=ICC), SCAN),
     "half.png": (pillow(with_alpha("LA", 128)), "half"),
@@ -222,23 +172,18 @@ CASES = {  # file name: (how it is made, the pixels that are read or, of what is
     "png of another name.jpeg": (pillow(SCAN, format="PNG"), SCAN),
     "colours of 16 bit.png": (lambda path: cv2.imwrite(str(path), COLOUR.astype(np.uint16) * 257), "holds 16-bit colours"),
     "gif.png": (pillow(SCAN, format="GIF"), "not an image of a format that is read"),
-    "webp.png": (pillow(SCAN, format="WEBP"), "not an image of a format that is read"),
-    "numpy.png": (lambda path: np.save(path.open("wb"), SCAN), "not an image of a format that is read"),
-    "matlab.png": (content(b"MATLAB 5.0 MAT-file".ljust(1000)), "not an image of a format that is read"),
     "text.png": (content(b"this is no image"), "not an image of a format that is read"),
     "empty.png": (content(b""), "not an image of a format that is read"),
     "grey.tif": (tiff(SCAN), SCAN),
     "big.tif": (tiff(SCAN, bigtiff=True), SCAN),
     "tiles.tif": (tiff(SCAN, tile=(64, 64)), SCAN),
     "strips.tif": (tiff(SCAN, rowsperstrip=7), SCAN),
-    "big-endian.tif": (tiff(WIDE, byteorder=">"), SCAN),
     "deflate.tif": (tiff(SCAN, compression="zlib", predictor=True), SCAN),
     "lzw.tif": (pillow(SCAN, compression="tiff_lzw"), SCAN),
     "lzw16.tif": (pillow(WIDE, compression="tiff_lzw"), SCAN),
     "zip16.tif": (pillow(WIDE, compression="tiff_adobe_deflate"), SCAN),
     "zstd.tif": (tiff(SCAN, compression="zstd"), SCAN),
     "white is zero.tif": (tiff(65535 - WIDE, photometric="miniswhite"), SCAN),
-    "white is zero lzw.tif": (pillow(65535 - WIDE, compression="tiff_lzw", tiffinfo={262: 0}), SCAN),
     "colour.tif": (tiff(COLOUR, photometric="rgb"), LUMA),
     "planes.tif": (tiff(np.moveaxis(COLOUR, -1, 0), photometric="rgb", planarconfig="separate"), LUMA),
     "colour16.tif": (tiff(COLOUR.astype(np.uint16) * 257, photometric="rgb", tile=(32, 32), compression="zlib"), LUMA),
@@ -247,28 +192,19 @@ CASES = {  # file name: (how it is made, the pixels that are read or, of what is
     "one bit.tif": (pillow(Image.fromarray(SCAN).convert("1")), ONE_BIT),
     "fax.tif": (pillow(Image.fromarray(SCAN).convert("1"), compression="group4"), ONE_BIT),
     "half.tif": (pillow(with_alpha("LA", 128)), "half"),
-    "half in colour.tif": (pillow(with_alpha("RGBA", 128)), "half"),
     "multiplied.tif": (tiff(np.stack([SCAN // 2] * 2, -1), photometric="minisblack", extrasamples=["assocalpha"]), PLANES),
     "int16.tif": (tiff(SCAN.astype(np.int16) * 100), np.round(SCAN * (100 / 257)).astype(np.uint8)),
     "int8.tif": (tiff((SCAN // 2).astype(np.int8)), SCAN // 2),
     "below 0.tif": (tiff(SCAN.astype(np.int16) - 100), FLOATS),
     "uint32.tif": (tiff(SCAN.astype(np.uint32) * 1000), "are not 16-bit"),
-    "float16.tif": (tiff(SCAN.astype(np.float16)), FLOATS),
-    "float32.tif": (tiff(np.full(SCAN.shape, np.nan, np.float32)), FLOATS),
-    "float64.tif": (tiff(SCAN.astype(float)), FLOATS),
     "complex.tif": (tiff(SCAN.astype(np.complex64)), FLOATS),
-    "five.tif": (tiff(np.stack([SCAN] * 5, -1), photometric="minisblack", planarconfig="contig"), PLANES),
     "two.tif": (tiff(np.stack([SCAN] * 2, -1), photometric="minisblack", planarconfig="contig"), PLANES),
     "cmyk.tif": (pillow(Image.fromarray(SCAN).convert("RGB").convert("CMYK")), "SEPARATED colours"),
-    "ycbcr.tif": (pillow(Image.fromarray(SCAN).convert("RGB").convert("YCbCr")), "YCBCR colours"),
-    "ten.tif": (lambda path: packed(path, SCAN.astype(int) * 1023 // 255, 10), np.round((SCAN.astype(int) * 1023 // 255) / 1023 * 255)),
-    "twelve.tif": (lambda path: packed(path, TWELVE, 12), SHOWN),
-    "twelve deflated.tif": (lambda path: packed(path, TWELVE, 12, compression=8), SHOWN),
-    "six.tif": (lambda path: packed(path, (SCAN >> 2).astype(np.uint16), 6), np.round((SCAN >> 2) * (255 / 63))),
+    "ten.tif": (tiff(TEN, bitspersample=10), np.round(TEN / 1023 * 255)),
+    "twelve.tif": (tiff(TWELVE, bitspersample=12), SHOWN),
     "thumbnail.tif": (with_thumbnail, SCAN),
     "pyramid.tif": (pyramid, SCAN),
     "cut.tif": (tiff(SCAN, share=0.8, metadata=None), "cut off|cannot be read"),
-    "strips cut.tif": (tiff(SCAN, share=0.8, metadata=None, rowsperstrip=9), "cut off|cannot be read"),
     "zip cut.tif": (tiff(SCAN, share=0.8, metadata=None, compression="zlib", rowsperstrip=9), "cut off|cannot be read"),
     "frame.dcm": (lambda path: dicom(path, SCAN[None]), SCAN),
     "twelve.dcm": (lambda path: dicom(path, TWELVE[None], bits=12), SHOWN),
@@ -279,10 +215,8 @@ CASES = {  # file name: (how it is made, the pixels that are read or, of what is
     "rle cut.dcm": (lambda path: rle(path, 0.7), "damaged|cannot be read"),
     "above its depth.dcm": (lambda path: dicom(path, WIDE[None], bits=12), "are not of 12 bits; set bits to their depth"),
     "fundus.dcm": (lambda path: dicom(path, SCAN[None], sop=UID + "77.1.5.1"), NO_BSCAN),
-    "flow.dcm": (lambda path: dicom(path, SCAN[None], sop=UID + "77.1.5.8"), NO_BSCAN),
     "labels.dcm": (lambda path: dicom(path, SCAN[None], sop=UID + "66.7"), NO_BSCAN),
     "many.dcm": (lambda path: dicom(path, SCAN[None], NumberOfFrames=2_000_000_000), "is cut off"),
-    "no header.dcm": (content(b"\x08\0\x05\0CS\x0a\0ISO_IR 100" * 20), "not an image of a format that is read"),
     "a.e2e": (content(b"CMDb" * 400), "not an image of a format that is read"),
     "cut.vol": (lambda path: (vol(path), cut(path, 0.9)), "cut off|cannot be read"),
     "too many.vol": (content(b"HSF-OCT-103\0" + struct.pack("<3I", 80, 10**9, 64) + bytes(3000)), "is cut off or damaged"),
@@ -312,8 +246,8 @@ def test_inputs_and_outcomes(tmp_path, name):
 VOLUMES = {
     "pages.tif": lambda path: pillow(PAGES[0], save_all=True, append_images=[Image.fromarray(p) for p in PAGES[1:]])(path),
     "lzw.tif": lambda path: tifffile.imwrite(path, PAGES, photometric="minisblack", compression="lzw"),
-    "stack.tif": lambda path: one_directory(path, PAGES),
-    "big-endian.tif": lambda path: one_directory(path, PAGES, ">"),
+    "stack.tif": lambda path: tifffile.imwrite(path, PAGES, imagej=True, truncate=True),  # one directory, the other slices behind it
+    "big-endian.tif": lambda path: tifffile.imwrite(path, PAGES, imagej=True, truncate=True, byteorder=">"),
     "imagej.tif": lambda path: tifffile.imwrite(path, PAGES[:, None], imagej=True, metadata={"axes": "ZCYX"}),
     "frames.dcm": lambda path: dicom(path, PAGES),
     "1.2.840.7": lambda path: dicom(path, PAGES),
@@ -359,7 +293,7 @@ def test_bits_of_deep_images(tmp_path):
         read_image(tmp_path / "a.png", bits=11)
     tifffile.imwrite(tmp_path / "rgb.tif", np.stack([TWELVE] * 3, -1), photometric="rgb")
     assert (read_image(tmp_path / "rgb.tif", bits=12) == SHOWN).all()
-    packed(tmp_path / "p.tif", TWELVE, 12)
+    tifffile.imwrite(tmp_path / "p.tif", TWELVE, bitspersample=12)
     scan = read_scan(tmp_path / "p.tif", deep=True)
     assert scan.white == 4095 and (np.round(scan.image * (4095 / 65535)) == TWELVE).all()
 
@@ -426,8 +360,7 @@ def test_patients_named_inside_are_numbered_in_path_order(tmp_path):
 # ------------------------------------------------------------------------------------------------ damaged files
 def sound_files(folder: Path) -> None:
     """One file of every kind."""
-    names = ("grey.png", "sixteen.png", "grey.jpg", "lzw.tif", "zip16.tif", "tiles.tif", "twelve.tif", "twelve.dcm")
-    for name in names:
+    for name in ("grey.png", "sixteen.png", "grey.jpg", "lzw.tif", "zip16.tif", "tiles.tif", "twelve.tif", "twelve.dcm"):
         CASES[name][0](folder / name)
     for name in ("imagej.tif", "stack.tif", "frames.dcm"):
         VOLUMES[name](folder / name)
@@ -453,64 +386,21 @@ def damaged(content: bytes, rng) -> bytes:
     return bytes(content)
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_damaged_files_are_read_or_refused_in_one_sentence(tmp_path, seed):
-    """120 of them; no field of theirs is quoted."""
+@pytest.mark.parametrize("seed", [*range(3), *(pytest.param(k, marks=pytest.mark.slow) for k in range(3, 8))])
+def test_damaged_files_are_listed_and_read_or_refused_in_one_sentence(tmp_path, seed):
+    """120 of them: no field of theirs is quoted, none takes 10 s or 1 GB of memory."""
     (tmp_path / "sound").mkdir()
     sound_files(tmp_path / "sound")
-    rng = np.random.default_rng(seed + 10)
+    rng, peak = np.random.default_rng(seed + 10), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for k, path in enumerate(sorted((tmp_path / "sound").iterdir()) * 10):
-        bad = tmp_path / f"{k}-{path.name}"
+        bad, began = tmp_path / f"{k}-{path.name}", time.monotonic()
         bad.write_bytes(damaged(path.read_bytes(), rng))
         try:
             for part in slices(bad)[:4]:
                 read_image(part)
         except UserError as error:
             assert str(bad) in str(error) and "\n" not in str(error) and "SECRET" not in str(error)
-
-
-FUZZ = """
-import sys, time
-from pathlib import Path
-from srlib.config import UserError
-from srlib.data.manifest import inspect
-from srlib.files import REPOSITORY
-from srlib.commands.upscale import upscale_files
-from srlib.models import Generator
-root, network, slowest = Path(sys.argv[1]), Generator(2, width=4, blocks=1), 0.0
-names = sorted(p.name for p in root.iterdir())
-start = time.monotonic()
-for name in names:
-    found = inspect(root, name)
-    slowest, start = max(slowest, time.monotonic() - start), time.monotonic()
-    assert found and all(row["path"].partition("#")[0] == name for row in found), name
-    (root.parent / "listed.txt").open("a").write(name + "\\n")
-for name in names:
-    start = time.monotonic()
-    try:
-        written, _, failed, _ = upscale_files(root / name, root.parent / "out" / name, network)
-        assert written or failed, name
-    except UserError as error:
-        assert name in str(error), error
-    slowest = max(slowest, time.monotonic() - start)
-status = Path("/proc/self/status").read_text()  # getrusage counts the parent's peak, too
-print(slowest, int(status.partition("VmHWM:")[2].split()[0]) / 1024)
-"""
-
-
-@pytest.mark.slow
-def test_500_damaged_files(tmp_path):
-    """No crash, no file that takes 10 s, never more than 1 GB, each listed."""
-    (tmp_path / "sound").mkdir()
-    (tmp_path / "in").mkdir()
-    sound_files(tmp_path / "sound")
-    kinds, rng = sorted((tmp_path / "sound").iterdir()), np.random.default_rng(0)
-    for k in range(500):
-        path = kinds[k % len(kinds)]
-        (tmp_path / "in" / f"{k:03}-{path.name}").write_bytes(damaged(path.read_bytes(), rng))
-    command = [sys.executable, "-c", FUZZ, str(tmp_path / "in")]
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(REPOSITORY)}, timeout=1500)
-    assert done.returncode == 0, done.stderr[-2000:]
-    slowest, megabytes = map(float, done.stdout.split()[-2:])
-    assert slowest < 10 and megabytes < 1000, done.stdout
-    assert len((tmp_path / "listed.txt").read_text().split()) == 500
+        rows = inspect(tmp_path, bad.name)
+        assert rows and all(row["path"].partition("#")[0] == bad.name for row in rows)
+        assert time.monotonic() - began < 10
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak < 1e6  # kB
