@@ -1,8 +1,11 @@
-"""What tests of the command line share."""
+"""What tests share: the command line, a generator of one's own."""
 
 import subprocess
 import sys
 
+from torch import nn
+
+from srlib.degrade import upsample
 from srlib.files import REPOSITORY
 
 
@@ -14,3 +17,16 @@ def srlib(*args, **kwargs):
 def said(done) -> list[str]:
     """The lines on stderr; a kernel that dies while it is being stopped may add one of libzmq's own, which is nobody's error."""
     return [line for line in done.stderr.splitlines() if "(src/signaler.cpp" not in line]
+
+
+class Plain(nn.Module):
+    """A generator with nothing of SRResNet's: no `with_maps`."""
+
+    def __init__(self, scale=4, channels=1, **_):
+        super().__init__()
+        self.settings = {"generator": "plain", "scale": scale, "channels": channels}
+        self.body = nn.Conv2d(channels, channels * scale**2, 3, padding=1)
+
+    def forward(self, lr):
+        scale = self.settings["scale"]
+        return upsample(lr, scale) + 0.1 * nn.functional.pixel_shuffle(self.body(lr).float(), scale)
