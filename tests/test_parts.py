@@ -78,7 +78,7 @@ def test_parts_of_ones_own_train(images, tmp_path, texture):
     stored["settings"]["generator"] = "gone:Plain"
     torch.save(stored, tmp_path / "lost.pt")
     with pytest.raises(
-        UserError, match=r"lost.pt: 'gone:Plain' cannot be loaded \(No module named 'gone'\); its file lies beside run_all.sh"
+        UserError, match=r"lost.pt: 'gone:Plain' cannot be loaded \(No module named 'gone'\); put its file beside run_all.sh"
     ):
         load_generator(tmp_path / "lost.pt")
 
