@@ -1,11 +1,10 @@
 """Trainings that are killed, out of disk or out of time: the same command goes on, and ends with the same weights."""
 
 import itertools
-import json
+import multiprocessing
+import os
 import random
 import resource
-import subprocess
-import sys
 import time
 
 import numpy as np
@@ -19,54 +18,60 @@ from srlib.config import UserError, load_config
 from srlib.sampler.training import train_sampler
 from srlib.training import checkpoint, loop, pretraining
 
-CHILD = """
-import json, os, sys, time
-folder, images, settings = sys.argv[1], *map(json.loads, sys.argv[2:])
-import torch
-torch.set_num_threads(1)
-from srlib.config import load_config
-from srlib.training import loop, pretraining
-from srlib.sampler.training import train_sampler
-log, add, sync = open(folder + "/steps.log", "a", 1), loop.RunningMeans.add, os.fsync
-def slow(file):  # a write long enough to be hit
-    time.sleep(0.03)
-    sync(file)
-os.fsync = slow
-for stage in (pretraining.pretrain_generator, train_sampler):
-    def logged(self, step, values, name=stage.__name__):
-        add(self, step, values)
-        print(name, step, file=log)
-    loop.RunningMeans.add = logged
-    stage(load_config("smoke", **settings), *images, folder)
-"""
+PROCESSES = multiprocessing.get_context("forkserver")  # they import torch once
+PROCESSES.set_forkserver_preload(["srlib.sampler.training", "srlib.training.pretraining"])
+
+
+def child(folder, images, settings):
+    """Both stages, each step in a log, with writes that are long enough to be hit."""
+    add, sync = loop.RunningMeans.add, os.fsync
+
+    def slow(file):
+        time.sleep(0.03)
+        sync(file)
+
+    os.fsync = slow
+    for stage in (pretraining.pretrain_generator, train_sampler):
+
+        def logged(self, step, values, name=stage.__name__):
+            add(self, step, values)
+            with open(folder / "steps.log", "a") as log:
+                print(name, step, file=log)
+
+        loop.RunningMeans.add = logged
+        stage(load_config("smoke", **settings), *images, folder)
 
 
 @pytest.mark.parametrize("kills", [3, pytest.param(25, marks=pytest.mark.slow)])
 def test_killed_at_random_moments(images, tmp_path, kills):
     """kill -9, checkpoint writes included: the weights of the run that was never killed, and never more than one interval repeated."""
-    settings = TINY | {"pretrain_steps": 4 + 5 * kills, "gan_steps": 6 + 6 * kills, "checkpoint_every": 3, "validate_every": 6}
+    settings = TINY | {"pretrain_steps": 8 + 7 * kills, "gan_steps": 12 + 7 * kills, "checkpoint_every": 3, "validate_every": 6}
     rng = random.Random(kills)
 
     def start(folder):
         folder.mkdir(exist_ok=True)
-        command = [sys.executable, "-c", CHILD, str(folder), json.dumps(images), json.dumps(settings)]
-        return subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        process = PROCESSES.Process(target=child, args=(folder, images, settings))
+        process.start()
+        return process
 
     def steps(folder):
         file = folder / "steps.log"
         return [line.split() for line in file.read_text().splitlines()] if file.exists() else []
 
-    whole, cut, hit = tmp_path / "whole", tmp_path / "cut", 0
-    assert start(whole).wait() == 0
-    while hit < kills:
+    def ended(process):
+        process.join()
+        return process.exitcode
+
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert ended(start(whole)) == 0
+    for _ in range(kills):
         process, before = start(cut), len(steps(cut))
-        while process.poll() is None and len(steps(cut)) <= before + settings["checkpoint_every"]:
+        while process.is_alive() and len(steps(cut)) <= before + settings["checkpoint_every"]:
             time.sleep(0.005)  # one checkpoint at least
         time.sleep(rng.uniform(0, 0.3))
         process.kill()
-        assert process.wait(), "the training ended before it was killed often enough"
-        hit += 1
-    assert start(cut).wait() == 0
+        assert ended(process), "the training ended before it was killed often enough"
+    assert ended(start(cut)) == 0
     done = steps(cut)
     for (stage, last), (next_stage, first) in itertools.pairwise(done):
         if stage == next_stage:
