@@ -3,7 +3,6 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # one core a test, and so for what it starts: several tests run at once
 
-import numpy as np
 import pytest
 import torch
 import torchvision
@@ -22,19 +21,11 @@ def real_scans():
 
 @pytest.fixture(scope="session")
 def vgg_file(tmp_path_factory):
-    packed = SHARED / "weights" / "vgg19_imagenet_compact.npz"
-    if not packed.exists():
-        pytest.skip("needs the VGG-19 weights in ../shared/weights, which this checkout lacks")
-    state, values = {}, np.load(packed)
-    for name in values.files:
-        if not name.endswith(".affine"):
-            tensor = values[name].astype(np.float32)
-            if values[name].dtype == np.uint8:
-                scale, minimum = values[name + ".affine"]
-                tensor = tensor * scale + minimum
-            state[name] = torch.from_numpy(tensor.astype(np.float32))
+    """The released VGG-19 as a file of one's own."""
+    from srlib.models.features import convolutions
+
     path = tmp_path_factory.mktemp("vgg") / "vgg19_convolutions.pth"
-    torch.save(state, path)
+    torch.save(convolutions("vgg19"), path)
     return path
 
 

@@ -1,4 +1,4 @@
-"""One turn of an adversarial training at a time: Ledig's, and the sampler's."""
+"""One step of an adversarial training at a time: Ledig's, and the sampler's."""
 
 import copy
 import dataclasses
@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+from test_training import LEDIG
 from torch import nn
 from torch.nn.functional import softplus
 
@@ -23,8 +24,6 @@ from srlib.training.losses import LossWeights, gradient_penalty, penalty_at
 from srlib.training.stage import make_generator
 
 TINY = dict(crop=32, gan_crop=32, batch=4, width=8, blocks=1, d_width=4, texture=4, gan_steps=6, precision="fp32", content_features="none")
-LEDIG = dict(texture=0, penalty=0.0, pixel_weight=0.0, adversarial_loss="standard", adversarial_weight=1e-3, content_weight=0.00615,
-             content_features="vgg19:relu1_2")  # fmt: skip
 CPU = torch.device("cpu")
 
 
@@ -60,7 +59,7 @@ def number(tensor):
 
 
 # --------------------------------------------------------------------------------------------- Ledig's
-def test_the_paper_profile_plays_ledigs_game(batch, monkeypatch):
+def test_the_paper_profile_trains_as_ledig(batch, monkeypatch):
     """His two networks; D's loss is -log D(hr) - log(1 - D(sr)) of the logits, G's is features and 1e-3 adversarial, of the D that has just
     learnt; nothing is calibrated, penalised, averaged or frozen."""
     lr, hr = (image.expand(-1, 3, -1, -1) for image in batch)
@@ -68,25 +67,25 @@ def test_the_paper_profile_plays_ledigs_game(batch, monkeypatch):
     training = begin(batch, "paper", content_features="vgg19:relu1_2", **small)
     assert type(training.discriminator) is Discriminator and not isinstance(training.generator, Sampler)
     monkeypatch.setattr(training, "first_batches", None)  # a calibration would call it
-    seen, logits, drawn = [], [], []
+    seen, logits, images = [], [], []
     training.discriminator.register_forward_pre_hook(lambda module, given: seen.append(given[0].detach()))
     training.discriminator.register_forward_hook(lambda module, given, out: logits.append(out.detach()))
-    training.generator.register_forward_hook(lambda module, given, out: drawn.append(out.detach()))
+    training.generator.register_forward_hook(lambda module, given, out: images.append(out.detach()))
     start, d_start = named(training.generator), named(training.discriminator)
-    found = training.step(0, lr, hr)
-    assert len(drawn) == 1 and len(logits) == 3
-    (sr,) = drawn
+    log = training.step(0, lr, hr)
+    assert len(images) == 1 and len(logits) == 3
+    (sr,) = images
     torch.testing.assert_close(seen[0], 2 * hr - 1)
     torch.testing.assert_close(seen[1], 2 * sr - 1)
     on_hr, on_sr, again = logits
-    assert number(found["d_loss"]) == pytest.approx(number(-on_hr.sigmoid().log().mean() - (1 - on_sr.sigmoid()).log().mean()), rel=1e-5)
+    assert number(log["d_loss"]) == pytest.approx(number(-on_hr.sigmoid().log().mean() - (1 - on_sr.sigmoid()).log().mean()), rel=1e-5)
     assert not torch.equal(again, on_sr)  # D moved before G did
     content = (training.content_loss.extractor(sr) - training.content_loss.extractor(hr)).square().mean()
     adversarial = -again.sigmoid().log().mean()
-    assert number(found["content"]) == pytest.approx(number(content) / 12.75**2, rel=1e-4)
-    assert number(found["adversarial"]) == pytest.approx(1e-3 * number(adversarial), rel=1e-4)
-    assert number(found["loss"]) == pytest.approx(number(found["content"] + found["adversarial"]), rel=1e-5)
-    assert found["penalty"] == 0 and not {"pixel", "pixel_share"} & set(found)
+    assert number(log["content"]) == pytest.approx(number(content) / 12.75**2, rel=1e-4)
+    assert number(log["adversarial"]) == pytest.approx(1e-3 * number(adversarial), rel=1e-4)
+    assert number(log["loss"]) == pytest.approx(number(log["content"] + log["adversarial"]), rel=1e-5)
+    assert log["penalty"] == 0 and not {"pixel", "pixel_share"} & set(log)
     for before, model in ((start, training.generator), (d_start, training.discriminator)):
         assert not [name for name, p in model.named_parameters() if torch.equal(p, before[name])]
     assert training.average.released(training.generator) is training.generator
@@ -101,11 +100,23 @@ def test_ledigs_rate_falls_to_a_tenth_at_its_step(batch):
             assert optimizer.param_groups[0]["lr"] == pytest.approx(rate) and optimizer.param_groups[0]["betas"] == (0.9, 0.999)
 
 
-def test_ledigs_games_content_weight_can_be_calibrated(batch):
-    training = begin(batch, **LEDIG | {"content_weight": 0.0}, adversarial_share=0.2)
-    found = training.step(0, *batch)
-    assert number(found["adversarial_share"]) == pytest.approx(0.2, abs=0.05) and training.weights.content > 0
-    assert number(found["adversarial_share"] + found["content_share"]) == pytest.approx(1)
+@pytest.mark.parametrize("features", ["vgg19:relu1_2", "none"])
+def test_ledigs_content_weight_can_be_calibrated(batch, features):
+    """Without a network the content loss is that of pixels."""
+    training = begin(batch, **LEDIG | {"content_weight": 0.0, "content_features": features}, adversarial_share=0.2)
+    log = training.step(0, *batch)
+    assert number(log["adversarial_share"]) == pytest.approx(0.2, abs=0.05) and training.weights.content > 0
+    assert number(log["adversarial_share"] + log["content_share"]) == pytest.approx(1)
+
+
+def test_a_relativistic_loss_takes_each_logit_less_the_others_mean(batch):
+    """D sees HR once more for the generator."""
+    training, logits = begin(batch, **LEDIG | {"adversarial_loss": "relativistic"}), []
+    training.discriminator.register_forward_hook(lambda module, given, out: logits.append(out.detach()))
+    log = training.step(0, *batch)
+    on_hr, on_sr, *again = logits
+    expected = softplus(on_sr.mean() - on_hr).mean() + softplus(on_sr - on_hr.mean()).mean()
+    assert len(again) == 2 and number(log["d_loss"]) == pytest.approx(number(expected), rel=1e-4)
 
 
 def test_a_loss_without_size_is_no_measure(batch):
@@ -151,57 +162,57 @@ def test_ds_contrast_makes_what_lr_does_not_say_as_strong_as_an_image(batch):
 def test_terms_start_at_their_stated_sizes(batch):
     """The pixel term at `pixel_weight`; the content term beside the adversarial one as `adversarial_share` says; of 'none' there is none."""
     training = begin(batch, pixel_weight=2.5)
-    found = training.step(0, *batch)
-    assert number(found["pixel"]) == pytest.approx(2.5, rel=1e-3) and "content" not in found
-    assert number(found["adversarial_share"] + found["pixel_share"]) == pytest.approx(1)
-    for share, weight in ((0.6, 1.0), (0.2, 0.3)):
-        training = begin(batch, content_features="vgg19:relu1_2", adversarial_share=share, adversarial_weight=weight)
-        found = training.step(0, *batch)
-        both = found["adversarial"] + found["content"]
-        assert number(found["adversarial"] / both) == pytest.approx(share, abs=0.03)
-        assert number(found["pixel"]) == pytest.approx(1, rel=1e-3) and number(found["loss"]) == pytest.approx(number(both) + 1, rel=1e-3)
-        assert number(found["adversarial"]) == pytest.approx(weight * math.log(2), rel=0.15)
+    log = training.step(0, *batch)
+    assert number(log["pixel"]) == pytest.approx(2.5, rel=1e-3) and "content" not in log
+    assert number(log["adversarial_share"] + log["pixel_share"]) == pytest.approx(1)
+    for features, share, weight in (("vgg19:relu1_2", 0.6, 1.0), ("local-grain", 0.2, 0.3)):
+        training = begin(batch, content_features=features, adversarial_share=share, adversarial_weight=weight)
+        log = training.step(0, *batch)
+        both = log["adversarial"] + log["content"]
+        assert number(log["adversarial"] / both) == pytest.approx(share, abs=0.03)
+        assert number(log["pixel"]) == pytest.approx(1, rel=1e-3) and number(log["loss"]) == pytest.approx(number(both) + 1, rel=1e-3)
+        assert number(log["adversarial"]) == pytest.approx(weight * math.log(2), rel=0.15)
     given = begin(batch, content_features="vgg19:relu1_2", content_weight=3.0)
     given.step(0, *batch)
     assert given.weights.content == 3.0 and given.weights.pixel > 0
 
 
 def test_first_losses_by_hand(batch):
-    """Of a head that is awake: D's pairing loss of the logits that it gave, its penalty on what it saw, the pixel term of two draws."""
+    """Of a head that is awake: D's pairing loss of the logits that it gave, its penalty on what it saw, the pixel term of two samples."""
     training = begin(batch, penalty=8.0)
     nn.init.normal_(training.generator.head.tail.weight, std=0.05)
     lr, hr = batch
     training.step(0, lr, hr)
-    D, drawn = copy.deepcopy(training.discriminator), []
+    D, given_logits = copy.deepcopy(training.discriminator), []
     D.requires_grad_(True)
     base, sr, other = training._samples(1, lr)
     torch.testing.assert_close(base, project(training.generator.trunk(lr), lr))
     assert (sr - other).std() > 0.003 and sr.requires_grad and other.requires_grad and not base.requires_grad
-    training.discriminator.register_forward_hook(lambda module, given, out: drawn.append(out.detach()))
-    found = training.step(1, lr, hr)
+    training.discriminator.register_forward_hook(lambda module, given, out: given_logits.append(out.detach()))
+    log = training.step(1, lr, hr)
     images = [image.detach().requires_grad_() for image in (hr, sr)]
     logits = [D(D.see(image, base), base) for image in images]
-    torch.testing.assert_close(torch.cat(logits), torch.cat(drawn[:2]))
-    assert number(found["d_loss"]) == pytest.approx(number(softplus(logits[1] - logits[0]).mean()), rel=1e-5)
-    assert number(found["d_right"]) == pytest.approx(number((logits[0] - logits[1]).sigmoid().mean()), rel=1e-5)
+    torch.testing.assert_close(torch.cat(logits), torch.cat(given_logits[:2]))
+    assert number(log["d_loss"]) == pytest.approx(number(softplus(logits[1] - logits[0]).mean()), rel=1e-5)
+    assert number(log["d_right"]) == pytest.approx(number((logits[0] - logits[1]).sigmoid().mean()), rel=1e-5)
     slopes = sum(gradient_penalty(y, x) for y, x in zip(logits, images, strict=True)) / D.contrast**2  # with respect to what D sees
-    assert number(found["penalty"]) == pytest.approx(penalty_at(1, training.config) / 2 * number(slopes), rel=1e-4)
-    assert number(found["pixel"]) == pytest.approx(training.weights.pixel * number(((sr - hr) * (other - hr)).mean()), rel=1e-4)
-    real, fake = drawn[2:]  # G's turn: D has moved
-    assert number(found["adversarial"]) == pytest.approx(number(softplus(real - fake).mean()), rel=1e-5)
+    assert number(log["penalty"]) == pytest.approx(penalty_at(1, training.config) / 2 * number(slopes), rel=1e-4)
+    assert number(log["pixel"]) == pytest.approx(training.weights.pixel * number(((sr - hr) * (other - hr)).mean()), rel=1e-4)
+    real, fake = given_logits[2:]  # D has moved
+    assert number(log["adversarial"]) == pytest.approx(number(softplus(real - fake).mean()), rel=1e-5)
 
 
 def test_a_penalty_keeps_ds_slope_small(batch):
-    slopes, chance = {}, torch.Generator().manual_seed(0)
-    wrong = (batch[1] + 0.1 * torch.randn(batch[1].shape, generator=chance)).clamp(0, 1)  # what D can learn: noise
+    slopes, rng = {}, torch.Generator().manual_seed(0)
+    wrong = (batch[1] + 0.1 * torch.randn(batch[1].shape, generator=rng)).clamp(0, 1)  # what D can learn: noise
     for weight in (0.0, 3000.0):
-        training = begin(batch, penalty=weight, gan_steps=60, gan_lr=3e-3, seed=1)
-        for k in range(60):
+        training = begin(batch, penalty=weight, gan_steps=20, gan_lr=3e-3, seed=1)
+        for k in range(20):
             training.step(k, batch[0], wrong)
         D, base = training.discriminator.requires_grad_(True), training._samples(0, batch[0])[0].detach()
         seen = D.see(wrong, base).detach().requires_grad_()
         slopes[weight] = number(gradient_penalty(D(seen, base), seen))
-    assert slopes[3000.0] < slopes[0.0] / 50  # a thousandth and less; the same within a third on one thread and two
+    assert slopes[3000.0] < slopes[0.0] / 10  # a thirtieth
 
 
 def test_gradients_of_the_head_are_cut(batch, monkeypatch):
@@ -215,9 +226,9 @@ def test_gradients_of_the_head_are_cut(batch, monkeypatch):
         return norm
 
     monkeypatch.setattr(sampler, "update", spy)
-    found = training.step(0, *batch)
+    log = training.step(0, *batch)
     (_, d_norm, d_cut), (_, g_norm, g_cut) = updates
-    assert number(g_cut) == pytest.approx(5, rel=1e-3) and g_norm > 20 and torch.equal(found["g_norm"], g_norm)
+    assert number(g_cut) == pytest.approx(5, rel=1e-3) and g_norm > 20 and torch.equal(log["g_norm"], g_norm)
     assert number(d_norm) == pytest.approx(number(d_cut), rel=1e-5)
 
 
@@ -238,13 +249,13 @@ def test_noise_is_a_function_of_seed_step_and_call(batch, monkeypatch):
         assert torch.equal(training._noise(3, 0, torch.Size((2, 1, 32, 32))), joint[2 * rank : 2 * rank + 2])
 
 
-def test_a_turn_takes_new_noise_for_each_draw_of_each_step(batch):
+def test_a_step_takes_new_noise_for_each_of_its_samples(batch):
     training = begin(batch)
     nn.init.normal_(training.generator.head.tail.weight, std=0.05)
     with torch.no_grad():
-        draws = [image for k in (0, 1) for image in training._samples(k, batch[0])[1:]]
-        assert all(torch.equal(a, b) for a, b in zip(draws[:2], training._samples(0, batch[0])[1:], strict=True))
-    assert min((a - b).std() for a, b in itertools.combinations(draws, 2)) > 0.003
+        samples = [image for k in (0, 1) for image in training._samples(k, batch[0])[1:]]
+        assert all(torch.equal(a, b) for a, b in zip(samples[:2], training._samples(0, batch[0])[1:], strict=True))
+    assert min((a - b).std() for a, b in itertools.combinations(samples, 2)) > 0.003
 
 
 def test_rates_and_penalty_are_functions_of_the_step(batch):
@@ -270,11 +281,6 @@ def test_rates_and_penalty_are_functions_of_the_step(batch):
     for k, expected in known.items():
         for value, right in zip(at(k), expected, strict=True):
             assert right is None or value == pytest.approx(right, abs=2e-6), k
-    rates = [at(k)[1] for k in range(1000)]
-    assert max(rates) == 1 and all(a <= b for a, b in itertools.pairwise(rates[:60])) and rates[-1] < 0.025
-    assert all(a >= b for a, b in itertools.pairwise(rates[60:]))
-    penalties = [at(k)[0] for k in range(1000)]
-    assert all(a >= b for a, b in itertools.pairwise(penalties))
     short = begin(batch, gan_steps=1, gan_crop=96, penalty=8.0, gan_lr=6e-4)
     short._set_rates(0)
     assert penalty_at(0, short.config) == 8.0 and short.g_optimizer.param_groups[0]["lr"] == pytest.approx(6e-4)
@@ -289,50 +295,18 @@ def test_what_is_released_is_the_average_of_the_steps(batch):
         now = named(training.generator)
         decay = min(0.3, (k + 1) / (k + 10)) if k else 0  # (2/11, 3/12, 4/13 and on)
         expected = {name: decay * expected[name] + (1 - decay) * now[name] for name in now} if k else now
-    found = named(training.average.released(training.generator))
+    released = named(training.average.released(training.generator))
     for name, value in expected.items():
-        torch.testing.assert_close(found[name], value, atol=1e-6, rtol=1e-5)
-        assert not name.startswith("trunk.") or torch.equal(found[name], start[name])
+        torch.testing.assert_close(released[name], value, atol=1e-6, rtol=1e-5)
+        assert not name.startswith("trunk.") or torch.equal(released[name], start[name])
     name = "head.tail.weight"
-    assert 0 < (found[name] - now[name]).norm() < (found[name] - start[name]).norm()
+    assert 0 < (released[name] - now[name]).norm() < (released[name] - start[name]).norm()
     last = begin(batch, ema=0.0)
     last.step(0, *batch)
     assert last.average.released(last.generator) is last.generator
 
 
-def test_released_before_the_first_step_is_the_trunk(batch):
-    training = begin(batch)
-    with torch.no_grad():
-        noise = training._noise(0, 0, torch.Size((4, 1, 32, 32)))
-        assert torch.equal(
-            training.average.released(training.generator)(batch[0], noise), project(training.generator.trunk(batch[0]), batch[0])
-        )
-
-
-# --------------------------------------------------------------------------------------------- other data, other precision
-@pytest.mark.parametrize("scale", [2, 8])
-def test_colour_and_other_scales(batch, scale):
-    hr = batch[1].expand(-1, 3, -1, -1)
-    lr = downsample(hr, scale)
-    training = begin((lr, hr), channels=3, scale=scale)
-    for k in range(2):
-        assert all(value.isfinite() for value in training.step(k, lr, hr).values())
-    assert training.discriminator.blocks[0][0].in_channels == 6
-
-
-@pytest.mark.parametrize(
-    ("degradation", "kind"), [("speckle", ""), ("paired", ""), ("gaussian:2", "gaussian:2"), ("bicubic-matlab", "bicubic-matlab")]
-)
-def test_what_cannot_be_projected_is_not(batch, degradation, kind):
-    training = begin(batch, degradation=degradation)
-    assert training.generator.settings["kind"] == kind
-    found = training.step(0, *batch)
-    assert all(value.isfinite() for value in found.values())
-    with torch.no_grad():
-        base = training._samples(0, batch[0])[0]
-        assert torch.equal(base, training.generator.trunk(batch[0])) == (not kind)
-
-
+# --------------------------------------------------------------------------------------------- other precision
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_half_precision(batch, precision):
     """Finite losses; in fp16 D computes in float32 while it has a penalty, and the trunk in half; without a penalty D too."""
@@ -353,8 +327,8 @@ def test_half_precision(batch, precision):
         ):
             layer.register_forward_hook(lambda module, given, out, seen=seen: seen.add(out.dtype))
         for k in range(2):
-            found = training.step(k, *batch)
-            assert all(value.isfinite() and value.dtype is torch.float32 for value in found.values())
+            log = training.step(k, *batch)
+            assert all(value.isfinite() and value.dtype is torch.float32 for value in log.values())
         assert used["trunk"] == used["head"] == {dtype}
         assert used["D"] == {torch.float32 if penalty and precision == "fp16" else dtype}
-        assert training.scaler.is_enabled() == (precision == "fp16") and (found["penalty"] > 0) == bool(penalty)
+        assert training.scaler.is_enabled() == (precision == "fp16") and (log["penalty"] > 0) == bool(penalty)

@@ -130,7 +130,7 @@ def test_white_noise_twice_as_strong_has_six_db_more_in_every_band(scale):
     for direction in metrics.DIRECTIONS:
         assert metrics.band_power_db(two, one, scale, direction) == pytest.approx([6.0206] * count, abs=1e-3)
         assert metrics.band_power_db(one, one, scale, direction) == [0] * count
-    assert metrics.band_power_db(metrics.spectrum(white(1)), one, scale) == pytest.approx([0] * count, abs=1)  # another sample: chance
+    assert metrics.band_power_db(metrics.spectrum(white(1)), one, scale) == pytest.approx([0] * count, abs=1)  # another sample
 
 
 @pytest.mark.parametrize(
@@ -179,7 +179,7 @@ def test_a_flat_image_has_no_power():
 
 # --------------------------------------------------------------------------------------------- stripes
 def test_another_sample_of_the_same_texture_has_no_stripes():
-    """About 1 dB by chance, and so has a stronger one."""
+    """About 1 dB, and so has a stronger one."""
     noise = metrics.spectrum(white(0))
     samples = [metrics.stripe_index(metrics.spectrum(white(seed)), noise) for seed in range(1, 6)]
     assert min(samples) > 0.3 and max(samples) < 2 and np.mean(samples) == pytest.approx(1, abs=0.4)

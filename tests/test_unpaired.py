@@ -39,7 +39,7 @@ def test_patches_lie_in_the_region():
 
 
 def test_a_classifier_finds_a_weaker_texture_but_not_another_sample(one_classifier):
-    """On patients that it has not seen: half the strength is found at once, another sample of the same texture never."""
+    """On patients that it has not seen: half the strength is noticed at once, another sample of the same texture never."""
     weaker = unpaired.c2st(texture(0, 120, 10.0), texture(1, 120), PATIENTS, 40)
     assert list(weaker) == list("abcdef") and np.mean(list(weaker.values())) > 0.95
     same = unpaired.c2st(texture(2, 120), texture(3, 120), PATIENTS, 30)
@@ -111,7 +111,7 @@ class Exact(dict):
 
 
 def test_samples_against_hr():
-    """Right samples: 2.5 dB won back, equal ranks, a spread that is the error; brighter ones are found out."""
+    """Right samples: 2.5 dB won back, equal ranks, a spread that is the error; brighter ones are noticed."""
     right, shares = measure_samples(image := Exact(1), image.hr)
     assert right["regain_db"] == pytest.approx(2.5, abs=0.1) and right["srgan_error"] == pytest.approx(right["srgan_spread"], rel=0.05)
     assert right["rank_tissue"] < 0.04 and right["rank_vitreous"] < 0.05 and right["rank_edges"] < 0.08
