@@ -43,7 +43,7 @@ def evaluated(sampler, folder, paths, **settings):
     rows = [(path, *read_image(folder / path).shape, "A", str(k)) for k, path in enumerate(paths)]
     manifest = pd.DataFrame(rows, columns=["path", "height", "width", "label", "patient"])
     manifest["split"] = ["train", "val", *["test"] * (len(paths) - 2)]
-    config = load_config("smoke", data=str(folder), sample_images=1, **settings)
+    config = load_config("smoke", data=str(folder), sample_images=1, classifier_steps=1, **settings)
     return config, evaluate_run(config, folder, manifest, folder)
 
 
