@@ -246,7 +246,7 @@ def own_part(text: str):
     try:
         return getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
-        raise UserError(f"{text!r} cannot be loaded ({error}); its file lies beside run_all.sh or in the current folder") from None
+        raise UserError(f"{text!r} cannot be loaded ({error}); put its file beside run_all.sh") from None
 
 
 def nearest(name: str, known) -> str:

@@ -6,6 +6,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # one core a test, and so for wha
 import numpy as np
 import pytest
 import torch
+import torchvision
 from running import save_patients
 
 from srlib.data.manifest import build_manifest
@@ -45,6 +46,20 @@ def no_vgg():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("srlib.evaluation.run.FEATURES", "none")
         yield
+
+
+@pytest.fixture(scope="session")
+def random_weights(tmp_path_factory):
+    """A folder of random state dicts of three networks, named as torchvision names them."""
+    folder, rng = tmp_path_factory.mktemp("weights"), torch.Generator().manual_seed(0)
+    for name, hash in (("vgg19", "dcbb9e9d"), ("vgg16", "397923af"), ("resnet50", "0676ba61")):
+        with torch.device("meta"):
+            network = getattr(torchvision.models, name)(weights=None)
+        shapes = getattr(network, "features", network).state_dict().items()
+        state = {k: torch.rand(v.shape, generator=rng) - (0.5 if v.ndim == 4 else 0) for k, v in shapes}  # variances are above 0
+        state = {k: v if v.ndim < 4 else v / v[0].numel() ** 0.5 for k, v in state.items()}
+        torch.save(state, folder / f"{name}-{hash}.pth")
+    return folder
 
 
 @pytest.fixture

@@ -1,13 +1,14 @@
-"""What tests share: files that they make, the command line as a user types it, trainings."""
+"""What tests share: files that they make, the command line, the adversarial training of the settings, a generator of one's own."""
 
 import subprocess
 import sys
 
 import numpy as np
 from PIL import Image
+from torch import nn
 
 from srlib.data.phantom import PATHOLOGIES, bscan
-from srlib.degrade import downsample, to_image, to_tensor
+from srlib.degrade import downsample, to_image, to_tensor, upsample
 from srlib.files import REPOSITORY
 from srlib.sampler.training import train_sampler
 from srlib.training.adversarial import train_srgan
@@ -21,9 +22,9 @@ def save(path, *pages, **options):
     return path
 
 
-def save_patients(root, height, width, eyes=6):
-    """Two phantoms of each patient, in Kermany's layout; returns the folder."""
-    for eye in range(eyes):
+def save_patients(root, height, width):
+    """Two phantoms of each of six patients, in Kermany's layout; returns the folder."""
+    for eye in range(6):
         pathology = PATHOLOGIES[eye % 4]
         for number in (1, 2):
             name = f"{pathology.upper()}/{pathology.upper()}-{100 + eye}-{number}.png"
@@ -60,3 +61,16 @@ def said(done) -> list[str]:
 def train_adversarially(config, *rest):
     """The adversarial training of the settings, the sampler's or Ledig's."""
     return (train_sampler if config.texture else train_srgan)(config, *rest)
+
+
+class Plain(nn.Module):
+    """A generator with nothing of SRResNet's: no `with_maps`."""
+
+    def __init__(self, scale=4, channels=1, **_):
+        super().__init__()
+        self.settings = {"generator": "plain", "scale": scale, "channels": channels}
+        self.body = nn.Conv2d(channels, channels * scale**2, 3, padding=1)
+
+    def forward(self, lr):
+        scale = self.settings["scale"]
+        return upsample(lr, scale) + 0.1 * nn.functional.pixel_shuffle(self.body(lr).float(), scale)

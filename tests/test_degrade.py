@@ -31,7 +31,7 @@ from srlib.degrade import (
 LINEAR = [kind for kind in KINDS if kind != "speckle"]
 
 
-@pytest.mark.parametrize("scale", [2, 3, 4, 8])
+@pytest.mark.parametrize("scale", SCALES)
 def test_agrees_with_pillow(scale):
     """Pillow rounds to 8 bit between its two passes; the smaller the kernel, the more of that rounding is left."""
     hr = crop_to_multiple(bscan(3, 240, 264), scale)
@@ -51,7 +51,7 @@ def cubic_rows(size, scale, mirrored=False):
     return (w / w.sum(1, keepdims=True)) @ padded
 
 
-@pytest.mark.parametrize("scale", [2, 3, 4, 8])
+@pytest.mark.parametrize("scale", SCALES)
 def test_agrees_with_the_kernels_definition(scale):
     hr = np.random.default_rng(0).random((48, 72))
     reference = cubic_rows(48, scale) @ hr @ cubic_rows(72, scale).T
@@ -158,11 +158,6 @@ def test_display_and_back():
     assert to_display(torch.tensor([0.0, 1e9])).tolist() == pytest.approx([0, 1], abs=2e-3)
 
 
-def test_sizes_that_do_not_divide_are_cropped():
-    assert downsample(torch.rand(1, 1, 43, 50), 4).shape == (1, 1, 10, 12)
-    assert crop_to_multiple(np.zeros((43, 50, 3)), 4).shape == (40, 48, 3)
-
-
 def test_refuses_what_it_does_not_know():
     with pytest.raises(ValueError, match="scale"):
         downsample(torch.rand(1, 1, 32, 32), 5)
@@ -195,32 +190,27 @@ def test_projection_is_the_nearest_image_that_reduces_to_lr(kind, scale):
     lr = torch.rand(2, 3, height // scale, width // scale, generator=rng, dtype=torch.float64)
     expected = sr.flatten(2) + (lr.flatten(2) - sr.flatten(2) @ D.T) @ back.T
     given = sr.float().requires_grad_()
-    found = project(given, lr.float(), scale, kind)
-    assert found.dtype is torch.float32
-    torch.testing.assert_close(found.double(), expected.reshape(sr.shape), atol=1e-5, rtol=0)
+    projected = project(given, lr.float(), scale, kind)
+    assert projected.dtype is torch.float32
+    torch.testing.assert_close(projected.double(), expected.reshape(sr.shape), atol=1e-5, rtol=0)
     rows, columns = height // scale * scale, width // scale * scale
-    assert torch.equal(found[..., rows:, :], given[..., rows:, :]) and torch.equal(found[..., columns:], given[..., columns:])
+    assert torch.equal(projected[..., rows:, :], given[..., rows:, :]) and torch.equal(projected[..., columns:], given[..., columns:])
     weight = torch.rand(sr.shape, generator=rng, dtype=torch.float64)
-    (gradient,) = torch.autograd.grad((found * weight.float()).sum(), given)
+    (gradient,) = torch.autograd.grad((projected * weight.float()).sum(), given)
     by_hand = weight.flatten(2) - weight.flatten(2) @ (back @ D)
     torch.testing.assert_close(gradient.double(), by_hand.reshape(sr.shape), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize("kind", LINEAR)
-def test_what_was_projected_reduces_to_lr_and_stays(kind, scale):
+def test_what_was_projected_reduces_to_lr(kind, scale):
     """To the 8-bit level where nothing is clamped, whatever SR was; `bicubic-matlab`, which rounds HR and its half-way result too, to one
-    level. Projected again it does not move."""
+    level."""
     hr = 0.3 + 0.4 * to_tensor(bscan(4, 100, 148))
     lr = downsample(hr, scale, kind)
     sr = 0.5 + 0.1 * torch.randn(hr.shape, generator=torch.Generator().manual_seed(0))
-    once = project(sr, lr, scale, kind)
-    gap = (255 * (downsample(once, scale, kind) - lr)).abs().round()
-    if kind == "bicubic-matlab":
-        assert gap.max() <= 1 and (gap > 0).float().mean() < 0.3
-    else:
-        assert gap.max() == 0
-    torch.testing.assert_close(project(once, lr, scale, kind), once, atol=2e-6, rtol=0)
+    gap = (255 * (downsample(project(sr, lr, scale, kind), scale, kind) - lr)).abs().round()
+    assert gap.max() <= (kind == "bicubic-matlab")
 
 
 def test_autocast_does_not_lower_the_projections_precision():
@@ -233,7 +223,7 @@ def test_autocast_does_not_lower_the_projections_precision():
 
 @pytest.mark.parametrize("name", ["dark", "phantom"])
 def test_rounds_of_clamping_raise_the_consistency_of_what_is_clamped(name):
-    """Grain in the dark is cut at black, so that the image is brighter than LR says; eight rounds shift the rest until both agree."""
+    """Texture in the dark is cut at black, so that the image is brighter than LR says; eight rounds shift the rest until both agree."""
     rng = np.random.default_rng(0)
     dark = np.clip(rng.normal(3, 6, (160, 192)), 0, 255).astype(np.uint8)
     hr = to_tensor(dark if name == "dark" else bscan(5, 160, 192))

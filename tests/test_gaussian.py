@@ -2,11 +2,9 @@
 
 import numpy as np
 import pytest
-import torch
 
 from srlib import metrics
-from srlib.config import load_config
-from srlib.degrade import KINDS, downsample, has_projection, held_by, project, to_image, to_tensor, upsample
+from srlib.degrade import downsample, project, to_image, to_tensor, upsample
 from srlib.evaluation.gaussian import BLOCK, GaussianTexture, _grey, _welch
 from srlib.sampler.network import ROUNDS
 
@@ -85,16 +83,12 @@ def test_samples_are_consistent_under_the_reduction_of_the_settings(kind):
     assert metrics.consistency(sr, lr, 4, kind) > 55
 
 
-def test_without_a_projection_lr_is_not_asked(monkeypatch):
-    """Kind '': LR may contradict base, as noisy LR does. So it is for what cannot be undone: speckle, given pairs, the largest pixel of a block."""
+def test_without_a_projection_lr_is_not_asked():
+    """Kind '': LR may contradict base, as noisy LR does."""
     base, lr, hr = scan(0)
     gaussian = GaussianTexture(kind="").fit([(base, 255 - lr, hr)])
     sr = gaussian.sample(base, 255 - lr, 0)
     assert np.array_equal(sr, gaussian.sample(base, lr, 0)) and np.abs(sr.astype(float) - base).mean() < 20
-    monkeypatch.setitem(KINDS, "peak", lambda hr, scale, amount: torch.nn.functional.max_pool2d(hr, scale))
-    assert [has_projection(kind) for kind in ("peak", "speckle", "area")] == [False, False, True]
-    kinds = ("peak", "paired", "speckle", "area")
-    assert [held_by(load_config("smoke", degradation=kind)) for kind in kinds] == ["", "", "", "area"]
 
 
 def test_colour_has_grey_texture_of_the_same_strength(fitted):

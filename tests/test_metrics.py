@@ -104,14 +104,6 @@ def test_epi_and_cnr_by_hand():
 
 
 # --------------------------------------------------------------------------------------------- power by band
-def test_power_separates_blur_from_noise(pair):
-    """The bicubic image of a phantom loses more in each finer band; noise adds in each."""
-    sr, hr = (metrics.spectrum(image) for image in pair)
-    blur = metrics.band_power_db(sr, hr)
-    assert blur[0] < -6 and all(b < a for a, b in itertools.pairwise(blur[:3])) and max(blur[1:]) < -9
-    assert min(metrics.band_power_db(metrics.spectrum(noisy(pair[1], 20)), hr)) > 1
-
-
 def test_rounding_has_the_power_that_it_is_said_to_have():
     """A smooth ramp, rounded: what stands in its finest band is the floor that the figures mark."""
     y, x = np.mgrid[:256, :256]
@@ -121,14 +113,6 @@ def test_rounding_has_the_power_that_it_is_said_to_have():
     assert 10 * np.log10(mean[f > 0.3].mean() / metrics.rounding_floor(smooth.shape)) == pytest.approx(0, abs=0.5)
     curves = metrics.against_hr({"bicubic": np.round(smooth).astype(np.uint8)}, (smooth + 8 * white(0)).round())
     assert curves["bicubic"][1][-30:] == pytest.approx(curves["rounding"][1][-30:], abs=1.5)
-
-
-def test_checkerboard_is_found(pair):
-    hr = pair[1]
-    grid = (8 * ((np.arange(hr.shape[0])[:, None] % 4 < 2) ^ (np.arange(hr.shape[1])[None] % 4 < 2))).astype(np.uint8)
-    power = metrics.spectrum(hr)
-    assert metrics.checkerboard(power, power) == pytest.approx(1)
-    assert metrics.checkerboard(metrics.spectrum(np.clip(hr.astype(int) + grid, 0, 255).astype(np.uint8)), power) > 20
 
 
 @pytest.mark.parametrize(("scale", "count"), [(2, 2), (3, 3), (4, 4), (8, 6)])
@@ -194,19 +178,13 @@ def test_a_flat_image_has_no_power():
 
 
 # --------------------------------------------------------------------------------------------- stripes
-def test_stripes_of_any_direction_are_found():
-    """Another sample of the same texture has about 1, and so has a stronger one; stripes raise it by many dB, whatever their angle."""
+def test_another_sample_of_the_same_texture_has_no_stripes():
+    """About 1 dB by chance, and so has a stronger one."""
     noise = metrics.spectrum(white(0))
     samples = [metrics.stripe_index(metrics.spectrum(white(seed)), noise) for seed in range(1, 6)]
     assert min(samples) > 0.3 and max(samples) < 2 and np.mean(samples) == pytest.approx(1, abs=0.4)
     assert metrics.stripe_index(metrics.spectrum(white(1, 30)), noise) == pytest.approx(samples[0], abs=1e-6)
     assert metrics.stripe_index(noise, noise) == 0
-    y, x = np.mgrid[:256, :256]
-    for angle in (0, 20, 45, 70, 90, 135, 160):
-        down, across = np.sin(np.deg2rad(angle)), np.cos(np.deg2rad(angle))
-        waves = (down * y + across * x) / max(abs(down), abs(across))
-        stripes = sum(5 * np.sin(2 * np.pi * f * waves) for f in (0.15, 0.21, 0.3, 0.42))  # in each band: the mean counts them whole
-        assert metrics.stripe_index(metrics.spectrum(white(1) + stripes), noise) > 5, angle
 
 
 @pytest.mark.parametrize("middle", [0, 15, 45, 90, 150])
@@ -219,12 +197,3 @@ def test_stripe_index_by_hand(middle):
     assert metrics.stripe_index(np.where(turned < 15, 10.0, 1.0), flat) == pytest.approx(10)
     assert metrics.stripe_index(np.where((turned < 15) & high, 10.0, 1.0), flat) == pytest.approx(5)
     assert metrics.stripe_index(np.where(turned < 7 * 15, 10.0, 1.0), flat) == pytest.approx(0)
-
-
-@pytest.mark.parametrize("scale", [2, 3, 8])
-def test_stripes_at_other_scales(scale):
-    noise, other = (metrics.spectrum(white(seed)) for seed in (0, 1))
-    y, x = np.mgrid[:256, :256]
-    stripes = sum(5 * np.sin(2 * np.pi * (low + high) / 2 * (x + y)) for low, high in metrics.bands(scale))
-    plain, striped = metrics.stripe_index(other, noise, scale), metrics.stripe_index(metrics.spectrum(white(1) + stripes), noise, scale)
-    assert plain < 2.5 and striped > plain + 4

@@ -5,14 +5,11 @@ import pytest
 import torch
 from torch import nn
 
-from srlib.config import UserError
-from srlib.degrade import downsample, upsample
+from srlib.degrade import upsample
 from srlib.evaluation.methods import LinearFilter
 from srlib.metrics import checkerboard, spectrum
 from srlib.models import Discriminator, Generator
 from srlib.models.networks import RowConv2d
-from srlib.sampler.network import Sampler
-from srlib.trained import rebuild
 
 
 def count(model):
@@ -29,6 +26,7 @@ def test_generator_is_the_papers():
     assert sum(isinstance(m, nn.PReLU) for m in net.modules()) == 1 + 16 + 2
     assert all(m.eps == 1e-5 for m in net.modules() if isinstance(m, nn.BatchNorm2d))
     assert not any(isinstance(m, nn.Tanh | nn.Sigmoid) for m in net.modules())
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in Generator(batch_norm=False).modules())
 
 
 def test_generator_output_is_linear():
@@ -39,18 +37,10 @@ def test_generator_output_is_linear():
 
 @pytest.mark.parametrize("scale", [2, 3, 4, 8])
 @pytest.mark.parametrize("channels", [1, 3])
-def test_generator_shapes(scale, channels):
-    assert Generator(scale, channels, 8, 1)(torch.rand(2, channels, 7, 9)).shape == (2, channels, 7 * scale, 9 * scale)
-
-
-@pytest.mark.parametrize("scale", [2, 3, 4, 8])
-def test_global_skip_starts_as_bicubic(scale):
-    lr = torch.rand(2, 1, 12, 10)
-    torch.testing.assert_close(Generator(scale, 1, 8, 2, global_skip=True)(lr), upsample(lr, scale))
-
-
-def test_batch_norm_can_be_left_out():
-    assert not any(isinstance(m, nn.BatchNorm2d) for m in Generator(batch_norm=False).modules())
+def test_global_skip_starts_as_bicubic(scale, channels):
+    lr = torch.rand(2, channels, 12, 10)
+    torch.testing.assert_close(Generator(scale, channels, 8, 2, global_skip=True)(lr), upsample(lr, scale))
+    assert not torch.equal(Generator(scale, channels, 8, 2)(lr), upsample(lr, scale))
 
 
 def test_smooth_removes_the_grid():
@@ -100,33 +90,11 @@ def test_last_convolution_is_an_ordinary_one(channels):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("trunk", [Generator(4, 1, 8, 1), Generator(2, 3, 8, 1, smooth=True)])
-def test_a_generator_is_built_again_from_its_settings(trunk):
-    """With its head, where it has one: texture's width, and the reduction that it agrees with."""
-    trunk.settings["generator"] = "srresnet"
-    for net in (trunk, Sampler(trunk, 4, "gaussian", 2.0), Sampler(trunk, 4, "")):
-        again = rebuild(net.settings)
-        assert type(again) is type(net) and again.settings == net.settings
-        again.load_state_dict(net.state_dict())
-    with pytest.raises(UserError, match="'none' cannot be loaded"):
-        rebuild({"generator": "none", "texture": 4})
-
-
 def test_linear_filter_recovers_a_linear_world():
-    """HR that is a fixed linear function of LR is fitted exactly, and beats bicubic on images that were not fitted."""
+    """HR that is a fixed linear function of LR is fitted exactly."""
     torch.manual_seed(0)
     truth = LinearFilter(2, 5)
     truth.weight.normal_(0, 0.05)
     lr = torch.rand(6, 1, 24, 24)
     fitted = LinearFilter(2, 5).fit([(lr[:4], truth(lr[:4]))])
     torch.testing.assert_close(fitted(lr[4:]), truth(lr[4:]), atol=2e-3, rtol=0)
-
-
-def test_linear_filter_beats_bicubic_on_phantoms():
-    from srlib.data.phantom import bscan
-    from srlib.degrade import to_tensor
-
-    hr = [to_tensor(bscan(s, 192, 192)) for s in range(3)]
-    net = LinearFilter(4).fit([(downsample(h), h) for h in hr[:2]])
-    lr = downsample(hr[2])
-    assert ((net(lr) - hr[2]) ** 2).mean() < ((upsample(lr) - hr[2]) ** 2).mean()

@@ -134,7 +134,7 @@ def test_plain_steps_have_srlibs_numbers(smoke_run):
     text, tables = printed("04_train_srgan")
     pairs = re.findall(r"[DG]'s loss ([\d.]+), srlib's ([\d.]+)", text)
     assert len(pairs) == 2 and all(float(mine) == pytest.approx(float(ours), rel=1e-2) for mine, ours in pairs)
-    (table,) = (t for t in tables if "Game.step" in t)
+    (table,) = (t for t in tables if "plain code" in t)
     values = [float(v) for v in re.findall(r"<td>([\d.e-]+)</td>", table)]
     assert len(values) == 10 and all(values) and values[:5] == pytest.approx(values[5:], rel=2e-2)
 

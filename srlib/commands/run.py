@@ -12,7 +12,7 @@ import warnings
 from pathlib import Path
 from unittest import mock
 
-from ..config import OutOfTime, UserError
+from ..config import OutOfTime, UserError, load_config
 from ..files import NOTEBOOK_FOLDER
 from ..series.opening import UNTRAINED, open_run
 from ..series.run_folder import NOTEBOOKS, Run, locked, run_path
@@ -39,6 +39,7 @@ def run_series(
     if (begin := start or only or "01") not in NOTEBOOKS:
         raise UserError(f"there is no notebook {begin!r}; there are {', '.join(NOTEBOOKS)}")
     numbers = [only] if only else [n for n in NOTEBOOKS if n >= begin]
+    load_config(profile, **(overrides or {}))  # a wrong setting is refused before there is a folder
     folder = run_path(profile, run_dir).resolve()
     parameters = {"profile": profile, "run_dir": str(folder), "data": data, "overrides": overrides or {}}
     # a session that is older than this call: `max_hours` counts from there
