@@ -349,7 +349,7 @@ def test_run_all_takes_an_active_environment(tmp_path):
     [(False, dict(scale=4, batch_norm=False, smooth=True)), (False, dict(scale=3, channels=3)), (True, dict(scale=3, channels=3))],
 )
 def test_onnx_is_the_same_network(sampler, settings, tmp_path, capfd):
-    """Of any batch and size; a sampler's takes the noise, too, and gives the sample before its projection. Nothing is said, and no path is in it."""
+    """At any batch and size; a sampler's takes the noise, too, and gives the sample before its projection. No path is in the file."""
     torch.manual_seed(0)
     generator = Generator(width=8, blocks=2, global_skip=True, **settings).eval()
     torch.nn.init.normal_(generator.tail.weight, std=0.02)
