@@ -6,7 +6,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # one core a test, and so for wha
 import pytest
 import torch
 import torchvision
-from PIL import Image
+from running import save_patients
+
+from srlib.data.manifest import build_manifest
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
@@ -29,6 +31,14 @@ def vgg_file(tmp_path_factory):
     return path
 
 
+@pytest.fixture(scope="module")
+def no_vgg():
+    """The KID of patches in features of no network: VGG-19's take most of the time of a small evaluation. (Theirs: test_unpaired.py.)"""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("srlib.evaluation.run.FEATURES", "none")
+        yield
+
+
 @pytest.fixture(scope="session")
 def random_weights(tmp_path_factory):
     """A folder of random state dicts of three networks, named as torchvision names them."""
@@ -46,22 +56,11 @@ def random_weights(tmp_path_factory):
 @pytest.fixture
 def scan_folder(tmp_path):
     """Twelve small phantoms of six patients, in Kermany's layout."""
-    from srlib.data.phantom import PATHOLOGIES, bscan
-
-    root = tmp_path / "scans"
-    for eye in range(6):
-        pathology = PATHOLOGIES[eye % 4]
-        for number in (1, 2):
-            path = root / pathology.upper() / f"{pathology.upper()}-{100 + eye}-{number}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(bscan(eye, 112, 128, pathology, 0.5 * number)).save(path)
-    return root
+    return save_patients(tmp_path / "scans", 112, 128)
 
 
 @pytest.fixture
 def images(scan_folder):
     """Its image files, of training and validation patients."""
-    from srlib.data.manifest import build_manifest
-
     table = build_manifest(scan_folder)
     return [[str(scan_folder / p) for p in table.path[table.split == s]] for s in ("train", "val")]

@@ -1,14 +1,51 @@
-"""What tests share: the command line, the adversarial training of the settings, a generator of one's own."""
+"""What tests share: files that they make, the command line, the adversarial training of the settings, a generator of one's own."""
 
 import subprocess
 import sys
 
+import numpy as np
+from PIL import Image
 from torch import nn
 
-from srlib.degrade import upsample
+from srlib.data.phantom import PATHOLOGIES, bscan
+from srlib.degrade import downsample, to_image, to_tensor, upsample
 from srlib.files import REPOSITORY
 from srlib.sampler.training import train_sampler
 from srlib.training.adversarial import train_srgan
+
+
+def save(path, *pages, **options):
+    """An image file, or a volume of several pages; returns its path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    first, *more = map(Image.fromarray, pages)
+    first.save(path, **(dict(save_all=True, append_images=more) if more else {}), **options)
+    return path
+
+
+def save_patients(root, height, width):
+    """Two phantoms of each of six patients, in Kermany's layout; returns the folder."""
+    for eye in range(6):
+        pathology = PATHOLOGIES[eye % 4]
+        for number in (1, 2):
+            name = f"{pathology.upper()}/{pathology.upper()}-{100 + eye}-{number}.png"
+            save(root / name, bscan(eye, height, width, pathology, 0.5 * number))
+    return root
+
+
+def pixels(path):
+    with Image.open(path) as image:
+        return np.asarray(image)
+
+
+def reduced(hr, scale=4):
+    """LR of an HR image."""
+    return to_image(downsample(to_tensor(hr), scale))
+
+
+def one_line(capsys) -> str:
+    """The one line on stderr, progress bars left out."""
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "%|" not in line]
+    return line
 
 
 def srlib(*args, **kwargs):

@@ -13,7 +13,8 @@ import nbformat
 import pandas as pd
 import psutil  # comes with ipykernel
 import pytest
-from running import srlib
+from running import save, srlib
+from skimage import data
 
 from srlib.__main__ import main
 from srlib.files import REPOSITORY
@@ -26,17 +27,10 @@ HOME_PATH = re.compile(rf"/(?:home|root|tmp|Users)/\w|{re.escape(str(REPOSITORY)
 NOTEBOOK_FILES = sorted((REPOSITORY / "notebooks").glob("*.ipynb"))
 
 
-def parameters(notebook) -> dict:
-    cells = [c for c in notebook.cells if "parameters" in c.metadata.get("tags", [])]
-    assert len(cells) == 1
-    names: dict = {}
-    exec(cells[0].source, {}, names)
-    return names
-
-
 # --------------------------------------------------------------------------------------------- notebooks as files
 def test_the_six_notebooks_are_there():
     assert [p.stem for p in NOTEBOOK_FILES] == [name for name, _, _ in NOTEBOOKS.values()]
+    assert sum(p.stat().st_size for p in (REPOSITORY / "notebooks" / "executed").iterdir()) < 6_000_000
 
 
 @pytest.mark.parametrize("path", NOTEBOOK_FILES, ids=lambda p: p.stem)
@@ -46,7 +40,9 @@ def test_notebook_file(path):
     code = [c for c in notebook.cells if c.cell_type == "code"]
     assert not any(c.outputs or c.execution_count for c in code)
     assert notebook.metadata.kernelspec.name == "python3"
-    assert parameters(notebook) == {"profile": "quick", "run_dir": "", "data": "", "overrides": {}}
+    (cell,) = [c for c in notebook.cells if "parameters" in c.metadata.get("tags", [])]
+    exec(cell.source, {}, names := {})
+    assert names == {"profile": "quick", "run_dir": "", "data": "", "overrides": {}}
     assert 20 <= len(notebook.cells) <= 45 and all(len(c.source.splitlines()) <= 25 for c in code)
     assert "papermill" not in notebook.metadata
     links = re.findall(r"\]\((\w+\.ipynb)\)", "".join(c.source for c in notebook.cells))
@@ -61,9 +57,9 @@ def test_executed_copy_is_of_the_present_notebook(path):
     """What a visitor reads without running anything; `pictures RUN` makes it."""
     source, copy = (nbformat.read(p, as_version=4) for p in (path, path.parent / "executed" / path.name))
     assert [c.source for c in copy.cells] == [c.source for c in source.cells], "run the series and `pictures` again"
-    outputs = [o for c in copy.cells if c.cell_type == "code" for o in c.outputs]
-    assert any("image/jpeg" in o.get("data", {}) for o in outputs) and not any("image/png" in o.get("data", {}) for o in outputs)
-    assert not any(o.output_type == "error" for o in outputs) and not HOME_PATH.search(json.dumps(copy))
+    shown = outputs(path.parent / "executed" / path.name)
+    assert any("image/jpeg" in o.get("data", {}) for o in shown) and not any("image/png" in o.get("data", {}) for o in shown)
+    assert not any(o.output_type == "error" for o in shown) and not HOME_PATH.search(json.dumps(copy))
 
 
 @pytest.mark.skip(reason="executed copies are made anew once the notebooks' content stands")
@@ -78,10 +74,6 @@ def test_executed_copies_print_the_present_code():
                 assert any(plain_code(thing) in text for text in shown), f"{path.name} prints an older {name}"
                 printed.append(name)
     assert {"ResidualBlock", "Generator", "TextureHead", "SamplerDiscriminator"} <= {*printed}
-
-
-def test_executed_copies_are_small():
-    assert sum(p.stat().st_size for p in (REPOSITORY / "notebooks" / "executed").iterdir()) < 6_000_000
 
 
 def test_ruff():
@@ -102,6 +94,11 @@ def smoke_run(tmp_path_factory):
     return folder, done.stdout
 
 
+def outputs(path):
+    """Of a notebook's code cells."""
+    return [o for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code" for o in c.outputs]
+
+
 def test_smoke_run_makes_everything(smoke_run):
     folder, said = smoke_run
     files = "config.json provenance.json manifest.csv srresnet.pt srgan.pt pretrain/history.csv srgan/checkpoint.pt"
@@ -113,12 +110,10 @@ def test_smoke_run_makes_everything(smoke_run):
     assert table.psnr.between(10, 60).all() and set(table.region) == {"whole", "valid", "retina"}
     assert table[["texture_error_db", "depth1_db", "speckle", "epi", "boundary_px"]].notna().all().all()
     for name, _, _ in NOTEBOOKS.values():
-        executed = nbformat.read(folder / "notebooks" / f"{name}.ipynb", as_version=4)
-        outputs = [o for c in executed.cells if c.cell_type == "code" for o in c.outputs]
-        assert not any(o.output_type == "error" for o in outputs)
-        assert any("image/png" in o.get("data", {}) for o in outputs), f"{name} shows no picture"
-    sr = list((folder / "evaluation/sr/srgan").rglob("*.png"))
-    assert len(sr) == table.image.nunique()
+        shown = outputs(folder / "notebooks" / f"{name}.ipynb")
+        assert not any(o.output_type == "error" for o in shown)
+        assert any("image/png" in o.get("data", {}) for o in shown), f"{name} shows no picture"
+    assert len(list((folder / "evaluation/sr/srgan").rglob("*.png"))) == table.image.nunique()
     assert f"report: {folder}/index.html" in said
     assert all(f"[{n}/06]" in said for n in NOTEBOOKS)
 
@@ -128,11 +123,9 @@ def test_plain_steps_have_srlibs_numbers(smoke_run):
     folder, _ = smoke_run
 
     def printed(name):
-        notebook = nbformat.read(folder / "notebooks" / f"{name}.ipynb", as_version=4)
-        outputs = [o for c in notebook.cells if c.cell_type == "code" for o in c.outputs]
-        return "".join(o.text for o in outputs if o.output_type == "stream"), [
-            o.data["text/html"] for o in outputs if "text/html" in o.get("data", {})
-        ]
+        shown = outputs(folder / "notebooks" / f"{name}.ipynb")
+        text = "".join(o.text for o in shown if o.output_type == "stream")
+        return text, [o.data["text/html"] for o in shown if "text/html" in o.get("data", {})]
 
     text, _ = printed("03_pretrain_generator")
     first, second = map(float, re.findall(r"MSE ([\d.]+)", text))
@@ -221,22 +214,22 @@ def test_stopped_and_continued_to_the_same_bytes(smoke_run, tmp_path):
 
 
 # --------------------------------------------------------------------------------------------- other data
+def run_of(*words, **settings):
+    """What the series measures."""
+    done = srlib("run", *words, *(word for name, value in settings.items() for word in ("-p", name, value)))
+    assert done.returncode == 0, done.stdout + done.stderr
+    return pd.read_csv(words[words.index("--run-dir") + 1] / "evaluation/metrics.csv")
+
+
 @pytest.mark.slow
 def test_colour_photographs_at_another_scale(tmp_path):
     """Where SRGAN was first used: colour, here scikit-image's photographs, x3."""
-    from PIL import Image
-    from skimage import data
-
-    (tmp_path / "photos").mkdir()
     for name in ("astronaut", "coffee", "chelsea"):
         photo = getattr(data, name)()
         for k, part in enumerate((photo[:150, :192], photo[150:300, :192], photo[:150, 192:384])):
-            Image.fromarray(part).save(tmp_path / "photos" / f"photo-{name}{k}.png")
+            save(tmp_path / "photos" / f"photo-{name}{k}.png", part)
     settings = dict(channels=3, scale=3, crop=48, pretrain_steps=12, gan_steps=4, patient_pattern=r"photo-(\w+)\.png")
-    extra = [word for name, value in settings.items() for word in ("-p", name, value)]
-    done = srlib("run", "--profile", "smoke", "--data", tmp_path / "photos", "--run-dir", tmp_path / "run", *extra)
-    assert done.returncode == 0, done.stdout + done.stderr
-    table = pd.read_csv(tmp_path / "run/evaluation/metrics.csv")
+    table = run_of("--profile", "smoke", "--data", tmp_path / "photos", "--run-dir", tmp_path / "run", **settings)
     assert table.psnr.between(10, 60).all()
     gap = table[(table.method == "noise") & (table.region == "whole")].band1_db.abs().mean()
     assert gap < 4  # the Gaussian texture has HR's power in colour, too
@@ -245,11 +238,7 @@ def test_colour_photographs_at_another_scale(tmp_path):
 @pytest.mark.slow
 def test_real_scans_with_vgg(real_scans, vgg_file, tmp_path):
     """The series on real scans with the paper's content loss, a few steps of each."""
-    settings = {"max_images": 60, "pretrain_steps": 40, "gan_steps": 4, "validate_every": 20, "content_features": "vgg19:relu5_4"}
-    extra = [word for name, value in settings.items() for word in ("-p", name, value)]
-    done = srlib(
-        "run", "--data", real_scans, "--run-dir", tmp_path / "oct", *extra, "-p", "feature_weights", vgg_file, "-p", "max_test_images", 4
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    table = pd.read_csv(tmp_path / "oct/evaluation/metrics.csv")
+    settings = {"max_images": 60, "pretrain_steps": 40, "gan_steps": 4, "validate_every": 20, "max_test_images": 4}
+    settings |= {"content_features": "vgg19:relu5_4", "feature_weights": vgg_file}
+    table = run_of("--data", real_scans, "--run-dir", tmp_path / "run", **settings)
     assert table.image.nunique() == 4 and table.psnr.notna().all()
