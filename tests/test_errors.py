@@ -115,7 +115,7 @@ def test_a_table_gets_its_folder_and_is_printed_where_it_cannot_be_saved(scans, 
 
 def test_a_reader_that_has_enough_and_a_full_output():
     """`| head` ends a command in silence; an output that takes no more is a sentence. No second complaint at Python's end."""
-    code = "import sys; from srlib import __main__ as m; from srlib.commands import kaggle; kaggle.main = lambda args: print('x' * 10); sys.exit(m.main(['kaggle', 'check']))"
+    code = "import sys; from srlib import __main__ as m; from srlib.commands import kaggle; kaggle.main = lambda args: print('x' * 10); sys.exit(m.main(['kaggle', 'build']))"
     reader, writer = os.pipe()
     os.close(reader)
     with open("/dev/full", "w") as full:
