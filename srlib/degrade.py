@@ -4,8 +4,6 @@ Tensors are NCHW, float, in [0, 1]. The low-resolution images of the paper's exp
 are bicubic reductions; the kernel is widened by the scale (antialiasing), as in Pillow and MATLAB. The other kinds ask what a
 network does that has seen another reduction. All but speckle are two matrices, `down @ hr @ across.T`; a kind of
 your own, 'MODULE:NAME', is a function of hr and scale.
-
-`project` goes the other way: of all images that reduce to a given LR it finds the one nearest to a given SR.
 """
 
 from __future__ import annotations
@@ -25,15 +23,15 @@ SCALES = (2, 3, 4, 8)
 
 
 def to_tensor(image: np.ndarray) -> torch.Tensor:
-    """uint8 (H, W) or (H, W, 3) to (1, C, H, W) in [0, 1]."""
+    """uint8 or uint16, (H, W) or (H, W, 3), to (1, C, H, W) in [0, 1]."""
     image = image[..., None] if image.ndim == 2 else image
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 255
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / int(np.iinfo(image.dtype).max)
 
 
-def to_image(tensor: torch.Tensor) -> np.ndarray:
-    """(1, C, H, W) or (C, H, W) to uint8 (H, W) or (H, W, 3): clamp and round."""
+def to_image(tensor: torch.Tensor, levels: torch.dtype = torch.uint8) -> np.ndarray:
+    """(1, C, H, W) or (C, H, W) to uint8 (or the `levels` of uint16), (H, W) or (H, W, 3): clamp and round."""
     array = (tensor.detach().squeeze(0) if tensor.dim() == 4 else tensor.detach()).float().cpu()
-    array = (array.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
+    array = (array.clamp(0, 1) * torch.iinfo(levels).max).round().to(levels).permute(1, 2, 0).numpy()
     return array[..., 0] if array.shape[2] == 1 else array
 
 
@@ -192,11 +190,6 @@ def _axial(hr, scale, amount):
     return down.to(hr) @ (hr @ across.to(hr).T)  # across first, which is exact
 
 
-def _means(hr, scale, amount):
-    """Of scale x scale pixels, as OpenCV's INTER_AREA."""
-    return F.avg_pool2d(hr, scale)
-
-
 def _speckle(hr, scale, looks):
     """Bicubic, then new speckle: the display's logarithm is undone, the linear intensity multiplied by gamma noise of mean 1 and shape `looks` (8;
     Wilson and Hilferty's cube of a normal), the logarithm redone. The noise is seeded by the image itself."""
@@ -221,7 +214,10 @@ KINDS: dict[str, Callable[[torch.Tensor, int, float], torch.Tensor]] = {
         _axial,
     ),
     "speckle": _speckle,
-    "area": Separable(lambda n, scale, _: _pixels(n // scale).repeat_interleave(scale, 1) / scale, reduce=_means),
+    # means of scale x scale pixels, as OpenCV's INTER_AREA
+    "area": Separable(
+        lambda n, scale, _: _pixels(n // scale).repeat_interleave(scale, 1) / scale, reduce=lambda hr, scale, _: F.avg_pool2d(hr, scale)
+    ),
     # what not to do: all that lies above the LR Nyquist frequency folds back
     "nearest": Separable(lambda n, scale, _: _pixels(n)[scale // 2 :: scale]),
 }

@@ -238,17 +238,18 @@ def readable_tests(table: pd.DataFrame, measure: str) -> pd.DataFrame:
     return tests.assign(**texts).rename(columns={"low": "95 % from", "high": "to", "p_holm": "p (Holm)"})
 
 
-def readable_samples(samples: pd.DataFrame) -> pd.DataFrame:
-    """samples.csv (`run.measure_samples`) as text for readers: the mean over patients, its interval where there are enough of them (`FEW`), and
-    what samples of the true posterior have."""
+def readable_samples(samples: pd.DataFrame, count: int = SAMPLES) -> pd.DataFrame:
+    """samples.csv (`run.measure_samples`), or those of its columns that there are, as text for readers: the mean over patients, its interval where
+    there are enough of them (`FEW`), and what samples of the true posterior have."""
     rows = {
         "gain_sample_db": ("PSNR gain of one sample over bicubic (dB)", "3 dB below SRResNet's"),
-        "gain_mean_db": (f"PSNR gain of the mean of {SAMPLES} samples (dB)", "0.5 dB below SRResNet's"),
+        "gain_mean_db": (f"PSNR gain of the mean of {count} samples (dB)", "0.5 dB below SRResNet's"),
         "gain_srresnet_db": ("PSNR gain of SRResNet (dB)", ""),
-        "regain_db": (f"regain: the mean of {SAMPLES} over one (dB)", f"{10 * np.log10(2 / (1 + 1 / SAMPLES)):.1f}"),
+        "regain_db": (f"regain: the mean of {count} over one (dB)", f"{10 * np.log10(2 / (1 + 1 / count)):.1f}"),
         "srgan_spread": ("error that the spread predicts (grey levels)", "the next row"),
         "srgan_error": ("real error of the mean", ""),
     } | {c: (f"HR's rank, {c[5:]}: distance from equal", "0") for c in samples if c.startswith("rank_")}
+    rows = {column: row for column, row in rows.items() if column in samples}
     means = samples[list(rows)].where(np.isfinite).groupby(samples.patient).mean()  # a blank image has no PSNR
     limits = intervals(means.to_numpy()) if len(means) >= FEW else np.full((2, len(rows)), np.nan)
     titles = pd.Index([title for title, _ in rows.values()], name=f"{len(samples)} images of {len(means)} patients")
