@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from running import train_adversarially
 
 from srlib.config import UserError, load_config
 from srlib.data import sources
@@ -18,7 +19,6 @@ from srlib.data.sources import locate
 from srlib.evaluation.run import evaluate_run
 from srlib.metrics.regions import valid_region
 from srlib.series.opening import open_run
-from srlib.training.adversarial import train_srgan
 from srlib.training.pretraining import pretrain_generator
 
 
@@ -229,7 +229,7 @@ def test_pairs_train_and_are_evaluated(paired_folder, tmp_path):
     manifest = run.make_manifest()
     files = [run.images(split) for split in ("train", "val")]
     pretrain_generator(run.config, *files, run.folder)
-    train_srgan(run.config, *files, run.folder)
+    train_adversarially(run.config, *files, run.folder)
     evaluate_run(run.config, run.root, manifest, run.folder)
     first = manifest[manifest.split == "test"].path.iloc[0]
     nearest = read_image(run.folder / "evaluation" / "sr" / "nearest" / first)

@@ -10,7 +10,8 @@ import time
 import pandas as pd
 import pytest
 import torch
-from test_training import LEDIG, TINY, begin, same, train, weights
+from running import train_adversarially as train
+from test_training import LEDIG, TINY, begin, same, weights
 
 from srlib.config import OutOfTime, UserError, load_config
 from srlib.series.run_folder import Run

@@ -3,7 +3,8 @@
 import pytest
 import torch
 import torchvision
-from test_training import begin, train
+from running import train_adversarially as train
+from test_training import begin
 from torch import nn
 
 from srlib import degrade

@@ -16,6 +16,7 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from running import train_adversarially
 from skimage import data
 
 from srlib import metrics
@@ -40,7 +41,6 @@ from srlib.series.opening import open_run
 from srlib.series.run_folder import Run
 from srlib.series.runs import find_runs
 from srlib.trained import choose, load_generator
-from srlib.training.adversarial import train_srgan
 from srlib.training.pretraining import pretrain_generator
 from srlib.upscaling import upscale
 
@@ -60,7 +60,7 @@ def make_run(folder, data="", stages=("pretrain", "srgan", "evaluation"), **sett
             if stage == "evaluation":
                 evaluate_run(run.config, run.root, run.manifest, run.folder)
             else:
-                {"pretrain": pretrain_generator, "srgan": train_srgan}[stage](run.config, *parts, fingerprint)
+                {"pretrain": pretrain_generator, "srgan": train_adversarially}[stage](run.config, *parts, fingerprint)
     return folder
 
 

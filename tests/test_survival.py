@@ -13,24 +13,27 @@ import pandas as pd
 import pytest
 import torch
 from jupyter_client.manager import start_new_kernel
+from running import train_adversarially
 from test_training import TINY, same, weights
 
 from srlib.config import UserError, load_config
-from srlib.training import adversarial, loop, pretraining
+from srlib.training import loop, pretraining
 
 CHILD = """
 import json, os, sys, time
 folder, images, settings = sys.argv[1], *map(json.loads, sys.argv[2:])
+sys.path.insert(0, "tests")
 import torch
 torch.set_num_threads(1)
 from srlib.config import load_config
-from srlib.training import adversarial, loop, pretraining
+from srlib.training import loop, pretraining
+from running import train_adversarially
 log, add, sync = open(folder + "/steps.log", "a", 1), loop.RunningMeans.add, os.fsync
 def slow(file):  # a write long enough to be hit
     time.sleep(0.03)
     sync(file)
 os.fsync = slow
-for stage in (pretraining.pretrain_generator, adversarial.train_srgan):
+for stage in (pretraining.pretrain_generator, train_adversarially):
     def logged(self, step, values, name=stage.__name__):
         add(self, step, values)
         print(name, step, file=log)
@@ -104,7 +107,7 @@ def test_a_full_disk_keeps_the_last_state(images, tmp_path, capsys):
 
 def test_max_hours_ends_each_session_in_time(images, tmp_path, monkeypatch):
     """With no time left each session makes one step and saves it; as many sessions as steps give the same weights as one."""
-    for stage, name in ((pretraining.pretrain_generator, "srresnet.pt"), (adversarial.train_srgan, "srgan.pt")):
+    for stage, name in ((pretraining.pretrain_generator, "srresnet.pt"), (train_adversarially, "srgan.pt")):
         stage(load_config("smoke", **TINY), *images, tmp_path / "whole")
         short = load_config("smoke", **TINY, max_hours=1e-9)
         for step in range(1, TINY["pretrain_steps" if stage is pretraining.pretrain_generator else "gan_steps"]):
@@ -154,7 +157,7 @@ def test_resume_is_exact_at_any_number_of_workers(images, tmp_path):
     def parts(folder, name):
         return flat(torch.load(tmp_path / folder / name / "checkpoint.pt", weights_only=True)["parts"])
 
-    for stage, name in ((pretraining.pretrain_generator, "pretrain"), (adversarial.train_srgan, "srgan")):
+    for stage, name in ((pretraining.pretrain_generator, "pretrain"), (train_adversarially, "srgan")):
         stage(load_config("smoke", **TINY), *images, tmp_path / "whole")
         expected = parts("whole", name)
         for workers in (0, 1, 3):

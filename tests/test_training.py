@@ -12,13 +12,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from running import train_adversarially as train
 
 from srlib import degrade
 from srlib.config import UserError, load_config
 from srlib.degrade import upsample
 from srlib.device import autocast_dtype
 from srlib.sampler.network import Sampler
-from srlib.sampler.training import SamplerTraining, train_sampler
+from srlib.sampler.training import SamplerTraining
 from srlib.series.run_folder import Run
 from srlib.trained import load_generator, save_weights
 from srlib.training import adversarial, checkpoint, diagnostics, pretraining
@@ -47,11 +48,6 @@ LEDIG = {  # the paper's
     "content_weight": 1.0,
     "ema": 0.0,
 }
-
-
-def train(config, *rest):
-    """The adversarial training of the settings."""
-    return (train_sampler if config.texture else adversarial.train_srgan)(config, *rest)
 
 
 def begin(config, folder):
