@@ -472,7 +472,7 @@ def test_damaged_files_are_read_or_refused_in_one_sentence(tmp_path, seed):
 FUZZ = """
 import sys, time
 from pathlib import Path
-from srlib.config import UserError
+from srlib.config import Config, UserError
 from srlib.data.manifest import inspect
 from srlib.files import REPOSITORY
 from srlib.commands.upscale import upscale_files
@@ -481,7 +481,7 @@ root, network, slowest = Path(sys.argv[1]), Generator(2, width=4, blocks=1), 0.0
 names = sorted(p.name for p in root.iterdir())
 start = time.monotonic()
 for name in names:
-    found = inspect(root, name)
+    found = inspect(root, name, Config())
     slowest, start = max(slowest, time.monotonic() - start), time.monotonic()
     assert found and all(row["path"].partition("#")[0] == name for row in found), name
     (root.parent / "listed.txt").open("a").write(name + "\\n")

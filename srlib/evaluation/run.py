@@ -210,7 +210,7 @@ def evaluated_images(folder: Path, root: Path, path: str, config: Config, method
     return images | {"hr": crop_to_multiple(read_image(root / path, config.channels, config.bits), config.scale)}
 
 
-def captions(table: pd.DataFrame, path: str, region: str = "valid") -> dict[str, str]:
+def captions(table: pd.DataFrame, path: str) -> dict[str, str]:
     """Method to "PSNR, texture error" of one image, for the line under its picture."""
-    rows = table[(table.image == path) & (table.region == region)]
+    rows = table[(table.image == path) & (table.region == "valid")]
     return {row.method: f"PSNR {row.psnr:.1f} dB, texture error {row.texture_error_db:.1f} dB" for row in rows.itertuples()}

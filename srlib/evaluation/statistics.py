@@ -62,8 +62,8 @@ def by_patient(table: pd.DataFrame, region: str = "valid") -> pd.DataFrame:
     return means
 
 
-def intervals(values: np.ndarray, level: float = 0.95) -> np.ndarray:
-    """Percentile bootstrap of the mean of each column, 10,000 resamples of the rows, the same for all columns, seeded: (2, columns), low and
+def intervals(values: np.ndarray) -> np.ndarray:
+    """Percentile bootstrap (95 %) of the mean of each column, 10,000 resamples of the rows, the same for all columns, seeded: (2, columns), low and
     high. Missing values are left out; nan for fewer than two."""
     values = np.asarray(values, float)
     exists, count = np.isfinite(values), len(values)
@@ -72,7 +72,7 @@ def intervals(values: np.ndarray, level: float = 0.95) -> np.ndarray:
         weights = np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), RESAMPLES).astype(float)
         with np.errstate(invalid="ignore"):
             means = (weights @ np.where(exists, values, 0) / (weights @ exists))[:, enough]
-        limits[:, enough] = np.nanquantile(means, [(1 - level) / 2, (1 + level) / 2], axis=0)
+        limits[:, enough] = np.nanquantile(means, [0.025, 0.975], axis=0)
     return limits
 
 
@@ -193,9 +193,9 @@ def parts(table: pd.DataFrame, by: str, shown=("gain_db", "ssim")) -> pd.DataFra
     return pd.concat(tables, names=[by, "measure"])
 
 
-def left_out(table: pd.DataFrame, region: str = "valid") -> str:
+def left_out(table: pd.DataFrame) -> str:
     """How many images have no number in a measure and are left out of its mean, and why, in words; '' where all have one."""
-    rows = table[table.region == region]
+    rows = table[table.region == "valid"]
     empty, equal = {*rows.image[rows.psnr.isna()]}, {*rows.image[rows.psnr == np.inf]}
     flat = {*rows.image[rows.texture_error_db.isna()]} if "texture_error_db" in rows else set()
     reasons = ((empty, "", "nothing to measure"), (equal - empty, " of PSNR", "SR equals HR"), (flat - empty, " of power", "blank"))
