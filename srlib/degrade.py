@@ -41,10 +41,8 @@ def round8(image: torch.Tensor) -> torch.Tensor:
 
 
 def crop_to_multiple(image, scale: int):
-    """Cut the bottom and right so that `scale` divides height and width.
-
-    Takes a tensor (..., H, W) or an array (H, W) / (H, W, 3); raises ValueError when nothing would be left.
-    """
+    """Cut the bottom and right of a tensor (..., H, W) or an array (H, W) / (H, W, 3) so that `scale` divides height and width. Raises ValueError
+    when nothing would be left."""
     rows, cols = (-2, -1) if isinstance(image, torch.Tensor) else (0, 1)
     height, width = image.shape[rows] // scale * scale, image.shape[cols] // scale * scale
     if not height or not width:
@@ -66,22 +64,19 @@ def downsample(hr: torch.Tensor, scale: int = 4, kind: str = "bicubic") -> torch
 
 
 def upsample(lr: torch.Tensor, scale: int = 4) -> torch.Tensor:
-    """Bicubic interpolation of (N, C, h, w) to (N, C, h * scale, w * scale); not clamped, not rounded.
-
-    `antialias=True` makes torch use the same cubic kernel (a = -0.5) as `downsample` and Pillow; going up, it blurs nothing.
-    """
+    """Bicubic interpolation of (N, C, h, w) to (N, C, h * scale, w * scale); not clamped, not rounded."""
     size = (lr.shape[-2] * scale, lr.shape[-1] * scale)
+    # `antialias` makes torch use the cubic kernel of `downsample` and Pillow (a = -0.5); going up, it blurs nothing
     return F.interpolate(lr.float(), size=size, mode="bicubic", antialias=True)
 
 
 def project(sr: torch.Tensor, lr: torch.Tensor, scale: int = 4, kind: str = "bicubic", rounds: int = 1) -> torch.Tensor:
     """The image nearest to `sr` (least squares) that `downsample` takes to `lr`, before it rounds to 8 bit: sr + D+ (lr - D sr).
 
-    `sr`: (N, C, H, W) and `lr`: (N, C, H // scale, W // scale), float, in [0, 1]; the result is float32, neither clamped nor rounded. D and its
-    pseudo-inverse D+ are a matrix for each axis, kept for each size. Pixels that `downsample` cuts off stay as they are. Runs on the tensors'
-    device and has a gradient. An image that is clamped afterwards no longer reduces to LR where it was cut; with `rounds` > 1 it is clamped and
-    projected in turn, so many times in all, which brings both together. `bicubic-matlab` is taken without its rounding. Raises ValueError for
-    sizes that do not belong together and for a kind that has no matrices (speckle): it has no projection.
+    `sr`: (N, C, H, W) and `lr`: (N, C, H // scale, W // scale), float, in [0, 1]; the result is float32, neither clamped nor rounded, and has a
+    gradient. Pixels that `downsample` cuts off stay as they are. An image that is clamped afterwards no longer reduces to LR where it was cut; with
+    `rounds` > 1 it is clamped and projected in turn, so many times in all, which brings both together. `bicubic-matlab` is taken without its
+    rounding. Raises ValueError for sizes that do not belong together and for a kind that has no matrices (speckle).
     """
     if lr.shape[-2:] != (sr.shape[-2] // scale, sr.shape[-1] // scale):
         raise ValueError(f"an LR image of {tuple(lr.shape[-2:])} pixels does not belong to SR of {tuple(sr.shape[-2:])} at scale {scale}")

@@ -25,11 +25,10 @@ def samples(
 ) -> list[np.ndarray]:
     """uint8 or uint16, (H, W) or (H, W, 3), to SR of the same type at `scale` times the size, one for each seed, 0 or more.
 
-    A `Sampler` has another texture for each seed, always the same for one seed and one image; all of them are consistent with LR
-    (`degrade.project`). `strength` is the factor of the texture: 0 leaves the SR of its trunk, projected. Any other network has one SR for
-    all seeds. `consistent`: a kind of reduction with which any network's SR is made consistent, in the place of its own. A grey generator
-    takes colour channel by channel, with one noise, so that speckle is grey; a colour generator takes grey as three equal channels and gives
-    their mean. Raises UserError where `check` or `consistent_kind` do.
+    A `Sampler` has another texture for each seed, always the same for one seed and one image; any other network has one SR for all seeds.
+    `strength` is the factor of the texture: 0 leaves the SR of its trunk, projected. `consistent`: `consistent_kind`. A grey generator takes colour
+    channel by channel, with one noise, so that speckle is grey; a colour generator takes grey as three equal channels and gives their mean. Raises
+    UserError where `check` or `consistent_kind` do.
     """
     seeds = list(seeds)
     check(generator, seeds, strength)

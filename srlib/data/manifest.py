@@ -168,12 +168,9 @@ def deal(label_of: pd.Series, val_share: float, test_share: float) -> dict[str, 
 
 
 def near_duplicates(root: str | Path, table: pd.DataFrame, least: float = 0.95, side: int = 48) -> pd.DataFrame:
-    """Pairs of images that look alike though their content differs: neighbouring slices, one eye on two days, a file saved anew.
-
-    Each image is reduced to `side` x `side` pixels, smooth brightness taken out (Gaussian, a sixth of the side), and pairs
-    whose correlation is at least `least` are listed, highest first: columns a, b (paths), correlation, patients (one, two), splits (one, two).
-    Takes time and memory with the square of the number of images; give a sample of some thousand at most.
-    """
+    """Pairs of images that look alike though their content differs (neighbouring slices, a file saved anew): those whose correlation, at `side` x
+    `side` pixels less smooth brightness (Gaussian, a sixth of the side), is at least `least`, highest first. Columns a, b (paths), correlation,
+    patients (one, two), splits (one, two). Time and memory grow with the square of the number of images: some thousand at most."""
     views = []
     for path in table.path:
         small = Image.fromarray(read_image(Path(root) / path)).resize((side, side), Image.Resampling.BOX)

@@ -154,15 +154,15 @@ def rank_regions(image: np.ndarray, valid: np.ndarray, truth=None) -> dict[str, 
 
 # ------------------------------------------------------------------------------------------- patches
 class Patches:
-    """Collects patches of HR and of methods, at the same places of one image after the other, all of HR's file format; `measure` compares them."""
+    """Patches of HR and of methods, from the same places of one image after the other."""
 
     def __init__(self, methods):
         self.patients: list[str] = []
         self.patches: dict[str, list[np.ndarray]] = {name: [] for name in ("hr", *methods)}
 
     def add(self, images: dict[str, np.ndarray], valid: np.ndarray, patient: str, seed: int, tables: dict | None = None) -> None:
-        """`images`: 'hr' and the methods, uint8; `valid`: where patches may lie (H, W); `patient`: whose they are; `seed`: of the places; `tables`: the
-        quantisation tables of the JPEG that HR was, where it was one: the methods' images go through such a JPEG, too."""
+        """`images`: 'hr' and the methods, uint8; `valid`: where patches may lie (H, W); `seed`: of the places; `tables`: those of the JPEG that HR was,
+        where it was one, through which the methods' images go, too (`unpaired.through_jpeg`)."""
         corners = unpaired.places(valid, seed)
         self.patients += [patient] * len(corners)
         for name, patches in self.patches.items():

@@ -1,7 +1,6 @@
 """The statistics of an evaluation, from its tables alone: means by patient, bootstrap intervals, paired tests, and the tables that readers see.
 
-Patches aside, all functions take metrics.csv as `evaluate_run` writes it (a row for each image, method and region), so that a reader can redo
-them from the file. Patients are the unit: two scans of one eye are not two independent observations.
+`table` is metrics.csv as `evaluate_run` writes it. Patients are the unit: two scans of one eye are not two independent observations.
 """
 
 from __future__ import annotations
@@ -121,8 +120,7 @@ def compare(table: pd.DataFrame, measure: str, region: str = "valid") -> pd.Data
 def between(means: pd.DataFrame, measure: str, method: str, reference: str) -> pd.DataFrame:
     """Does a change of settings show beyond chance? Each group of runs less the group `reference`, in one measure of one method.
 
-    `means`: a row for each run, method and patient (columns group, seed, method, patient and the measures: `by_patient` of several runs).
-    Two kinds of noise are held apart. `low`, `high`: the 95 % bootstrap interval over patients of the paired difference (seeds averaged).
+    `means`: of `series.runs.read_runs`. Two kinds of noise are held apart. `low`, `high`: the 95 % bootstrap interval over patients of the paired difference (seeds averaged).
     `seeds_margin`: how far the means of two such groups lie apart by another choice of seeds alone, in 95 of 100 cases (t distribution,
     variance between seeds pooled over the groups; nan with one seed a group). `verdict` says which of them the difference exceeds; with one
     patient there is no interval, so nothing exceeds it. Patients that a run lacks are left out of all.

@@ -125,10 +125,8 @@ def tiles(squares: list[tuple[np.ndarray, str, str]], columns: int = 3) -> Image
 
 
 def comparison(images: dict[str, np.ndarray], measures: dict[str, str], title: str = "", side: int = 64) -> Image.Image:
-    """The HR image with a frame, then the framed square of each image at four times its size, three in a row, its measures underneath.
-
-    `images`: name to uint8 array of HR's size, 'hr' among them; `measures`: name to the text under it.
-    """
+    """The HR image with a frame, then the framed square of each image ('hr' among them) at four times its size, three in a row, and under it the
+    text in `measures`."""
     hr = images["hr"]
     side = min(side, *hr.shape[:2])
     top, left = zoom_box(hr, side)
@@ -162,8 +160,8 @@ def corners(hr: np.ndarray, side: int = 64) -> dict[str, tuple[int, int]]:
 
 
 def closeups(images: dict[str, np.ndarray], side: int = 64) -> Image.Image:
-    """Texture as it is to be judged: the three `corners` of HR in a row, `side` pixels each, a row for each image ('hr' among them), each pixel drawn
-    as 4 x 4. 'vitreous' is drawn brighter, three times its grey levels, which the title says."""
+    """Texture as it is to be judged: the three `corners` of HR in a row, a row for each image ('hr' among them), as `tiles`; 'vitreous' three times
+    as bright."""
     places, squares = corners(images["hr"], min(side, *images["hr"].shape[:2])), []
     for name, image in images.items():
         for place, (top, left) in places.items():

@@ -124,10 +124,8 @@ class Run:
 
     @contextlib.contextmanager
     def stage(self, name: str):
-        """Hold the folder, note what the stage is made from, and note its end; gives the fingerprint.
-
-        Raises UserError where a training in the folder was made from something else.
-        """
+        """Hold the folder, note what the stage is made from, and note its end; gives the fingerprint. Raises UserError where a training in the folder
+        was made from something else."""
         with locked(self.folder):
             if self.is_trained(name) and (why := self.changed(name)):
                 raise UserError(f"{self.folder / name} was trained with {why}; --from {OWNERS[name]} trains it again, or {ANOTHER}")
@@ -142,10 +140,8 @@ class Run:
 
     # -------------------------------------------------------------------------------------------- its images
     def make_manifest(self) -> pd.DataFrame:
-        """Find or make the images, split them by patient, write manifest.csv (and skipped.csv); the table.
-
-        Raises UserError where a training in the folder was made from other images.
-        """
+        """Find or make the images, split them by patient, write manifest.csv (and skipped.csv); the table. Raises UserError where a training in the
+        folder was made from other images."""
         from ..data import manifest, sources
 
         c = self.config
