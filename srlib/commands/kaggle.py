@@ -9,12 +9,13 @@ import os
 import re
 import shutil
 from pathlib import Path
+from string import Template
 
 import nbformat
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from ..config import UserError, load_config
-from ..files import NOTEBOOK_FOLDER, REPOSITORY, WEIGHTS, file_hash, write
+from ..files import NOTEBOOK_FOLDER, REPOSITORY, WEIGHTS, file_hash, read_text, write
 from ..series.run_folder import NOTEBOOKS
 from . import add_settings, parser, read_settings
 
@@ -32,21 +33,8 @@ HERE = [  # what a notebook's text says of a clone: what is so in the kernel
     (r"\*\*Time and hardware\*\*: .*?(?=\*\*Before this)", ""),
     TO_REPOSITORY,
 ]
-INTRO = """# SRGAN for OCT
-
-![A synthetic scan, and a square of it at four times its size: LR, bicubic, SRResNet, SRGAN and HR](attachment:result.jpg)
-
-*A phantom (synthetic scan), not a result on OCT. The table below is of real scans.*
-
-{results}
-
-**What this is.** The six notebooks of the series as one kernel, from the first scan to the evaluated network, about two hours on two T4 (estimated). Its data: `{data}`. *Copy & Edit* and *Run All* repeat it; its code is the attached data set [{dataset}](https://www.kaggle.com/datasets/{dataset}). Set `profile = "smoke"` below for a run of minutes."""
-README = """# srlib, the code of SRGAN for OCT
-
-The module that the notebooks of this series import, with the weights that they need, the released networks, the notebooks and the sweeps. MIT
-licence; the weights of VGG-19 are Oxford's, CC BY 4.0 (LICENSE.txt). In a notebook that has it attached, `!cp -r PLACE/srlib .` copies it to the
-working folder, where you can edit it; it is then imported from there. PLACE is printed by the notebook's first cell.
-"""
+INTRO = Path(__file__).with_name("kaggle_kernel.md")  # a string.Template
+README = Path(__file__).with_name("kaggle_dataset.md")
 ATTACHED = """# The code of this series is the attached data set {name}: open it on the right, under Input.
 # To change a module: run  !cp -r {{home}}/srlib .  in a new cell, edit the copy under Output, and restart. A saved version (Save & Run All)
 # starts without the copy: put the cp, with the place that is printed below, and your edits as %%writefile srlib/FILE.py into cells above this one.
@@ -54,6 +42,7 @@ import os
 import sys
 import time
 from pathlib import Path
+from string import Template
 
 os.environ.setdefault("SRLIB_STARTED", str(time.time()))  # max_hours counts from here
 places = [Path.cwd(), Path("/kaggle/input/{slug}"), Path("/kaggle/input/datasets/{name}")]
@@ -92,7 +81,7 @@ def build_dataset(user: str) -> Path:
     for name, path in content().items():
         write(folder / "srlib" / name, path.read_bytes())
     write(folder / "LICENSE.txt", (REPOSITORY / "LICENSE").read_bytes())
-    write(folder / "README.md", README)
+    write(folder / "README.md", README.read_bytes())
     write(folder / f"version-{version()}.txt", f"SHA-256 of the files: {version()}...\n")
     write(folder / "dataset-metadata.json", json.dumps(metadata, indent=1) + "\n")
     return folder
@@ -129,10 +118,10 @@ def attached(user: str) -> str:
 
 def _notebook(user: str, parameters: dict, data: str):
     """All notebooks as one: what a reader sees first, srlib, the parameters, their cells."""
-    page = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    page = read_text(REPOSITORY / "README.md")
     results = re.sub(*TO_REPOSITORY, page.partition("\n## Results\n")[2].partition("\n## ")[0].strip())
     picture = base64.b64encode((NOTEBOOK_FOLDER / "pictures" / "comparison.jpg").read_bytes()).decode()
-    text = INTRO.format(results=results, dataset=f"{user}/{DATASET}", data=data)
+    text = Template(read_text(INTRO)).substitute(results=results, dataset=f"{user}/{DATASET}", data=data).rstrip()
     cells = [new_markdown_cell(text, attachments={"result.jpg": {"image/jpeg": picture}}, id="intro")]
     cells.append(new_code_cell(attached(user), id="srlib"))
     assigned = "\n".join(f"{name} = {value!r}" for name, value in parameters.items())
