@@ -201,7 +201,7 @@ def test_weights_that_half_precision_cannot_hold(run, tmp_path, monkeypatch):
 
 def test_phantoms_only_when_allowed(tmp_path, scan, capsys):
     """Of a pair after Ledig, too, whose SRGAN draws nothing."""
-    folder = make_run(tmp_path / "run", phantoms=4, texture=0, gan_crop=32, content_features="none")
+    folder = make_run(tmp_path / "run", phantoms=4, texture=0, gan_crop=32, content_features="vgg19:relu1_2")
     assert main(["release", str(folder), "--out", str(tmp_path / "out")]) == 1
     assert "--allow-phantom" in capsys.readouterr().err
     assert main(["release", str(folder), "--out", str(tmp_path / "out"), "--allow-phantom"]) == 0
@@ -328,7 +328,7 @@ def test_damaged_or_missing_weights_are_named(installed, scan, tmp_path, capsys)
     (installed / "released.json").write_text("{")
     assert main(command) == 1 and "released.json cannot be read" in capsys.readouterr().err
     (installed / "released.json").unlink()
-    assert main(command) == 1 and re.search(r"no released weights; .*--weights", capsys.readouterr().err)
+    assert main(command) == 1 and re.search(r"no weights are released .*--weights", capsys.readouterr().err)
 
 
 def test_careless_inputs_are_warned_of(installed, tmp_path, capsys):
