@@ -59,8 +59,8 @@ def evaluate_folders(
             lr, valid = to_image(downsample(to_tensor(hr), scale)), valid_region(hr)
             measured = Protocol(lr, hr, (scale, "bicubic"), lpips=network).measure(images[0])
             if len(images) > 1:
-                row = {"patient": name, "samples": len(images), "rank_valid": rank_distance(ranks(images, hr, valid))}
-                samples.append(row | against_hr(images, hr, valid))
+                row = against_hr(images, hr, valid) | {"rank_valid": rank_distance(ranks(images, hr, valid))}
+                samples.append(row | {"patient": name, "samples": len(images)})
         except (ValueError, OSError, MemoryError) as error:  # UserError among them
             failed.append(f"{paths[0]}: {getattr(error, 'strerror', None) or str(error) or 'memory ran out'}")
             continue
