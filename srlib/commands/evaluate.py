@@ -38,12 +38,11 @@ class Measured(NamedTuple):
 def evaluate_folders(
     sr_dir: str | Path, hr_dir: str | Path, scale: int = 4, channels: int = 1, lpips: bool = False, steps: int = 200, bits: int = 0
 ) -> Measured:
-    """Measure each image of `sr_dir` against the HR image with the same relative path, whatever the extension; `VOLUME#k` against a volume's
-    slice. `bits`: as in `read_scan`. Regions: whole, valid and, of grey images, retina.
+    """Measure each image of `sr_dir` against the HR image with the same relative path, whatever the extension; `VOLUME#k` against a volume's slice.
 
     Of `<stem>_sample1.png`, `<stem>_sample2.png`, ..., as `upscale --samples` writes them, the first is measured as SR, all of them as samples
     in the valid region; `<stem>_spread.png` is left out. HR, and SR of its size, is cropped to a multiple of the scale; LR, for the data
-    consistency, is made from it. `lpips`: measure it, too; `steps`: of the fresh classifier, 0: none. Images whose names have a patient number,
+    consistency, is made from it. `bits`: as in `read_scan`; `steps`: of the fresh classifier, 0: none. Images whose names have a patient number,
     as Kermany's, are that patient's, others (volumes as a whole) a patient each. Raises UserError where nothing could be measured.
     """
     if steps < 0:

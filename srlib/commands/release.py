@@ -56,10 +56,8 @@ NOISE_INPUT = (
 def release(run_dir: str, out: str = "", data: str = "", source: str = "", allow_phantom: bool = False, chosen: str = "") -> list[Path]:
     """Package the run in `run_dir` into `out` ('': data/weights), in the place of an earlier release of its scale; returns the files.
 
-    `data`: where the run's images are now ('': where they were); `source`: whose they are, with licence and citation (known for phantoms and for a
-    folder OCT2017, Kermany's); `chosen`: a file of Markdown that says how the settings were chosen, for the card. Raises UserError for a run that is
-    not finished, whose files are not those that were evaluated, of phantoms without `allow_phantom`, of unknown source, and for weights that are too
-    large or need more than half precision."""
+    The arguments are the command's. Raises UserError for a run that is not finished, whose files are not those that were evaluated, of phantoms
+    without `allow_phantom`, of unknown source, and for weights that are too large or need more than half precision."""
     folder, out = Path(run_dir), Path(out or WEIGHTS)
     run = _finished(folder)
     if run.is_phantom and not allow_phantom:
