@@ -33,15 +33,7 @@ def locate(data: str) -> Path:
         for folder in sorted(root.glob("*/" * depth + "OCT2017*")):  # Kaggle's copy has a trailing space, and lies deeper
             if (folder / "train").is_dir():
                 return folder
-    try:
-        import kagglehub
-
-        return next(Path(kagglehub.dataset_download("paultimothymooney/kermany2018")).glob("oct2017/OCT2017*"))
-    except ImportError:
-        reason = "kagglehub is not installed"
-    except Exception as error:  # no network, no account, another tree
-        reason = f"kagglehub could not get it ({type(error).__name__})"
-    raise UserError(f"Kermany's OCT2017 was not found in {DATA} or on Kaggle's mounts, and {reason}; {KERMANY_HELP}")
+    raise UserError(f"Kermany's OCT2017 was not found in {DATA}, on Kaggle's mounts or in kagglehub's cache; {KERMANY_HELP}")
 
 
 def make_phantoms(config) -> Path:
