@@ -4,8 +4,6 @@ Tensors are NCHW, float, in [0, 1]. The low-resolution images of the paper's exp
 are bicubic reductions; the kernel is widened by the scale (antialiasing), as in Pillow and MATLAB. The other kinds ask what a
 network does that has seen another reduction. All but speckle are two matrices, `down @ hr @ across.T`; a kind of
 your own, 'MODULE:NAME', is a function of hr and scale.
-
-`project` goes the other way: of all images that reduce to a given LR it finds the one nearest to a given SR.
 """
 
 from __future__ import annotations
@@ -25,15 +23,15 @@ SCALES = (2, 3, 4, 8)
 
 
 def to_tensor(image: np.ndarray) -> torch.Tensor:
-    """uint8 (H, W) or (H, W, 3) to (1, C, H, W) in [0, 1]."""
+    """uint8 or uint16, (H, W) or (H, W, 3), to (1, C, H, W) in [0, 1]."""
     image = image[..., None] if image.ndim == 2 else image
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 255
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / int(np.iinfo(image.dtype).max)
 
 
-def to_image(tensor: torch.Tensor) -> np.ndarray:
-    """(1, C, H, W) or (C, H, W) to uint8 (H, W) or (H, W, 3): clamp and round."""
+def to_image(tensor: torch.Tensor, levels: torch.dtype = torch.uint8) -> np.ndarray:
+    """(1, C, H, W) or (C, H, W) to uint8 (or the `levels` of uint16), (H, W) or (H, W, 3): clamp and round."""
     array = (tensor.detach().squeeze(0) if tensor.dim() == 4 else tensor.detach()).float().cpu()
-    array = (array.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
+    array = (array.clamp(0, 1) * torch.iinfo(levels).max).round().to(levels).permute(1, 2, 0).numpy()
     return array[..., 0] if array.shape[2] == 1 else array
 
 
@@ -43,10 +41,8 @@ def round8(image: torch.Tensor) -> torch.Tensor:
 
 
 def crop_to_multiple(image, scale: int):
-    """Cut the bottom and right so that `scale` divides height and width.
-
-    Takes a tensor (..., H, W) or an array (H, W) / (H, W, 3); raises ValueError when nothing would be left.
-    """
+    """Cut the bottom and right of a tensor (..., H, W) or an array (H, W) / (H, W, 3) so that `scale` divides height and width. Raises ValueError
+    when nothing would be left."""
     rows, cols = (-2, -1) if isinstance(image, torch.Tensor) else (0, 1)
     height, width = image.shape[rows] // scale * scale, image.shape[cols] // scale * scale
     if not height or not width:
@@ -68,22 +64,19 @@ def downsample(hr: torch.Tensor, scale: int = 4, kind: str = "bicubic") -> torch
 
 
 def upsample(lr: torch.Tensor, scale: int = 4) -> torch.Tensor:
-    """Bicubic interpolation of (N, C, h, w) to (N, C, h * scale, w * scale); not clamped, not rounded.
-
-    `antialias=True` makes torch use the same cubic kernel (a = -0.5) as `downsample` and Pillow; going up, it blurs nothing.
-    """
+    """Bicubic interpolation of (N, C, h, w) to (N, C, h * scale, w * scale); not clamped, not rounded."""
     size = (lr.shape[-2] * scale, lr.shape[-1] * scale)
+    # `antialias` makes torch use the cubic kernel of `downsample` and Pillow (a = -0.5); going up, it blurs nothing
     return F.interpolate(lr.float(), size=size, mode="bicubic", antialias=True)
 
 
 def project(sr: torch.Tensor, lr: torch.Tensor, scale: int = 4, kind: str = "bicubic", rounds: int = 1) -> torch.Tensor:
     """The image nearest to `sr` (least squares) that `downsample` takes to `lr`, before it rounds to 8 bit: sr + D+ (lr - D sr).
 
-    `sr`: (N, C, H, W) and `lr`: (N, C, H // scale, W // scale), float, in [0, 1]; the result is float32, neither clamped nor rounded. D and its
-    pseudo-inverse D+ are a matrix for each axis, kept for each size. Pixels that `downsample` cuts off stay as they are. Runs on the tensors'
-    device and has a gradient. An image that is clamped afterwards no longer reduces to LR where it was cut; with `rounds` > 1 it is clamped and
-    projected in turn, so many times in all, which brings both together. `bicubic-matlab` is taken without its rounding. Raises ValueError for
-    sizes that do not belong together and for a kind that has no matrices (speckle): it has no projection.
+    `sr`: (N, C, H, W) and `lr`: (N, C, H // scale, W // scale), float, in [0, 1]; the result is float32, neither clamped nor rounded, and has a
+    gradient. Pixels that `downsample` cuts off stay as they are. An image that is clamped afterwards no longer reduces to LR where it was cut; with
+    `rounds` > 1 it is clamped and projected in turn, so many times in all, which brings both together. `bicubic-matlab` is taken without its
+    rounding. Raises ValueError for sizes that do not belong together and for a kind that has no matrices (speckle).
     """
     if lr.shape[-2:] != (sr.shape[-2] // scale, sr.shape[-1] // scale):
         raise ValueError(f"an LR image of {tuple(lr.shape[-2:])} pixels does not belong to SR of {tuple(sr.shape[-2:])} at scale {scale}")
@@ -192,11 +185,6 @@ def _axial(hr, scale, amount):
     return down.to(hr) @ (hr @ across.to(hr).T)  # across first, which is exact
 
 
-def _means(hr, scale, amount):
-    """Of scale x scale pixels, as OpenCV's INTER_AREA."""
-    return F.avg_pool2d(hr, scale)
-
-
 def _speckle(hr, scale, looks):
     """Bicubic, then new speckle: the display's logarithm is undone, the linear intensity multiplied by gamma noise of mean 1 and shape `looks` (8;
     Wilson and Hilferty's cube of a normal), the logarithm redone. The noise is seeded by the image itself."""
@@ -221,7 +209,10 @@ KINDS: dict[str, Callable[[torch.Tensor, int, float], torch.Tensor]] = {
         _axial,
     ),
     "speckle": _speckle,
-    "area": Separable(lambda n, scale, _: _pixels(n // scale).repeat_interleave(scale, 1) / scale, reduce=_means),
+    # means of scale x scale pixels, as OpenCV's INTER_AREA
+    "area": Separable(
+        lambda n, scale, _: _pixels(n // scale).repeat_interleave(scale, 1) / scale, reduce=lambda hr, scale, _: F.avg_pool2d(hr, scale)
+    ),
     # what not to do: all that lies above the LR Nyquist frequency folds back
     "nearest": Separable(lambda n, scale, _: _pixels(n)[scale // 2 :: scale]),
 }

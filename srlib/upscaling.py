@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from .config import UserError
-from .degrade import KINDS, has_projection, project
+from .degrade import KINDS, has_projection, project, to_image, to_tensor
 from .sampler.network import ROUNDS, Sampler, normal_noise
 
 TILE, OVERLAP = 320, 48  # LR pixels
@@ -25,19 +25,19 @@ def samples(
 ) -> list[np.ndarray]:
     """uint8 or uint16, (H, W) or (H, W, 3), to SR of the same type at `scale` times the size, one for each seed, 0 or more.
 
-    A `Sampler` has another texture for each seed, always the same for one seed and one image; all of them are consistent with LR
-    (`degrade.project`). `strength` is the factor of the texture: 0 leaves the SR of its trunk, projected. Any other network has one SR for
-    all seeds. `consistent`: a kind of reduction with which any network's SR is made consistent, in the place of its own. A grey generator
-    takes colour channel by channel, with one noise, so that speckle is grey; a colour generator takes grey as three equal channels and gives
-    their mean. Raises UserError where `check` or `consistent_kind` do.
+    A `Sampler` has another texture for each seed, always the same for one seed and one image; any other network has one SR for all seeds.
+    `strength` is the factor of the texture: 0 leaves the SR of its trunk, projected. `consistent`: `consistent_kind`. A grey generator takes colour
+    channel by channel, with one noise, so that speckle is grey; a colour generator takes grey as three equal channels and gives their mean. Raises
+    UserError where `check` or `consistent_kind` do.
     """
     seeds = list(seeds)
     check(generator, seeds, strength)
-    kind, lr, scale = consistent_kind(generator, consistent), _tensor(image, generator), generator.settings["scale"]
+    kind, scale, device = consistent_kind(generator, consistent), generator.settings["scale"], next(generator.parameters()).device
+    lr, levels = to_tensor(image).to(device), getattr(torch, image.dtype.name)
     height, width = (scale * n for n in image.shape[:2])
 
     def finished(sr: torch.Tensor) -> np.ndarray:
-        return _levels(project(sr.to(lr.device), lr, scale, kind, rounds=ROUNDS) if kind else sr, image)
+        return to_image(project(sr.to(device), lr, scale, kind, rounds=ROUNDS) if kind else sr, levels)
 
     if not isinstance(generator, Sampler):
         return [finished(_sr(lr, generator)[0])] * len(seeds)
@@ -80,20 +80,7 @@ def consistent_kind(generator: torch.nn.Module, consistent: str = "") -> str:
     return kind
 
 
-# ------------------------------------------------------------------------------------------- images, noise, tiles
-def _tensor(image: np.ndarray, generator: torch.nn.Module) -> torch.Tensor:
-    """(1, C, H, W) in [0, 1], on the generator's device."""
-    values = (image[..., None] if image.ndim == 2 else image).astype(np.float32) / np.iinfo(image.dtype).max
-    return torch.from_numpy(values).permute(2, 0, 1)[None].to(next(generator.parameters()).device)
-
-
-def _levels(sr: torch.Tensor, image: np.ndarray) -> np.ndarray:
-    """SR as an image of the kind of `image`, rounded."""
-    top = np.iinfo(image.dtype).max
-    values = np.clip(np.round(sr[0].permute(1, 2, 0).cpu().numpy() * top), 0, top).astype(image.dtype)
-    return values[..., 0] if image.ndim == 2 else values
-
-
+# ------------------------------------------------------------------------------------------- noise, tiles
 def _noise_seed(image: np.ndarray, seed: int) -> int:
     """Below 2^63, a function of seed and image: two scans of one seed do not share their speckle."""
     content = hashlib.sha256(f"{seed} {image.shape} ".encode() + image.tobytes()).digest()

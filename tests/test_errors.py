@@ -97,7 +97,7 @@ def test_a_table_gets_its_folder_and_is_printed_where_it_cannot_be_saved(scans, 
 
 def test_a_reader_that_has_enough_and_a_full_output():
     """`| head` ends a command in silence; an output that takes no more is a sentence. No second complaint at Python's end."""
-    code = "import sys; from srlib import __main__ as m; from srlib.commands import kaggle; kaggle.main = lambda args: print('x' * 10); sys.exit(m.main(['kaggle', 'check']))"
+    code = "import sys; from srlib import __main__ as m; from srlib.commands import kaggle; kaggle.main = lambda args: print('x' * 10); sys.exit(m.main(['kaggle', 'build']))"
     reader, writer = os.pipe()
     os.close(reader)
     with open("/dev/full", "w") as full:
@@ -120,8 +120,6 @@ def test_a_reader_that_has_enough_and_a_full_output():
             "cannot be used (there is no setting 'gan_step'; did you mean 'gan_steps'?)",
         ),
         ("manifest.csv", b"", "is damaged"),
-        ("manifest.csv", b"path,label,height\na.png,x,12\nb.png,x", "its end is missing"),
-        ("manifest.csv", b"path,label,height\na.png,x,14w\n", "column height is not all numbers"),
         ("manifest.csv", b"path,label\na,b\nc,d,e,f\n", "is damaged"),
         ("manifest.csv", b"path,label\n\xff,x\n", "is no text in UTF-8; save it as such"),
     ],

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from srlib.config import UserError, load_config
+from srlib.config import Config, UserError, load_config
 from srlib.data.manifest import build_manifest
 from srlib.data.phantom import bscan
 from srlib.data.reading import find_images, lr_partner, read_pair
@@ -60,7 +60,7 @@ def test_folders_of_pairs_in_capitals(tmp_path):
     config = load_config("smoke", data=str(tmp_path))
     with pytest.raises(UserError, match=r"holds LR/ and HR/; take -p degradation paired"):
         Run(tmp_path / "run", config).make_manifest()
-    table = build_manifest(tmp_path, paired=4)
+    table = build_manifest(tmp_path, Config(degradation="paired"))
     assert len(table) == 4 and all(path.startswith("HR/") for path in table.path)
     path = tmp_path / table.path[0]
     assert lr_partner(path).parent.name == "LR"

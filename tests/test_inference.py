@@ -219,7 +219,7 @@ def test_evaluate_measures_samples(tmp_path, capsys):
     run("evaluate", tmp_path / "sr", tmp_path / "hr", "--steps", "5")
     said = capsys.readouterr().out
     assert "3 image(s) measured, 0 not" in said and "fresh classifier" in said
-    assert float(re.search(r"the mean of 10 samples over one \(dB\) +(\S+)", said)[1]) > 6  # no posterior: HR is their mean
+    assert float(re.search(r"the mean of 10 over one \(dB\) +(\S+)", said)[1]) > 6  # no posterior: HR is their mean
 
 
 # --------------------------------------------------------------------------------------------- samples

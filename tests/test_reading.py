@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from srlib.config import UserError
+from srlib.config import Config, UserError
 from srlib.data.formats import MAX_PIXELS
 from srlib.data.manifest import build_manifest, inspect
 from srlib.data.phantom import bscan
@@ -144,5 +144,5 @@ def test_memory_that_runs_out_is_no_damaged_file(tmp_path, scan, monkeypatch):
     monkeypatch.setattr("srlib.data.formats.Image.open", full)
     with pytest.raises(MemoryError):
         read_image(tmp_path / "a.png")
-    (row,) = inspect(tmp_path, "a.png")
+    (row,) = inspect(tmp_path, "a.png", Config())
     assert row["reason"] == "memory ran out while it was read"

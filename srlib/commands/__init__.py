@@ -26,6 +26,13 @@ def add_settings(to: argparse.ArgumentParser, profile: str = "") -> None:
     to.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="change one setting (repeatable)")
 
 
+def add_weights(to: argparse.ArgumentParser) -> None:
+    """The arguments `--weights` and `--scale`, which `trained.choose` takes."""
+    which = "srgan (default) or srresnet, the released ones; srgan.pt or srresnet.pt of a run; or its folder"
+    to.add_argument("--weights", default="srgan", help=which)
+    to.add_argument("--scale", type=int, default=0, metavar="N", help="which of the released scales, where there are several (default: 4)")
+
+
 def read_settings(args: argparse.Namespace) -> tuple[str, dict]:
     """(data, overrides) of --data and the -p; paths as the user meant them, from where the command was given."""
     overrides = {name: value(text) for name, text in args.p}

@@ -7,28 +7,26 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from .. import metrics
 from ..config import Config, UserError
 from ..data.reading import few_values, jpeg_tables, page_of, png_name, png_names, read_image, read_scan
 from ..degrade import crop_to_multiple, downsample, to_image, to_tensor
 from ..evaluation.protocol import Protocol
-from ..evaluation.run import Patches
-from ..evaluation.statistics import MEASURES, by_patient, is_power, left_out, readable_unpaired, titled
+from ..evaluation.run import Patches, against_hr
+from ..evaluation.statistics import MEASURES, by_patient, is_power, left_out, readable_samples, readable_unpaired, titled
 from ..files import write
 from ..metrics.regions import valid_region
 from ..models import features
-from ..sampler import statistics
+from ..sampler.statistics import rank_distance, ranks
 from . import given, parser
 from .upscale import find_parts
 
 
 class Measured(NamedTuple):
-    """`table`: a row for each image and region, as metrics.csv. `samples`: a row for each image that there are several samples of. `unpaired`:
-    `Patches.measure`'s. `warned`: lines to read first; `failed`: a line for each image that could not be measured."""
+    """`table`: a row for each image and region, as metrics.csv. `samples`: a row for each image that there are several samples of, as samples.csv,
+    each a patient. `unpaired`: `Patches.measure`'s. `warned`: lines to read first; `failed`: a line for each image that could not be measured."""
 
     table: pd.DataFrame
     samples: pd.DataFrame
@@ -40,12 +38,11 @@ class Measured(NamedTuple):
 def evaluate_folders(
     sr_dir: str | Path, hr_dir: str | Path, scale: int = 4, channels: int = 1, lpips: bool = False, steps: int = 200, bits: int = 0
 ) -> Measured:
-    """Measure each image of `sr_dir` against the HR image with the same relative path, whatever the extension; `VOLUME#k` against a volume's
-    slice. `bits`: as in `read_scan`. Regions: whole, valid and, of grey images, retina.
+    """Measure each image of `sr_dir` against the HR image with the same relative path, whatever the extension; `VOLUME#k` against a volume's slice.
 
     Of `<stem>_sample1.png`, `<stem>_sample2.png`, ..., as `upscale --samples` writes them, the first is measured as SR, all of them as samples
     in the valid region; `<stem>_spread.png` is left out. HR, and SR of its size, is cropped to a multiple of the scale; LR, for the data
-    consistency, is made from it. `lpips`: measure it, too; `steps`: of the fresh classifier, 0: none. Images whose names have a patient number,
+    consistency, is made from it. `bits`: as in `read_scan`; `steps`: of the fresh classifier, 0: none. Images whose names have a patient number,
     as Kermany's, are that patient's, others (volumes as a whole) a patient each. Raises UserError where nothing could be measured.
     """
     if steps < 0:
@@ -61,7 +58,8 @@ def evaluate_folders(
             lr, valid = to_image(downsample(to_tensor(hr), scale)), valid_region(hr)
             measured = Protocol(lr, hr, (scale, "bicubic"), lpips=network).measure(images[0])
             if len(images) > 1:
-                samples.append({"image": name, "samples": len(images)} | _of_samples(images, hr, valid))
+                row = against_hr(images, hr, valid) | {"rank_valid": rank_distance(ranks(images, hr, valid))}
+                samples.append(row | {"patient": name, "samples": len(images)})
         except (ValueError, OSError, MemoryError) as error:  # UserError among them
             failed.append(f"{paths[0]}: {getattr(error, 'strerror', None) or str(error) or 'memory ran out'}")
             continue
@@ -95,16 +93,6 @@ def _match(sr_dir: Path, hr_dir: Path) -> tuple[dict[str, tuple[Path, list[Path]
     return {name: (hr[name], list(matched[name].values())) for name in sorted(matched) if matched[name]}, warned, failed + unread
 
 
-def _of_samples(images: list[np.ndarray], hr: np.ndarray, valid: np.ndarray) -> dict[str, float]:
-    error = metrics.luma(np.mean(images, 0)) - metrics.luma(hr)
-    return {
-        "regain_db": statistics.regain(images, hr, region=valid),
-        "rank": statistics.rank_distance(statistics.ranks(images, hr, valid)),
-        "spread": float(np.sqrt(np.mean(statistics.predicted_error(images)[valid] ** 2))),
-        "error": float(np.sqrt(np.mean(error[valid] ** 2))),
-    }
-
-
 def as_text(found: Measured) -> str:
     """What the command prints: the mean over images of each measure in each region (of a power also the mean absolute value), then of the
     samples and of the patches."""
@@ -114,15 +102,7 @@ def as_text(found: Measured) -> str:
     means.loc[powers] += " (" + means.loc[[f"{name}_abs" for name in powers]].to_numpy() + ")"
     parts = [titled(means.reindex([name for name in MEASURES if name in means.index]))]
     if len(found.samples):
-        mean = found.samples.select_dtypes("number").where(np.isfinite).mean()
-        n = found.samples.samples.max()
-        rows = {
-            f"regain, the mean of {n} samples over one (dB)": (mean.regain_db, f"{10 * np.log10(2 / (1 + 1 / n)):.2f}"),
-            "HR's rank among the samples, distance from equal": (mean["rank"], "0"),
-            "error that the samples predict for their mean": (mean.spread, "the next row"),
-            "real error of the mean": (mean.error, ""),
-        }
-        parts.append(pd.DataFrame.from_dict(rows, orient="index", columns=["mean", "correct samples"]).round(3))
+        parts.append(readable_samples(found.samples, found.samples.samples.max()).rename(columns={"SRGAN": "mean"}))
     parts += [readable_unpaired(found.unpaired)] if len(found.unpaired) else []
     lines = [*(part.to_string() for part in parts), left_out(found.table)]
     return "\n\n".join([*filter(None, lines), f"{table.image.nunique()} image(s) measured, {len(found.failed)} not"])

@@ -1,4 +1,4 @@
-"""`kaggle`: the notebooks as one Kaggle kernel and srlib as the data set that it imports, built and checked; Kaggle's own command line sends them."""
+"""`kaggle`: the notebooks as one Kaggle kernel, and srlib as the data set that it imports; Kaggle's own command line sends them."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import json
 import os
 import re
 import shutil
-import sys
 from pathlib import Path
+from string import Template
 
 import nbformat
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from ..config import UserError, load_config
-from ..files import NOTEBOOK_FOLDER, REPOSITORY, WEIGHTS, file_hash, read_json, write
+from ..files import NOTEBOOK_FOLDER, REPOSITORY, WEIGHTS, file_hash, read_text, write
 from ..series.run_folder import NOTEBOOKS
 from . import add_settings, parser, read_settings
 
@@ -23,7 +23,6 @@ OUT = REPOSITORY / "build" / "kaggle"
 KERNEL, DATASET = "srgan-for-oct", "srgan-for-oct-srlib"  # slugs, which Kaggle makes of the titles
 KERMANY = "paultimothymooney/kermany2018"
 LIMIT = 1_000_000  # bytes of a notebook
-METADATA = {KERNEL: "kernel-metadata.json", DATASET: "dataset-metadata.json"}
 LINKS = re.compile(r"(?:\[[^\]]*\]\(\w+\.ipynb\)[\s|]*)+")  # a cell of nothing else
 BESIDE = r"(?m)^import sys\n\nsys\.path\.append\(.*\n", ""  # the set-up's way to srlib in a clone
 TO_REPOSITORY = r"\[([^\]]*)\]\((?!https?:|attachment:)[^)]*\)", r"\1"
@@ -34,21 +33,8 @@ HERE = [  # what a notebook's text says of a clone: what is so in the kernel
     (r"\*\*Time and hardware\*\*: .*?(?=\*\*Before this)", ""),
     TO_REPOSITORY,
 ]
-INTRO = """# SRGAN for OCT
-
-![A synthetic scan, and a square of it at four times its size: LR, bicubic, SRResNet, SRGAN and HR](attachment:result.jpg)
-
-*A phantom (synthetic scan), not a result on OCT. The table below is of real scans.*
-
-{results}
-
-**What this is.** The six notebooks of the series as one kernel, from the first scan to the evaluated network, about two hours on two T4 (estimated). Its data: `{data}`. *Copy & Edit* and *Run All* repeat it; its code is the attached data set [{dataset}](https://www.kaggle.com/datasets/{dataset}). Set `profile = "smoke"` below for a run of minutes."""
-README = """# srlib, the code of SRGAN for OCT
-
-The module that the notebooks of this series import, with the weights that they need, the released networks, the notebooks and the sweeps. MIT
-licence; the weights of VGG-19 are Oxford's, CC BY 4.0 (LICENSE.txt). In a notebook that has it attached, `!cp -r PLACE/srlib .` copies it to the
-working folder, where you can edit it; it is then imported from there. PLACE is printed by the notebook's first cell.
-"""
+INTRO = Path(__file__).with_name("kaggle_kernel.md")  # a string.Template
+README = Path(__file__).with_name("kaggle_dataset.md")
 ATTACHED = """# The code of this series is the attached data set {name}: open it on the right, under Input.
 # To change a module: run  !cp -r {{home}}/srlib .  in a new cell, edit the copy under Output, and restart. A saved version (Save & Run All)
 # starts without the copy: put the cp, with the place that is printed below, and your edits as %%writefile srlib/FILE.py into cells above this one.
@@ -56,6 +42,7 @@ import os
 import sys
 import time
 from pathlib import Path
+from string import Template
 
 os.environ.setdefault("SRLIB_STARTED", str(time.time()))  # max_hours counts from here
 places = [Path.cwd(), Path("/kaggle/input/{slug}"), Path("/kaggle/input/datasets/{name}")]
@@ -68,43 +55,36 @@ print("srlib from", home, "" if Path(home, "version-{version}.txt").exists() els
 
 
 def build_kernel(user: str, profile: str, data: str, overrides: dict) -> Path:
-    """Write the kernel's folder (the notebook, kernel-metadata.json) below OUT; returns it. Its settings are checked. Internet is off: what it needs
-    is attached. Raises UserError for a wrong setting or user."""
+    """Write the folder of `user`'s private kernel (the notebook, kernel-metadata.json) below OUT; returns it. Internet is off: what it needs is
+    attached. Raises UserError for a wrong setting or user, and for a notebook that is larger than Kaggle takes."""
     config = load_config(profile, **overrides, **({"data": data} if data else {}))
-    metadata = kernel_metadata(user)
-    metadata["dataset_sources"] += [KERMANY] * (config.data == "kermany")
     parameters = {"profile": profile, "run_dir": "", "data": data, "overrides": overrides}
-    write(OUT / KERNEL / f"{KERNEL}.ipynb", nbformat.writes(_notebook(user, parameters, config.data)) + "\n")
-    write(OUT / KERNEL / METADATA[KERNEL], json.dumps(metadata, indent=1) + "\n")
+    metadata = {
+        "id": f"{_checked(user)}/{KERNEL}", "title": "SRGAN for OCT", "code_file": f"{KERNEL}.ipynb", "language": "python",
+        "kernel_type": "notebook", "is_private": True, "enable_gpu": True, "enable_tpu": False, "machine_shape": "NvidiaTeslaT4",
+        "enable_internet": False, "dataset_sources": [f"{user}/{DATASET}"] + [KERMANY] * (config.data == "kermany"),
+        "kernel_sources": [], "competition_sources": [], "model_sources": [],
+    }  # fmt: skip
+    text = nbformat.writes(_notebook(user, parameters, config.data)) + "\n"
+    if len(text.encode()) > LIMIT:
+        raise UserError(f"the notebook has {len(text.encode()) / 1e6:.2f} MB; Kaggle takes {LIMIT / 1e6:g}; make its pictures smaller")
+    write(OUT / KERNEL / f"{KERNEL}.ipynb", text)
+    write(OUT / KERNEL / "kernel-metadata.json", json.dumps(metadata, indent=1) + "\n")
     return OUT / KERNEL
 
 
 def build_dataset(user: str) -> Path:
-    """Write the data set's folder, with its metadata, below OUT; returns it."""
-    folder = OUT / DATASET
+    """Write the folder of `user`'s data set, with its metadata, below OUT; returns it."""
+    folder, about = OUT / DATASET, "The code that the SRGAN for OCT notebooks import"
+    metadata = {"id": f"{_checked(user)}/{DATASET}", "title": "SRGAN for OCT srlib", "subtitle": about, "licenses": [{"name": "MIT"}]}
     shutil.rmtree(folder, ignore_errors=True)
     for name, path in content().items():
         write(folder / "srlib" / name, path.read_bytes())
     write(folder / "LICENSE.txt", (REPOSITORY / "LICENSE").read_bytes())
-    write(folder / "README.md", README)
+    write(folder / "README.md", README.read_bytes())
     write(folder / f"version-{version()}.txt", f"SHA-256 of the files: {version()}...\n")
-    write(folder / METADATA[DATASET], json.dumps(dataset_metadata(user), indent=1) + "\n")
+    write(folder / "dataset-metadata.json", json.dumps(metadata, indent=1) + "\n")
     return folder
-
-
-def kernel_metadata(user: str) -> dict:
-    """kernel-metadata.json of `user`'s private kernel on phantoms. Raises UserError for what is no user's name."""
-    return {
-        "id": f"{_checked(user)}/{KERNEL}", "title": "SRGAN for OCT", "code_file": f"{KERNEL}.ipynb", "language": "python",
-        "kernel_type": "notebook", "is_private": True, "enable_gpu": True, "enable_tpu": False, "machine_shape": "NvidiaTeslaT4",
-        "enable_internet": False, "dataset_sources": [f"{user}/{DATASET}"], "kernel_sources": [], "competition_sources": [], "model_sources": [],
-    }  # fmt: skip
-
-
-def dataset_metadata(user: str) -> dict:
-    """dataset-metadata.json of `user`'s data set. Raises UserError for what is no user's name."""
-    about = {"title": "SRGAN for OCT srlib", "subtitle": "The code that the SRGAN for OCT notebooks import", "licenses": [{"name": "MIT"}]}
-    return {"id": f"{_checked(user)}/{DATASET}"} | about
 
 
 def _checked(user: str) -> str:
@@ -138,10 +118,10 @@ def attached(user: str) -> str:
 
 def _notebook(user: str, parameters: dict, data: str):
     """All notebooks as one: what a reader sees first, srlib, the parameters, their cells."""
-    page = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    page = read_text(REPOSITORY / "README.md")
     results = re.sub(*TO_REPOSITORY, page.partition("\n## Results\n")[2].partition("\n## ")[0].strip())
     picture = base64.b64encode((NOTEBOOK_FOLDER / "pictures" / "comparison.jpg").read_bytes()).decode()
-    text = INTRO.format(results=results, dataset=f"{user}/{DATASET}", data=data)
+    text = Template(read_text(INTRO)).substitute(results=results, dataset=f"{user}/{DATASET}", data=data).rstrip()
     cells = [new_markdown_cell(text, attachments={"result.jpg": {"image/jpeg": picture}}, id="intro")]
     cells.append(new_code_cell(attached(user), id="srlib"))
     assigned = "\n".join(f"{name} = {value!r}" for name, value in parameters.items())
@@ -165,61 +145,11 @@ def _cells(number: str) -> list:
     return cells
 
 
-def check() -> list[str]:
-    """What Kaggle would refuse or misread in what was built: a sentence each."""
-    wrong = []
-    for slug, rules in ((KERNEL, _wrong_kernel), (DATASET, _wrong_dataset)):
-        try:
-            metadata = read_json(OUT / slug / METADATA[slug])
-            wrong += [f"{slug}: {sentence}" for sentence in rules(OUT / slug, metadata)]
-        except (OSError, ValueError, KeyError, nbformat.ValidationError) as error:  # UserError among them
-            wrong.append(f"{slug} cannot be read ({type(error).__name__}); ./run_all.sh kaggle build writes it")
-    return wrong
-
-
-def _wrong_kernel(folder: Path, metadata: dict):
-    right = kernel_metadata(metadata["id"].partition("/")[0])
-    del right["is_private"]  # as its owner likes
-    if right.pop("dataset_sources")[0] not in metadata["dataset_sources"]:
-        yield f"the data set {DATASET}, which the kernel imports, is not attached; build it again"
-    yield from _different(metadata, right)
-    notebook = nbformat.read(folder / f"{KERNEL}.ipynb", as_version=4)
-    nbformat.validate(notebook)
-    if (size := (folder / f"{KERNEL}.ipynb").stat().st_size) > LIMIT:
-        yield f"the notebook has {size / 1e6:.2f} MB; Kaggle takes {LIMIT / 1e6:g}"
-    if (tagged := sum("parameters" in cell.metadata.get("tags", []) for cell in notebook.cells)) != 1:
-        yield f"{tagged} cells are tagged 'parameters'; one is needed"
-
-
-def _wrong_dataset(folder: Path, metadata: dict):
-    yield from _different(metadata, dataset_metadata(metadata["id"].partition("/")[0]))
-    built = {path.relative_to(folder / "srlib").as_posix(): path for path in (folder / "srlib").rglob("*") if path.is_file()}
-    built, own = ({name: file_hash(path) for name, path in files.items()} for files in (built, content()))
-    if other := sorted({name for name, _ in built.items() ^ own.items()}):
-        yield f"{len(other)} of srlib's files differ from this repository's, {other[0]} first; build it again"
-
-
-def _different(metadata: dict, right: dict):
-    for key, value in right.items():  # (without the key, Kaggle takes internet as on)
-        if repr(metadata.get(key)) != repr(value):
-            yield f"{key} must be {value!r}, not {metadata.get(key)!r}; build it again"
-
-
-def main(argv: list[str]) -> int:
-    words = parser(
-        "kaggle", "The series as a Kaggle kernel and its data set: build and check them; notebooks/KAGGLE.md says how to send them."
-    )
-    words.add_argument("action", choices=("build", "check"))
+def main(argv: list[str]) -> None:
+    words = parser("kaggle", "Build the series as a Kaggle kernel and its data set; notebooks/KAGGLE.md says how to send them.")
+    words.add_argument("action", choices=("build",))
     words.add_argument("--user", default=os.environ.get("KAGGLE_USERNAME", ""), help="your name on Kaggle (default: KAGGLE_USERNAME)")
     add_settings(words, "kaggle")
     args = words.parse_args(argv)
-    if args.action == "build":
-        data, overrides = read_settings(args)
-        print(build_kernel(args.user, args.profile, data, overrides), build_dataset(args.user), sep="\n")
-        return 0
-    wrong = check()
-    for sentence in wrong:
-        print(f"error: {sentence}", file=sys.stderr)
-    if not wrong:
-        print("nothing to object to")
-    return 1 if wrong else 0
+    data, overrides = read_settings(args)
+    print(build_kernel(args.user, args.profile, data, overrides), build_dataset(args.user), sep="\n")

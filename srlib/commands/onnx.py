@@ -16,7 +16,7 @@ from ..degrade import to_tensor
 from ..files import write
 from ..sampler.network import Sampler, normal_noise
 from ..trained import choose
-from . import given, parser
+from . import add_weights, given, parser
 
 OPSET = 18
 TOLERANCE = 1e-3  # of [0, 1], a quarter of a grey level
@@ -82,9 +82,7 @@ def _halve(graph, onnx) -> None:
 def main(argv: list[str]) -> None:
     words = parser("onnx", "Write a network as an ONNX file, for other programs and languages.")
     words.add_argument("out", type=given, metavar="OUT.onnx")
-    which = "srgan (default) or srresnet, the released ones; a .pt file of a run; or its folder"
-    words.add_argument("--weights", default="srgan", help=which)
-    words.add_argument("--scale", type=int, default=0, metavar="N", help="which of the released scales (default: 4)")
+    add_weights(words)
     args = words.parse_args(argv)
     generator, name, _, _ = choose(args.weights, args.scale, torch.device("cpu"))
     gap = export_onnx(generator, args.out)

@@ -56,10 +56,8 @@ NOISE_INPUT = (
 def release(run_dir: str, out: str = "", data: str = "", source: str = "", allow_phantom: bool = False, chosen: str = "") -> list[Path]:
     """Package the run in `run_dir` into `out` ('': data/weights), in the place of an earlier release of its scale; returns the files.
 
-    `data`: where the run's images are now ('': where they were); `source`: whose they are, with licence and citation (known for phantoms and for a
-    folder OCT2017, Kermany's); `chosen`: a file of Markdown that says how the settings were chosen, for the card. Raises UserError for a run that is
-    not finished, whose files are not those that were evaluated, of phantoms without `allow_phantom`, of unknown source, and for weights that are too
-    large or need more than half precision."""
+    The arguments are the command's. Raises UserError for a run that is not finished, whose files are not those that were evaluated, of phantoms
+    without `allow_phantom`, of unknown source, and for weights that are too large or need more than half precision."""
     folder, out = Path(run_dir), Path(out or WEIGHTS)
     run = _finished(folder)
     if run.is_phantom and not allow_phantom:
@@ -76,8 +74,7 @@ def release(run_dir: str, out: str = "", data: str = "", source: str = "", allow
     card = f"card-x{config.scale}"
     entry = {"scale": config.scale, "reduction": config.reduction[1], "phantom": run.is_phantom}
     entry |= {"card": f"{card}.md", "picture": f"{card}.jpg", "domain": known}
-    with writing(out):
-        out.mkdir(parents=True, exist_ok=True)
+    out.mkdir(parents=True, exist_ok=True)
     with writing(out), tempfile.TemporaryDirectory(dir=out, prefix=".release-") as part:
         facts = _write_networks(folder, Path(part), entry, test[0])
         facts |= {"warned": sum(bool(domain.warning(lr, known)) for lr in test), "tested": len(test), "source": source, "chosen": chosen}
@@ -138,13 +135,14 @@ def phantom_picture(generators: dict[str, torch.nn.Module], scale: int) -> Image
 
 # ------------------------------------------------------------------------------------------------ the card
 def model_card(run: Run, table: pd.DataFrame, entry: dict, facts: dict) -> str:
-    """card.md with what the run's records say of the pair: all that a user must know before trusting an output."""
+    """card.md with what the run's records say of the pair."""
     config, known, made = run.config, entry["domain"], run.provenance["made_by"]
     begun = run.provenance["networks"]["start"] if config.start else None
     commits = dict.fromkeys(stage["git"] for stage in run.provenance["stages"].values())
     measures = statistics.titled(statistics.with_intervals(statistics.summarise(table)))
     counts = (f"{len(rows)} of {rows.patient.nunique()} patients ({split})" for split, rows in run.manifest.groupby("split", sort=False))
-    words = {
+    samples, patches = (read_table(run.folder / "evaluation" / f"{name}.csv") for name in ("samples", "unpaired"))
+    words = _failures(table) | {
         "notice": f"{PHANTOM}\n\n" if entry["phantom"] else "",
         "shape": ", ".join(f"{name} {value}" for name, value in facts["shape"].items()),
         "srgan": (SAMPLER if config.texture else LEDIG).format(file=entry["srgan"]["file"], head=facts["head"]),
@@ -160,10 +158,10 @@ def model_card(run: Run, table: pd.DataFrame, entry: dict, facts: dict) -> str:
         "command": training_command(config),
         "caution": statistics.caution(table),
         "measures": markdown(measures.rename_axis("measure").reset_index()),
-        "samples_and_patches": _samples_and_patches(run.folder / "evaluation"),
+        "samples": markdown(readable_samples(samples).reset_index()),
+        "patches": markdown(readable_unpaired(patches).rename_axis("measure").reset_index()),
         "psnr_tests": markdown(readable_tests(table, "psnr")),
         "texture_tests": markdown(readable_tests(table, "texture_error_db")),
-        "failures": "\n".join(f"- {line}" for line in failures(table)),
         "classes": markdown(statistics.parts(table, "label", ("gain_db", "texture_error_db")).reset_index()),
         "opset": OPSET,
         "noise": NOISE_INPUT if config.texture else "",
@@ -200,34 +198,14 @@ def _settings(config: Config) -> str:
     return markdown(pd.DataFrame({"setting": shown.keys(), "value": [str(value).replace("|", r"\|") for value in shown.values()]}))
 
 
-def _samples_and_patches(evaluation: Path) -> str:
-    """Tables of SRGAN's samples and of patches against HR's, as far as the run has measured them."""
-    files = {
-        "draws.csv": (
-            "Samples of SRGAN beside what samples of the true posterior have, mean over patients [95 % interval]",
-            readable_samples,
-        ),
-        "unpaired.csv": ("Patches of SR against patches of HR, of the same unseen patients", readable_unpaired),
-    }
-    parts = []
-    for name, (title, readable) in files.items():
-        if (evaluation / name).exists() and len(rows := read_table(evaluation / name)):  # (no patches with fewer than two patients)
-            table = readable(rows)
-            parts += [f"{title}:", markdown(table.rename_axis(table.index.name or "measure").reset_index())]
-    return "\n\n".join(parts)
-
-
-def failures(table: pd.DataFrame) -> list[str]:
-    """What went wrong on the test images, counted in the valid region."""
+def _failures(table: pd.DataFrame) -> dict:
+    """What went wrong on the test images, counted in the valid region, by its name in the card."""
     rows = table[table.region == "valid"].set_index(["image", "method"])
     gain = rows.psnr.unstack().pipe(lambda psnr: psnr.sub(psnr.bicubic, axis=0))
     srgan = rows.xs("srgan", level="method")
-    least = ", ".join(f"{name}'s is {gain[method].min():+.2f} dB" for method, name in (("srresnet", "SRResNet"), ("srgan", "SRGAN")))
-    return [
-        f"SRResNet is below bicubic in PSNR on {(gain.srresnet < 0).sum()} of {len(gain)} test scans. The least gain: {least}.",
-        f"SRGAN's lowest data consistency is {srgan.consistency.min():.1f} dB (under 38 it contradicts LR); a grid is visible (checkerboard above 5) on "
-        f"{(srgan.checkerboard > 5).sum()} scans.",
-    ]
+    least = {f"least_{name}": f"{gain[name].min():+.2f}" for name in trained.NAMES}
+    consistency = f"{srgan.consistency.min():.1f}"
+    return least | {"below": (gain.srresnet < 0).sum(), "least_consistency": consistency, "grids": (srgan.checkerboard > 5).sum()}
 
 
 def main(argv: list[str]) -> None:

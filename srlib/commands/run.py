@@ -29,11 +29,9 @@ class Paused(KeyboardInterrupt):
 def run_series(
     profile: str = "quick", run_dir: str = "", data: str = "", overrides: dict | None = None, start: str = "", only: str = ""
 ) -> Path:
-    """Run the notebooks that are not finished; `start` begins at one, `only` runs one, finished or not. Returns the report's path.
-
-    Raises UserError for settings that cannot be and where a notebook fails, KeyboardInterrupt on SIGINT and SIGTERM
-    (the kernel was stopped, what it trained is saved), Paused where `max_hours` ended a training.
-    """
+    """Run the notebooks that are not finished; `start` begins at one, `only` runs one, finished or not. Returns the report's path. Raises UserError
+    for settings that cannot be and where a notebook fails, KeyboardInterrupt on SIGINT and SIGTERM (the kernel was stopped, what it trained is
+    saved), Paused where `max_hours` ended a training."""
     from .report import build_report
 
     if (begin := start or only or "01") not in NOTEBOOKS:

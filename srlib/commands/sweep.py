@@ -1,9 +1,7 @@
 """`sweep`: the same run over a list of settings and seeds, from a small YAML file in notebooks/experiments.
 
-A file has: `about`, a sentence; `profile`; `settings` that all points share; settings under a profile's name, which they share in that
-profile alone; `points`, a list of settings in which they differ ({}: none), each with a `name` where its settings are too long for one;
-and `seeds`. Each point and seed is a run folder, runs/sweeps/<name>/<point>-seed<k>, made by `run_series` as any run is; `sweep.json`
-in it records what it was made from.
+Each point and seed is a run folder, runs/sweeps/<name>/<point>-seed<k>, made by `run_series` as any run is; `sweep.json` in it records what it
+was made from. What a file has: notebooks/experiments/README.md.
 """
 
 from __future__ import annotations
@@ -107,8 +105,7 @@ def make_points(content: dict, home: Path, profile: str = "", seeds=None, overri
 
 def sweep(points: list[Point], home: Path, again: bool = False, only_list: bool = False) -> int:
     """Run what is not finished, and return the number of failed points; what happens to each is printed. With `again`, stale points are
-    moved to `stale/` and run anew; with `only_list`, nothing is run. The table of finished points goes to table.csv. Raises Paused, at
-    the end, where `max_hours` interrupted points and none failed."""
+    moved to `stale/` and run anew; with `only_list`, nothing is run. Raises Paused, at the end, where `max_hours` interrupted points and none failed."""
     outcome: dict[str, list[Point]] = {}
     for number, point in enumerate(points, 1):
         state = point.state

@@ -18,7 +18,7 @@ from ..device import memory_ran_out, pick_device
 from ..files import write_image
 from ..sampler.network import Sampler
 from ..trained import choose
-from . import domain, given, parser
+from . import add_weights, domain, given, parser
 
 WARNING = "synthetic detail, research only, not for diagnosis"
 LARGEST = 100_000_000  # pixels of an SR image
@@ -39,31 +39,24 @@ def upscale_files(
     consistent: str = "",
     bits: int = 0,
 ) -> tuple[list[Path], list[Path], list[str], list[str]]:
-    """Super-resolve an image or a folder of images into `out`: a folder gets `<folders>/<stem>.png` for each (`png_names`), the tree below
-    `source` kept; for one image, a name that ends in .png is taken as the file. Deep grey becomes 16 bit with the source's range of values.
+    """Super-resolve an image or a folder of images into `out`, as the command's help says. Deep grey becomes 16 bit with the source's range.
 
-    `seed`, `strength` and `consistent` as in `upscaling.samples`, `bits` as in `read_scan`. With `samples` above 1 there are
-    `<stem>_sample1.png`, ... in the place of `<stem>.png`, sample k with the seed `seed` + k - 1, and with `spread` `<stem>_spread.png`, their
-    `upscaling.spread`, rounded. The files' metadata say that their detail is synthetic, their source, what made them, and with `known`, the
-    domain of the training set, in what the source is unlike that. Returns (written, made earlier, failed, warned): a file that exists is left
-    unless `again`; `failed` and `warned` have a line for an image each. Raises UserError where a source would be overwritten, for an `out`
-    that names a file of another kind, and for what the network cannot do.
+    `strength` and `consistent` as in `upscaling.samples`, `bits` as in `read_scan`; `known`: the domain of the training set. Returns (written, made
+    earlier, failed, warned), the last two with a line for an image each. Raises UserError where a source would be overwritten, for an `out` that
+    names a file of another kind, and for what the network cannot do.
     """
     seeds, scale = range(seed, seed + samples), generator.settings["scale"]
-    if samples < 1 or (spread and samples == 1):
-        raise UserError(f"samples cannot be {samples}; give --samples {1 + spread} or more{' with --spread' * spread}")
     if not isinstance(generator, Sampler) and (seed, samples, strength) != (0, 1, 1):
         raise UserError(f"{name} {upscaling.NO_TEXTURE}")
     upscaling.check(generator, seeds, strength)
-
-    def label(what: str, noise: str) -> dict[str, str]:
-        noise = f"{noise}, strength {strength:g}" if isinstance(generator, Sampler) else ""
-        return {"Description": f"{what}: {WARNING}", "Made by": made_by(generator, name, consistent, noise)}
-
-    labels = {f"_sample{k}" if samples > 1 else "": label(f"x{scale} super-resolution", f"seed {s}") for k, s in enumerate(seeds, 1)}
+    whats = {f"_sample{k}" if samples > 1 else "": (f"x{scale} super-resolution", f"seed {s}") for k, s in enumerate(seeds, 1)}
     if spread:
         what = f"standard deviation of {samples} samples of x{scale} super-resolution at each pixel, in grey levels"
-        labels["_spread"] = label(what, f"seeds {seed} to {seeds[-1]}")
+        whats["_spread"] = what, f"seeds {seed} to {seeds[-1]}"
+    labels = {}
+    for ending, (what, noise) in whats.items():
+        made = made_by(generator, name, consistent, f"{noise}, strength {strength:g}")
+        labels[ending] = {"Description": f"{what}: {WARNING}", "Made by": made}
     targets, failed = _plan(Path(source), Path(out), list(labels))
     written, earlier, warned = [], [], []
     for path, files in tqdm(targets.items(), desc="upscale", unit="image", disable=len(targets) == 1):
@@ -96,7 +89,7 @@ def upscale_files(
 
 def made_by(generator: torch.nn.Module, name: str, consistent: str, noise: str = "") -> str:
     """The network, its noise and the reduction with which its SR is consistent, for readers."""
-    kind = upscaling.consistent_kind(generator, consistent)
+    kind, noise = upscaling.consistent_kind(generator, consistent), noise if isinstance(generator, Sampler) else ""
     return ", ".join(filter(None, (name, noise, kind and f"consistent with LR under {kind}")))
 
 
@@ -156,19 +149,18 @@ def main(argv: list[str]) -> int:
     add = words.add_argument
     add("source", type=given, metavar="IN", help="an image, or a folder of images")
     add("out", type=given, metavar="OUT", help="folder for <folders>/<stem>.png, or a .png file for one image")
-    add(
-        "--weights", default="srgan", help="srgan (default) or srresnet, the released ones; srgan.pt or srresnet.pt of a run; or its folder"
-    )
+    add_weights(words)
     add("--seed", type=int, default=0, metavar="S", help="SRGAN samples its texture: another seed, another sample (default: 0)")
     add("--samples", type=int, default=1, metavar="N", help="several, <stem>_sample1.png, ...; sample k has the seed S + k - 1")
     add("--strength", type=float, default=1.0, metavar="A", help="factor of the texture: 0 is SRResNet's image (default: 1)")
     add("--spread", action="store_true", help="also <stem>_spread.png: the samples' standard deviation at each pixel, in grey levels")
     how = "change SR as little as it takes to reduce to LR, as a sample does anyway; KIND: how LR was made (default: as in training)"
     add("--consistent", nargs="?", const="as trained", default="", metavar="KIND", help=how)
-    add("--scale", type=int, default=0, metavar="N", help="which of the released scales, where there are several (default: 4)")
     add("--bits", type=int, default=0, metavar="N", help="of deep grey images, as 12 in files of 16 (default: the file's)")
     add("--again", action="store_true", help="write files anew that are there already")
     args = words.parse_args(argv)
+    if args.samples < 1 or (args.spread and args.samples == 1):
+        raise UserError(f"samples cannot be {args.samples}; give --samples {1 + args.spread} or more{' with --spread' * args.spread}")
     generator, name, known, learnt = choose(args.weights, args.scale, pick_device())
     consistent = learnt if args.consistent in ("as trained", learnt.partition(":")[0]) else args.consistent
     if consistent:

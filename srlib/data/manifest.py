@@ -20,37 +20,28 @@ from tqdm import tqdm
 
 from ..config import Config, UserError
 from .formats import kind, opened
-from .reading import EXTENSIONS, few_values, find_images, read_given_pair, read_image, read_scan, slices, subfolder
+from .reading import EXTENSIONS, few_values, find_images, read_image, read_pair, read_scan, slices, subfolder
 
 MIN_SIDE = 32
 SPLITS = ("train", "val", "test")
 
 
-def build_manifest(
-    root: str | Path,
-    channels: int = 1,
-    patient_pattern: str = Config.patient_pattern,
-    val_share: float = 0.1,
-    test_share: float = 0.2,
-    max_images: int = 0,
-    paired: int = 0,
-    bits: int = 0,
-) -> pd.DataFrame:
+def build_manifest(root: str | Path, config: Config | None = None) -> pd.DataFrame:
     """One row an image: path (relative to `root`), sha256, height, width, label, patient, split (train, val, test).
 
     The label is the folder's name; the patient and what belongs together: `find_patients`, `group`. `max_images` takes whole patients
     at random, three or more, before anything is decoded. `.attrs["skipped"]` lists files that cannot be used, with the reason;
     `.attrs["unnamed"]` counts those without a patient, `.attrs["doubtful"]` lists images that may have fewer bits than their files say.
-    With `paired`, a scale, the images are those of `root`/hr that fit one in `root`/lr. Raises UserError where fewer than three groups are left.
+    Of given pairs the images are those of `root`/hr that fit one in `root`/lr. Raises UserError where fewer than three groups are left.
     """
-    root, left_out = Path(root), []
-    images = find_images((subfolder(root, "hr") or root) if paired else root, left_out)
-    files = find_patients(root, images, patient_pattern)
+    config, root, left_out = config or Config(), Path(root), []
+    images = find_images((subfolder(root, "hr") or root) if config.degradation == "paired" else root, left_out)
+    files = find_patients(root, images, config.patient_pattern)
     unnamed = int((files.patient == files.file).sum())
-    if max_images:
-        files = files[files.patient.isin(_sample(root, files, max_images))]
+    if config.max_images:
+        files = files[files.patient.isin(_sample(root, files, config.max_images))]
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        looked = pool.map(lambda file: inspect(root, file, channels, bits, paired), files.file)
+        looked = pool.map(lambda file: inspect(root, file, config), files.file)
         progress = tqdm(looked, total=len(files), desc="files", unit="file", disable=len(files) < 1000, ncols=100, file=sys.stdout)
         rows = pd.DataFrame([row for slices_of_file in progress for row in slices_of_file])
     skipped = [(_printable(path.relative_to(root).as_posix()), reason) for path, reason in left_out]
@@ -62,7 +53,7 @@ def build_manifest(
         what = f"{groups.nunique()} patient(s) cannot be split into train, val and test; at least 3 are needed"
         raise UserError(f"{root}: {what if len(table) else f'none of the {len(files)} image files can be used'}{first}")
     table["label"] = [Path(file).parent.name or "image" for file in table.file]
-    table["split"] = groups.map(deal(table.label.groupby(groups).first(), val_share, test_share))
+    table["split"] = groups.map(deal(table.label.groupby(groups).first(), config.val_share, config.test_share))
     doubtful = list(table.loc[table.doubt != "", ["path", "doubt"]].itertuples(index=False, name=None))
     table = table[["path", "sha256", "height", "width", "label", "patient", "split"]].astype({"height": int, "width": int})
     table.attrs.update(skipped=skipped, unnamed=unnamed, doubtful=doubtful)
@@ -98,7 +89,7 @@ def _sample(root: Path, files: pd.DataFrame, most: int) -> set[str]:
     return kept
 
 
-def inspect(root: Path, file: str, channels: int = 1, bits: int = 0, paired: int = 0) -> list[dict]:
+def inspect(root: Path, file: str, config: Config) -> list[dict]:
     """For each slice of a file: file, path, reason (why it cannot be used, or ''), sha256 of the file or of a volume's slice, height, width,
     pixels (a hash of what is shown, whatever the file's format) and doubt (`few_values`). It is decoded whole."""
     path = root / file
@@ -117,9 +108,9 @@ def inspect(root: Path, file: str, channels: int = 1, bits: int = 0, paired: int
         row = {"file": file, "path": Path(file).with_name(name.name).as_posix(), "reason": ""}
         rows.append(row)
         try:
-            scan = read_scan(name, bits=bits)
-            if paired:
-                read_given_pair(name, paired, channels, bits)
+            scan = read_scan(name, bits=config.bits)
+            if config.degradation == "paired":
+                read_pair(name, config)
         except (UserError, MemoryError) as error:
             row["reason"] = _why(error, path)
             continue
@@ -177,12 +168,9 @@ def deal(label_of: pd.Series, val_share: float, test_share: float) -> dict[str, 
 
 
 def near_duplicates(root: str | Path, table: pd.DataFrame, least: float = 0.95, side: int = 48) -> pd.DataFrame:
-    """Pairs of images that look alike though their content differs: neighbouring slices, one eye on two days, a file saved anew.
-
-    Each image is reduced to `side` x `side` pixels, smooth brightness taken out (Gaussian, a sixth of the side), and pairs
-    whose correlation is at least `least` are listed, highest first: columns a, b (paths), correlation, patients (one, two), splits (one, two).
-    Takes time and memory with the square of the number of images; give a sample of some thousand at most.
-    """
+    """Pairs of images that look alike though their content differs (neighbouring slices, a file saved anew): those whose correlation, at `side` x
+    `side` pixels less smooth brightness (Gaussian, a sixth of the side), is at least `least`, highest first. Columns a, b (paths), correlation,
+    patients (one, two), splits (one, two). Time and memory grow with the square of the number of images: some thousand at most."""
     views = []
     for path in table.path:
         small = Image.fromarray(read_image(Path(root) / path)).resize((side, side), Image.Resampling.BOX)
@@ -197,11 +185,3 @@ def near_duplicates(root: str | Path, table: pd.DataFrame, least: float = 0.95, 
         found[name] = np.where(a[column] == b[column], "one", "two")
     different = (a.sha256 != b.sha256).to_numpy()
     return found[different].sort_values("correlation", ascending=False, ignore_index=True)
-
-
-def check_split(manifest: pd.DataFrame) -> None:
-    """Raise UserError where a patient or a hash stands in two splits."""
-    for column in ("patient", "sha256"):
-        counts = manifest.groupby(column)["split"].nunique()
-        if (counts > 1).any():
-            raise UserError(f"{column} {counts.idxmax()} stands in more than one split; make the manifest again (notebook 01)")

@@ -31,10 +31,8 @@ class Scan(NamedTuple):
 
 
 def find_images(root: str | Path, left_out: list[tuple[Path, str]] | None = None) -> list[Path]:
-    """The image files and volumes under `root`, sorted by path, without hidden ones: by extension, DICOM files without one by content. A folder
-    that cannot be opened, a link to a folder (it may lead back), a run folder of this project and pictures beside an XML export, which names
-    those that are B-scans, are left out and added to `left_out` as (path, reason). Raises UserError where `root` is no folder or holds no image.
-    """
+    """The image files and volumes under `root`, sorted by path, without hidden ones: by extension, DICOM files without one by content. What is
+    left out is added to `left_out` as (path, reason). Raises UserError where `root` is no folder or holds no image."""
     root, left_out, images = Path(root), [] if left_out is None else left_out, []
     if not root.is_dir():
         raise UserError(f"{root} is not a folder; give a folder of images (PNG, JPEG, TIFF)")
@@ -81,7 +79,7 @@ def slices(path: str | Path) -> list[Path]:
 
 
 def read_image(path: str | Path, channels: int = 1, bits: int = 0) -> np.ndarray:
-    """The image of `read_scan`."""
+    """The image of `read_scan`, uint8."""
     return read_scan(path, channels, bits).image
 
 
@@ -89,10 +87,9 @@ def read_scan(path: str | Path, channels: int = 1, bits: int = 0, deep: bool = F
     """An image file, or one slice `FILE#k` of a volume, as uint8: (H, W) for `channels=1` or (H, W, 3) for 3. With `deep` a grey image
     of more than 8 bit is uint16 (H, W).
 
-    PNG, JPEG, TIFF, BMP, Heidelberg's .vol and XML, and DICOM, by their content, whatever the extension. Colour becomes grey by ITU-R 601
-    luma, grey becomes colour by copying; deep values are divided by the largest of their depth, which is the file's or 2 ** `bits` - 1, times 255, and
-    rounded; transparent pixels become white (the fill of OCT exports), unless all are; a stated orientation is applied. Raises
-    UserError, naming the file, for one that cannot be read whole.
+    Colour becomes grey by ITU-R 601 luma, grey becomes colour by copying; deep values are divided by the largest of their depth, which is the
+    file's or 2 ** `bits` - 1, times 255, and rounded; transparent pixels become white (the fill of OCT exports), unless all are. Raises UserError,
+    naming the file, for one that cannot be read whole.
     """
     path, page = page_of(Path(path))
     with opened(path) as volume:

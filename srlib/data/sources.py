@@ -21,33 +21,19 @@ DATA = HOME / "data"  # beside srlib, in Kaggle's working folder, or, of an inst
 KAGGLEHUB = Path.home() / ".cache/kagglehub/datasets/paultimothymooney/kermany2018"
 EYES, POSITIONS = 900000, {1: 0.0, 2: 0.6}  # phantom files: the first patient's number; scan number to mm from the fovea
 JPEG = 75  # the quality at which phantoms have passed through JPEG, as Kermany's scans have
-KERMANY_HELP = (
-    "get it from https://data.mendeley.com/datasets/rscbjbr9sj or Kaggle's paultimothymooney/kermany2018, "
-    "then pass the folder that holds train/ and test/ with --data"
-)
+KERMANY_HELP = "get it from https://data.mendeley.com/datasets/rscbjbr9sj, then pass the folder that holds train/ and test/ with --data"
 
 
 def locate(data: str) -> Path:
-    """The folder that the setting `data` means: a path (a relative one from the repository, on Kaggle from the working folder), or 'kermany', looked
-    for in data/, Kaggle's mounts and kagglehub's cache.
-
-    Raises UserError with what to do where it is not there. (Phantoms are made by `make_phantoms`.)
-    """
+    """The folder that the setting `data` means: a path (a relative one from HOME), or 'kermany', looked for in data/, Kaggle's mounts and
+    kagglehub's cache. Raises UserError with what to do where it is not there."""
     if data != "kermany":
         return HOME / Path(data).expanduser()
     for root, depth in itertools.product((DATA, KAGGLE_INPUT, KAGGLEHUB), range(5)):
         for folder in sorted(root.glob("*/" * depth + "OCT2017*")):  # Kaggle's copy has a trailing space, and lies deeper
             if (folder / "train").is_dir():
                 return folder
-    try:
-        import kagglehub
-
-        return next(Path(kagglehub.dataset_download("paultimothymooney/kermany2018")).glob("oct2017/OCT2017*"))
-    except ImportError:
-        reason = "kagglehub is not installed"
-    except Exception as error:  # no network, no account, another tree
-        reason = f"kagglehub could not get it ({type(error).__name__})"
-    raise UserError(f"Kermany's OCT2017 was not found in {DATA} or on Kaggle's mounts, and {reason}; {KERMANY_HELP}")
+    raise UserError(f"Kermany's OCT2017 was not found in {DATA}, on Kaggle's mounts or in kagglehub's cache; {KERMANY_HELP}")
 
 
 def make_phantoms(config) -> Path:

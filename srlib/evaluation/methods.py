@@ -1,7 +1,4 @@
-"""The methods that are compared, a line each, and how each makes its image from LR.
-
-A new method is a function of a `TestImage` and a line in METHODS; tables, figures, tests and `metrics.csv` take it from there.
-"""
+"""The methods that are compared. Each is a function of a `TestImage` and a line in METHODS; tables, figures, tests and `metrics.csv` take it from there."""
 
 from __future__ import annotations
 
@@ -20,9 +17,8 @@ from .gaussian import GaussianTexture
 
 
 class LinearFilter(nn.Module):
-    """The honest floor: the least-squares filter from a `size` x `size` LR neighbourhood to each HR sub-pixel, as a
-    correction to bicubic. No learning rate, no steps: `fit` solves the normal equations. (N, C, h, w) in [0, 1], each channel alone.
-    """
+    """The honest floor: the least-squares filter from a `size` x `size` LR neighbourhood to each HR sub-pixel, as a correction to bicubic; `fit`
+    solves the normal equations. (N, C, h, w) in [0, 1], each channel alone."""
 
     def __init__(self, scale: int = 4, size: int = 11):
         super().__init__()

@@ -114,9 +114,8 @@ def load_networks(config: Config, root: Path, manifest: pd.DataFrame, folder: Pa
 def measure_samples(image: TestImage, hr: np.ndarray, truth=None) -> tuple[dict[str, float], dict[str, np.ndarray]]:
     """Of SAMPLES samples of SRGAN: a row of samples.csv, and the shares of HR's ranks in each region (`rank_regions`).
 
-    The row: psnr and gain_db (over bicubic) of the first sample, of the mean of all and of SRResNet; regain_db; srgan_spread, the error that the
-    samples predict for their mean (root mean square, grey levels), and srgan_error, the real one; rank_REGION (`statistics.rank_distance`). All
-    in the valid region."""
+    The row: psnr and gain_db (over bicubic) of the first sample, of the mean of all and of SRResNet, in the valid region; `against_hr`; rank_REGION
+    (`statistics.rank_distance`)."""
     images, valid = image.samples(SAMPLES), valid_region(hr)
     mean = np.mean([sample.astype(np.float64) for sample in images], 0)
     compared = {"sample": images[0], "mean": mean, "srresnet": image["srresnet"]}
@@ -124,15 +123,22 @@ def measure_samples(image: TestImage, hr: np.ndarray, truth=None) -> tuple[dict[
     bicubic = metrics.psnr(image["bicubic"], hr, region=valid)
     row = {f"psnr_{name}": value for name, value in psnr.items()}
     row |= {f"gain_{name}_db": value - bicubic for name, value in psnr.items()}
-    row["regain_db"] = psnr["mean"] - psnr["sample"]
-    errors = {"srgan_spread": statistics.predicted_error(images), "srgan_error": metrics.luma(mean) - metrics.luma(hr)}
-    row |= {name: np.sqrt(np.mean(error[valid] ** 2)) if valid.any() else np.nan for name, error in errors.items()}
+    row |= against_hr(images, hr, valid)
     shares = {}
     for name, region in rank_regions(image["srresnet"], valid, truth).items():
         counts = statistics.ranks(images, hr, region, image.seed % 2**32)
         row[f"rank_{name}"] = statistics.rank_distance(counts)
         shares[name] = counts / counts.sum() if counts.any() else np.full(len(counts), np.nan)
     return row, shares
+
+
+def against_hr(images: list[np.ndarray], hr: np.ndarray, valid: np.ndarray) -> dict[str, float]:
+    """Of several samples, in the valid region: regain_db; srgan_spread, the error that they predict for their mean (root mean square, grey
+    levels), and srgan_error, the real one."""
+    mean = np.mean([image.astype(np.float64) for image in images], 0)
+    errors = {"srgan_spread": statistics.predicted_error(images), "srgan_error": metrics.luma(mean) - metrics.luma(hr)}
+    errors = {name: np.sqrt(np.mean(error[valid] ** 2)) if valid.any() else np.nan for name, error in errors.items()}
+    return {"regain_db": statistics.regain(images, hr, region=valid)} | errors
 
 
 def rank_regions(image: np.ndarray, valid: np.ndarray, truth=None) -> dict[str, np.ndarray]:
@@ -148,15 +154,15 @@ def rank_regions(image: np.ndarray, valid: np.ndarray, truth=None) -> dict[str, 
 
 # ------------------------------------------------------------------------------------------- patches
 class Patches:
-    """Collects patches of HR and of methods, at the same places of one image after the other, all of HR's file format; `measure` compares them."""
+    """Patches of HR and of methods, from the same places of one image after the other."""
 
     def __init__(self, methods):
         self.patients: list[str] = []
         self.patches: dict[str, list[np.ndarray]] = {name: [] for name in ("hr", *methods)}
 
     def add(self, images: dict[str, np.ndarray], valid: np.ndarray, patient: str, seed: int, tables: dict | None = None) -> None:
-        """`images`: 'hr' and the methods, uint8; `valid`: where patches may lie (H, W); `patient`: whose they are; `seed`: of the places; `tables`: the
-        quantisation tables of the JPEG that HR was, where it was one: the methods' images go through such a JPEG, too."""
+        """`images`: 'hr' and the methods, uint8; `valid`: where patches may lie (H, W); `seed`: of the places; `tables`: those of the JPEG that HR was,
+        where it was one, through which the methods' images go, too (`unpaired.through_jpeg`)."""
         corners = unpaired.places(valid, seed)
         self.patients += [patient] * len(corners)
         for name, patches in self.patches.items():
@@ -204,7 +210,7 @@ def evaluated_images(folder: Path, root: Path, path: str, config: Config, method
     return images | {"hr": crop_to_multiple(read_image(root / path, config.channels, config.bits), config.scale)}
 
 
-def captions(table: pd.DataFrame, path: str, region: str = "valid") -> dict[str, str]:
+def captions(table: pd.DataFrame, path: str) -> dict[str, str]:
     """Method to "PSNR, texture error" of one image, for the line under its picture."""
-    rows = table[(table.image == path) & (table.region == region)]
+    rows = table[(table.image == path) & (table.region == "valid")]
     return {row.method: f"PSNR {row.psnr:.1f} dB, texture error {row.texture_error_db:.1f} dB" for row in rows.itertuples()}

@@ -1,7 +1,6 @@
 """The statistics of an evaluation, from its tables alone: means by patient, bootstrap intervals, paired tests, and the tables that readers see.
 
-Patches aside, all functions take metrics.csv as `evaluate_run` writes it (a row for each image, method and region), so that a reader can redo
-them from the file. Patients are the unit: two scans of one eye are not two independent observations.
+`table` is metrics.csv as `evaluate_run` writes it. Patients are the unit: two scans of one eye are not two independent observations.
 """
 
 from __future__ import annotations
@@ -62,8 +61,8 @@ def by_patient(table: pd.DataFrame, region: str = "valid") -> pd.DataFrame:
     return means
 
 
-def intervals(values: np.ndarray, level: float = 0.95) -> np.ndarray:
-    """Percentile bootstrap of the mean of each column, 10,000 resamples of the rows, the same for all columns, seeded: (2, columns), low and
+def intervals(values: np.ndarray) -> np.ndarray:
+    """Percentile bootstrap (95 %) of the mean of each column, 10,000 resamples of the rows, the same for all columns, seeded: (2, columns), low and
     high. Missing values are left out; nan for fewer than two."""
     values = np.asarray(values, float)
     exists, count = np.isfinite(values), len(values)
@@ -72,7 +71,7 @@ def intervals(values: np.ndarray, level: float = 0.95) -> np.ndarray:
         weights = np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), RESAMPLES).astype(float)
         with np.errstate(invalid="ignore"):
             means = (weights @ np.where(exists, values, 0) / (weights @ exists))[:, enough]
-        limits[:, enough] = np.nanquantile(means, [(1 - level) / 2, (1 + level) / 2], axis=0)
+        limits[:, enough] = np.nanquantile(means, [0.025, 0.975], axis=0)
     return limits
 
 
@@ -121,8 +120,7 @@ def compare(table: pd.DataFrame, measure: str, region: str = "valid") -> pd.Data
 def between(means: pd.DataFrame, measure: str, method: str, reference: str) -> pd.DataFrame:
     """Does a change of settings show beyond chance? Each group of runs less the group `reference`, in one measure of one method.
 
-    `means`: a row for each run, method and patient (columns group, seed, method, patient and the measures: `by_patient` of several runs).
-    Two kinds of noise are held apart. `low`, `high`: the 95 % bootstrap interval over patients of the paired difference (seeds averaged).
+    `means`: of `series.runs.read_runs`. Two kinds of noise are held apart. `low`, `high`: the 95 % bootstrap interval over patients of the paired difference (seeds averaged).
     `seeds_margin`: how far the means of two such groups lie apart by another choice of seeds alone, in 95 of 100 cases (t distribution,
     variance between seeds pooled over the groups; nan with one seed a group). `verdict` says which of them the difference exceeds; with one
     patient there is no interval, so nothing exceeds it. Patients that a run lacks are left out of all.
@@ -193,9 +191,9 @@ def parts(table: pd.DataFrame, by: str, shown=("gain_db", "ssim")) -> pd.DataFra
     return pd.concat(tables, names=[by, "measure"])
 
 
-def left_out(table: pd.DataFrame, region: str = "valid") -> str:
+def left_out(table: pd.DataFrame) -> str:
     """How many images have no number in a measure and are left out of its mean, and why, in words; '' where all have one."""
-    rows = table[table.region == region]
+    rows = table[table.region == "valid"]
     empty, equal = {*rows.image[rows.psnr.isna()]}, {*rows.image[rows.psnr == np.inf]}
     flat = {*rows.image[rows.texture_error_db.isna()]} if "texture_error_db" in rows else set()
     reasons = ((empty, "", "nothing to measure"), (equal - empty, " of PSNR", "SR equals HR"), (flat - empty, " of power", "blank"))
@@ -238,17 +236,18 @@ def readable_tests(table: pd.DataFrame, measure: str) -> pd.DataFrame:
     return tests.assign(**texts).rename(columns={"low": "95 % from", "high": "to", "p_holm": "p (Holm)"})
 
 
-def readable_samples(samples: pd.DataFrame) -> pd.DataFrame:
-    """samples.csv (`run.measure_samples`) as text for readers: the mean over patients, its interval where there are enough of them (`FEW`), and
-    what samples of the true posterior have."""
+def readable_samples(samples: pd.DataFrame, count: int = SAMPLES) -> pd.DataFrame:
+    """samples.csv (`run.measure_samples`), or those of its columns that there are, as text for readers: the mean over patients, its interval where
+    there are enough of them (`FEW`), and what samples of the true posterior have."""
     rows = {
         "gain_sample_db": ("PSNR gain of one sample over bicubic (dB)", "3 dB below SRResNet's"),
-        "gain_mean_db": (f"PSNR gain of the mean of {SAMPLES} samples (dB)", "0.5 dB below SRResNet's"),
+        "gain_mean_db": (f"PSNR gain of the mean of {count} samples (dB)", "0.5 dB below SRResNet's"),
         "gain_srresnet_db": ("PSNR gain of SRResNet (dB)", ""),
-        "regain_db": (f"regain: the mean of {SAMPLES} over one (dB)", f"{10 * np.log10(2 / (1 + 1 / SAMPLES)):.1f}"),
+        "regain_db": (f"regain: the mean of {count} over one (dB)", f"{10 * np.log10(2 / (1 + 1 / count)):.1f}"),
         "srgan_spread": ("error that the spread predicts (grey levels)", "the next row"),
         "srgan_error": ("real error of the mean", ""),
     } | {c: (f"HR's rank, {c[5:]}: distance from equal", "0") for c in samples if c.startswith("rank_")}
+    rows = {column: row for column, row in rows.items() if column in samples}
     means = samples[list(rows)].where(np.isfinite).groupby(samples.patient).mean()  # a blank image has no PSNR
     limits = intervals(means.to_numpy()) if len(means) >= FEW else np.full((2, len(rows)), np.nan)
     titles = pd.Index([title for title, _ in rows.values()], name=f"{len(samples)} images of {len(means)} patients")

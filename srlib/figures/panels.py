@@ -15,11 +15,8 @@ from ..metrics import luma
 from ..metrics.regions import valid_region
 
 STYLE = {
-    "figure.facecolor": "white",
-    "figure.dpi": 100,
     "savefig.dpi": 110,
     "figure.constrained_layout.use": True,
-    "axes.facecolor": "white",
     "axes.edgecolor": "#444444",
     "axes.grid": True,
     "axes.axisbelow": True,
@@ -33,9 +30,8 @@ STYLE = {
     "legend.fontsize": 8.5,
     "legend.frameon": False,
     "lines.linewidth": 1.8,
-    "font.family": "DejaVu Sans",
-    "text.usetex": False,  # whatever the user's matplotlibrc says
 }
+plt.style.use("default")  # whatever the user's matplotlibrc says
 plt.rcParams.update(STYLE)
 PHANTOM = "phantom: not a result on OCT"
 
@@ -67,10 +63,7 @@ def _draw(ax, image: np.ndarray, title: str = "", **kwargs):
     # matplotlib's default is nearest at whole factors and smooth below: shrunk without that, texture looks too strong
     kwargs = {"cmap": "gray", "vmin": 0, "vmax": 255, "interpolation": "antialiased"} | kwargs
     shown = ax.imshow(image, **kwargs)
-    ax.set(xticks=[], yticks=[])
-    ax.grid(False)
-    for side in ax.spines.values():
-        side.set_visible(False)
+    ax.set_axis_off()
     ax.set_title(title.replace("$", r"\$"))  # a file's name is no formula
     return shown
 
@@ -91,9 +84,9 @@ def grid(images, titles, columns: int = 4, width: float = 2.9) -> plt.Figure:
 def valid(hr: np.ndarray, region: np.ndarray, name: str = "valid region") -> plt.Figure:
     """An image with what is outside the region in orange, beside the region's mean grey level by depth."""
     fig, axes = plt.subplots(1, 2, figsize=(9, 3.9), width_ratios=[1.3, 1])
-    tint = np.repeat(hr[..., None] if hr.ndim == 2 else hr, 3 if hr.ndim == 2 else 1, 2).astype(float)
+    tint = np.array(Image.fromarray(hr).convert("RGB"))
     tint[~region] = (230, 120, 20)
-    _draw(axes[0], tint.astype(np.uint8), f"{name}: {region.mean():.0%} of the pixels")
+    _draw(axes[0], tint, f"{name}: {region.mean():.0%} of the pixels")
     grey = hr if hr.ndim == 2 else hr.mean(2)
     mean = np.ma.masked_array(grey, ~region).mean(1)
     axes[1].plot(mean, np.arange(len(mean)), color=colour_of("hr"), lw=1.2)
@@ -115,10 +108,10 @@ def zoom_box(hr: np.ndarray, side: int) -> tuple[int, int]:
     return max(_squares(hr.shape, side), key=lambda square: edges[square[1]].mean(), default=((0, 0), None))[0]
 
 
-def tiles(squares: list[tuple[np.ndarray, str, str]], columns: int = 3, factor: int = 4) -> Image.Image:
-    """Squares of one size in rows of `columns`, each (uint8 image, title, note under it), every pixel drawn as `factor` x `factor`. Show it
-    unscaled: texture is judged at whole factors only."""
-    height, width = (factor * n for n in squares[0][0].shape[:2])
+def tiles(squares: list[tuple[np.ndarray, str, str]], columns: int = 3) -> Image.Image:
+    """Squares of one size in rows of `columns`, each (uint8 image, title, note under it), every pixel drawn as 4 x 4. Show it unscaled: texture is
+    judged at whole factors only."""
+    height, width = (4 * n for n in squares[0][0].shape[:2])
     gap, head, foot = 8, 20, 20 if any(note for _, _, note in squares) else 0
     step = height + head + foot + gap
     page = Image.new("RGB", (min(columns, len(squares)) * (width + gap) - gap, -(-len(squares) // columns) * step - gap), "white")
@@ -132,10 +125,8 @@ def tiles(squares: list[tuple[np.ndarray, str, str]], columns: int = 3, factor: 
 
 
 def comparison(images: dict[str, np.ndarray], measures: dict[str, str], title: str = "", side: int = 64) -> Image.Image:
-    """The HR image with a frame, then the framed square of each image at four times its size, three in a row, its measures underneath.
-
-    `images`: name to uint8 array of HR's size, 'hr' among them; `measures`: name to the text under it.
-    """
+    """The HR image with a frame, then the framed square of each image ('hr' among them) at four times its size, three in a row, and under it the
+    text in `measures`."""
     hr = images["hr"]
     side = min(side, *hr.shape[:2])
     top, left = zoom_box(hr, side)
@@ -169,8 +160,8 @@ def corners(hr: np.ndarray, side: int = 64) -> dict[str, tuple[int, int]]:
 
 
 def closeups(images: dict[str, np.ndarray], side: int = 64) -> Image.Image:
-    """Texture as it is to be judged: the three `corners` of HR in a row, `side` pixels each, a row for each image ('hr' among them), each pixel drawn
-    as 4 x 4. 'vitreous' is drawn brighter, three times its grey levels, which the title says."""
+    """Texture as it is to be judged: the three `corners` of HR in a row, a row for each image ('hr' among them), as `tiles`; 'vitreous' three times
+    as bright."""
     places, squares = corners(images["hr"], min(side, *images["hr"].shape[:2])), []
     for name, image in images.items():
         for place, (top, left) in places.items():

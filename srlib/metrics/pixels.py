@@ -17,10 +17,8 @@ SSIM_PAD = 5  # the Gaussian window of 11 pixels (sigma 1.5) reaches this far
 
 
 def luma(image: np.ndarray) -> np.ndarray:
-    """float64 (H, W), for levels 0 to 255: grey as it is; colour as Y of ITU-R 601 (16 to 235), which the Set5 protocol measures.
-
-    (So a grey scan in a colour run has a PSNR 1.32 dB higher than in a grey run: compare gains, not levels.)
-    """
+    """float64 (H, W), for levels 0 to 255: grey as it is; colour as Y of ITU-R 601 (16 to 235), which the Set5 protocol measures. So a grey scan in
+    a colour run has a PSNR 1.32 dB higher than in a grey run: compare gains, not levels."""
     return image.astype(np.float64) if image.ndim == 2 else image @ (np.array([65.481, 128.553, 24.966]) / 255) + 16
 
 
@@ -60,10 +58,8 @@ def psnr(sr: np.ndarray, hr: np.ndarray, border: int = 4, region: np.ndarray | N
 
 
 def ssim(sr: np.ndarray, hr: np.ndarray, border: int = 4, region: np.ndarray | list | None = None) -> float | list[float]:
-    """Structural similarity (Wang et al. 2004): Gaussian window of 11 pixels, sigma 1.5, K = .01 and .03, by scikit-image.
-
-    Without a region it equals `structural_similarity` of the cut images; with one, the mean of its map there. `region` may be a list.
-    """
+    """Structural similarity (Wang et al. 2004): Gaussian window of 11 pixels, sigma 1.5, K = .01 and .03, the mean of scikit-image's map in the
+    region, which may be a list."""
     a, b = _pair(sr, hr, border)
     _, full = structural_similarity(a, b, data_range=255, gaussian_weights=True, sigma=1.5, use_sample_covariance=False, full=True)
     full = np.ascontiguousarray(_inner(full, SSIM_PAD))  # so that a mean has one order of adding, with a region and without
@@ -76,11 +72,8 @@ def ssim(sr: np.ndarray, hr: np.ndarray, border: int = 4, region: np.ndarray | l
 
 
 def consistency(sr: np.ndarray, lr: np.ndarray, scale: int = 4, kind: str = "bicubic") -> float:
-    """PSNR in dB between LR and SR brought down again (`degrade.downsample`): does SR still say what LR said?
-
-    80 where they are equal or nearly so. With kind "speckle" SR is brought down without new speckle, which no method could
-    foresee: then LR's own noise bounds it.
-    """
+    """Data consistency: PSNR in dB between LR and SR brought down again (`degrade.downsample`), at most 80. With kind "speckle" SR is brought down
+    without new speckle, which no method could foresee: then LR's own noise bounds it."""
     again = downsample(to_tensor(sr), scale, "bicubic" if kind.startswith("speckle") else kind)
     mse = torch.mean((again - to_tensor(lr)) ** 2).item()
     return float(-10 * np.log10(max(mse, 1e-8)))

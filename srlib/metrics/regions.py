@@ -14,11 +14,10 @@ THINNEST = 22  # rows from the inner surface to the RPE at least, 85 um: less th
 
 
 def valid_region(hr: np.ndarray, level: int = 250, smallest: int = 200, margin: int = 8) -> np.ndarray:
-    """True where the image is scan, False where it is fill. `hr`: uint8 (H, W) or (H, W, 3); returns bool (H, W).
+    """True where the image, uint8 (H, W) or (H, W, 3), is scan, False where it is fill; bool (H, W).
 
     Fill: connected pixels >= `level` (all channels) that touch the image border and exceed `smallest` pixels, widened by
-    `margin` pixels. Bright tissue inside the image is never fill.
-    """
+    `margin` pixels. Bright tissue inside the image is never fill."""
     bright = (hr if hr.ndim == 2 else hr.min(2)) >= level
     parts, _ = label(bright, structure=np.ones((3, 3)))
     edge = np.unique(np.concatenate([parts[0], parts[-1], parts[:, 0], parts[:, -1]]))
@@ -33,9 +32,8 @@ def surfaces(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Rows of the inner surface (ILM) and of the RPE's centre in each column, float (W,), of a grey B-scan, uint8 (H, W).
 
     The RPE is the brightest smooth path that has a good share of the column's light above it (the retina's, which tells it from the nerve
-    fibre layer); the inner surface is the strongest step from dark to bright above that. Both are searched by dynamic programming on the
-    smoothed image. nan where a column is fill. Where fluid or the optic disc takes much of the scan, it can be far off.
-    """
+    fibre layer); the inner surface is the strongest step from dark to bright above that. nan where a column is fill. Where fluid or the optic disc
+    takes much of the scan, it can be far off."""
     valid = valid_region(image)
     grey = np.where(valid, image, np.median(image[valid]) if valid.any() else 0).astype(np.float32)
     bright = gaussian_filter(grey, (1.5, 4))

@@ -11,8 +11,7 @@ from .pixels import luma, per_region
 
 
 def linear(image: np.ndarray) -> np.ndarray:
-    """Linear intensity behind the grey levels of a B-scan (of three channels: their mean): the display's logarithm undone
-    (`degrade.from_display`), float64 (H, W)."""
+    """The linear intensity (`degrade.from_display`) of a B-scan, of three channels that of their mean, float64 (H, W)."""
     grey = image.astype(np.float64) if image.ndim == 2 else image.mean(2)
     return from_display(torch.from_numpy(grey / 255)).numpy()
 

@@ -28,9 +28,8 @@ def _window(shape, region: np.ndarray | None) -> np.ndarray:
 
 
 def spectrum(image: np.ndarray, region: np.ndarray | None = None) -> np.ndarray:
-    """|FFT|^2 of the luma less its mean, under a Hann window that falls to 0 within 16 pixels of what is outside the region; (H, W).
-
-    Zeros where the image is flat there (FLAT): what is left is the rounding of numbers, and a ratio to it says nothing."""
+    """|FFT|^2 of the luma less its mean under `_window`; (H, W). Zeros where the image is flat there (FLAT): what is left is the rounding of
+    numbers, and a ratio to it says nothing."""
     y, window = luma(image), _window(image.shape[:2], region)
     total = window.sum()
     mean = (y * window).sum() / total if total else 0
@@ -110,14 +109,14 @@ def _db(sr: float, hr: float) -> float:
 
 
 def band_power_db(sr_power: np.ndarray, hr_power: np.ndarray, scale: int = 4, direction: str = "all") -> list[float]:
-    """Power of SR against HR in each of the `bands`, dB: 0 as much, below blurred, above too rough; nan where HR has none. Powers are
-    `spectrum`s. A frequency belongs to the band of max(|fx|, |fy|); `direction`: 'all', along 'depth' (|fx| <= f0 / 2), 'across' (|fy| <= f0 / 2)."""
+    """Power of SR against HR, both `spectrum`s, in each of the `bands` of max(|fx|, |fy|), dB: 0 as much, below blurred, above too rough; nan where HR
+    has none. `direction`: 'all', along 'depth' (|fx| <= f0 / 2), 'across' (|fy| <= f0 / 2)."""
     return [_db(sr_power[w].sum(), hr_power[w].sum()) for w in _in_bands(hr_power.shape, scale, direction)]
 
 
 def stripe_index(sr_power: np.ndarray, hr_power: np.ndarray, scale: int = 4) -> float:
-    """How much one direction stands out of SR's texture, dB: in each of the `bands` SR over HR in twelve sectors of 15 degrees (the axes in
-    the middle of one), the largest less the median; mean over the bands. Stripes of any direction raise it; another sample of the same
+    """How much one direction stands out of SR's texture, dB: in each of the `bands` SR over HR in twelve sectors of 15 degrees, the
+    largest less the median; mean over the bands. Stripes of any direction raise it; another sample of the same
     texture has about 1 (small images more: 2 at 96 x 128 pixels), as chance decides. nan where HR has no power in a sector."""
     sector, excess = _sectors(hr_power.shape), []
     for inside in _in_bands(hr_power.shape, scale):
@@ -128,11 +127,8 @@ def stripe_index(sr_power: np.ndarray, hr_power: np.ndarray, scale: int = 4) -> 
 
 
 def checkerboard(sr_power: np.ndarray, hr_power: np.ndarray, scale: int = 4) -> float:
-    """How much of the power above the LR Nyquist sits at the grid frequencies, relative to the same share of HR (1: as HR).
-
-    Grid frequencies: within 1.5 bins of fx, fy in multiples of 1/scale (x4: 0, 1/4, 1/2) cycles a pixel, not both 0: the marks of
-    sub-pixel convolution. Above 5 they are visible.
-    """
+    """How much of the power above the LR Nyquist sits at the grid frequencies, relative to the same share of HR (1: as HR; above 5 it is visible):
+    within 1.5 bins of fx, fy in multiples of 1/scale cycles a pixel, not both 0, the marks of sub-pixel convolution."""
     fy, fx, f = _frequencies(sr_power.shape)
     high = f > 0.5 / scale
 

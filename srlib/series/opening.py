@@ -17,9 +17,8 @@ UNTRAINED = ("01", "02", "05")  # what remains where the setting `networks` name
 def open_run(notebook: str, profile: str = "quick", run_dir: str = "", data: str = "", overrides: dict | None = None) -> Run:
     """What every notebook's set-up calls with its parameters: check them, and return the run.
 
-    Notebook 01 writes config.json; a later one reads it and accepts changes to its own stage's settings (and to the machine's).
-    Raises UserError, one sentence, for a wrong name or value, a setting of another stage, a missing earlier stage, or a setting
-    that contradicts what the folder already holds; before the pretraining also for weights that are missing.
+    Notebook 01 writes config.json; a later one reads it and accepts changes to its own stage's settings (and to the machine's). Raises UserError
+    for a wrong name or value, and for a setting or a missing file that contradicts what the folder holds or what the notebook needs.
     """
     name, _, needs = NOTEBOOKS[notebook]
     given = (overrides or {}) | ({"data": data} if data else {})

@@ -124,10 +124,8 @@ class Run:
 
     @contextlib.contextmanager
     def stage(self, name: str):
-        """Hold the folder, note what the stage is made from, and note its end; gives the fingerprint.
-
-        Raises UserError where a training in the folder was made from something else.
-        """
+        """Hold the folder, note what the stage is made from, and note its end; gives the fingerprint. Raises UserError where a training in the folder
+        was made from something else."""
         with locked(self.folder):
             if self.is_trained(name) and (why := self.changed(name)):
                 raise UserError(f"{self.folder / name} was trained with {why}; --from {OWNERS[name]} trains it again, or {ANOTHER}")
@@ -142,20 +140,16 @@ class Run:
 
     # -------------------------------------------------------------------------------------------- its images
     def make_manifest(self) -> pd.DataFrame:
-        """Find or make the images, split them by patient, write manifest.csv (and skipped.csv); the table.
-
-        Raises UserError where a training in the folder was made from other images.
-        """
+        """Find or make the images, split them by patient, write manifest.csv (and skipped.csv); the table. Raises UserError where a training in the
+        folder was made from other images."""
         from ..data import manifest, sources
 
         c = self.config
         if self.is_phantom and not c.phantoms:
             raise UserError("data='phantom' needs phantoms > 0 (quick has 120)")
         root = sources.make_phantoms(c) if self.is_phantom else sources.locate(c.data).absolute()
-        paired = _paired(c, root)
-        options = c.patient_pattern, c.val_share, c.test_share, c.max_images, c.scale if paired else 0, c.bits
-        table = manifest.build_manifest(root, c.channels, *options)
-        manifest.check_split(table)
+        _check_pairs(c, root)
+        table = manifest.build_manifest(root, c)
         text, file = table.to_csv(index=False), self.folder / "manifest.csv"
         if self.is_trained("pretrain") and file.exists() and read_text(file) != text:
             raise UserError(f"the images in {root} changed since {self.folder} was trained; {ANOTHER}")
@@ -212,8 +206,8 @@ class Run:
         display(Image(data=content))
 
 
-def _paired(config: Config, root: Path) -> bool:
-    """Whether LR is given, in lr/ beside hr/. UserError where the folders say something else than the setting."""
+def _check_pairs(config: Config, root: Path) -> None:
+    """Raise UserError where the folders say something else of given pairs than the setting."""
     from ..data.reading import subfolder
 
     hr, lr, paired = subfolder(root, "hr"), subfolder(root, "lr"), config.degradation == "paired"
@@ -223,4 +217,3 @@ def _paired(config: Config, root: Path) -> bool:
         )
     if paired and not (hr and lr):
         raise UserError(f"degradation='paired' needs the folders lr/ and hr/ in {root}")
-    return paired
