@@ -18,7 +18,7 @@ from PIL import Image, ImageCms
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, OphthalmicTomographyImageStorage, RLELossless, generate_uid
 
-from srlib.config import UserError, load_config
+from srlib.config import Config, UserError, load_config
 from srlib.data import formats
 from srlib.data.formats import grey
 from srlib.data.manifest import inspect
@@ -392,7 +392,7 @@ def test_damaged_files_are_listed_and_read_or_refused_in_one_sentence(tmp_path, 
                 read_image(part)
         except UserError as error:
             assert str(bad) in str(error) and "\n" not in str(error) and "SECRET" not in str(error)
-        rows = inspect(tmp_path, bad.name)
+        rows = inspect(tmp_path, bad.name, Config())
         assert rows and all(row["path"].partition("#")[0] == bad.name for row in rows)
         assert time.monotonic() - began < 10
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak < 1e6  # kB

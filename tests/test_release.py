@@ -396,9 +396,9 @@ def test_the_files_in_the_repository_are_those_of_the_list_and_the_card(card):
 
 @pytest.mark.skipif(not RELEASED, reason="no weights are released")
 def test_the_released_networks_on_unseen_real_scans(real_scans):
-    """Two test patients of the card's split: SRResNet beats bicubic, SRGAN does not contradict LR, and adds what SRResNet lacks."""
+    """Four test patients of the card's split: SRResNet beats bicubic, SRGAN does not contradict LR, and adds what SRResNet lacks."""
     table = build_manifest(real_scans)
-    paths = choose_images(table[table.split == "test"], 2).path
+    paths = choose_images(table[table.split == "test"], 4).path
     config, gains, held, power = load_config("quick"), [], [], []
     networks = {name: load_generator(name) for name in ("srresnet", "srgan")}
     for path in paths:
