@@ -127,26 +127,26 @@ def test_the_kernel_on_kermanys_tree(out, tmp_path):
 
 
 @pytest.mark.slow
-def test_attached_in_other_processes(out, images, tmp_path):
+def test_attached_in_other_processes(out, scan_folder, tmp_path):
     """From the data set alone: reading workers, also spawned ones, and two processes under torchrun train as from the repository."""
     attached = kaggle.build_dataset("someone")
     code = (
-        "import json, sys\n"
-        "import torch.multiprocessing\n"
+        "import sys\nfrom pathlib import Path\nimport torch.multiprocessing\n"
+        "from srlib.config import load_config\nfrom srlib.series.run_folder import Run\n"
         "from srlib.training import parallel\nfrom srlib.training.pretraining import pretrain_generator\n"
-        "from srlib.config import load_config\n"
         "if __name__ == '__main__':\n"
         f"    assert parallel.__file__.startswith({str(attached)!r}), parallel.__file__\n"
         "    torch.multiprocessing.set_start_method('spawn')\n"
-        "    images, count = json.loads(sys.argv[1]), 2\n"
-        "    config = load_config('smoke', device='cpu', precision='fp32', workers=1, pretrain_steps=5, d_width=4)\n"
-        "    one = pretrain_generator(config, *images, 'one', '')\n"
-        "    two = parallel.launch('pretrain', 2, config, *images, 'two', '')\n"
+        "    settings = dict(data=sys.argv[1], device='cpu', precision='fp32', workers=1, pretrain_steps=5, d_width=4)\n"
+        "    run = Run(Path('two').absolute(), load_config('smoke', **settings))\n"
+        "    run.write_config()\n    run.make_manifest()\n"
+        "    one = pretrain_generator(run.config, run.images('train', run.config.crop), run.images('val'), 'one')\n"
+        "    two = parallel.launch('pretrain', 2, run.config, run.folder)\n"
         "    print(one.loss.iloc[-1], two.loss.iloc[-1])\n"
     )
     (tmp_path / "script.py").write_text(code)
     environment = os.environ | {"PYTHONPATH": str(attached)}
-    command = [sys.executable, "script.py", json.dumps(images)]
+    command = [sys.executable, "script.py", str(scan_folder)]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     one, two = map(float, done.stdout.split()[-2:])
