@@ -22,8 +22,8 @@ FILES = sorted(SRLIB.rglob("*.py"))
 COMMAND_FILES = sorted((SRLIB / "commands").glob("*.py"))
 CORE = [f for f in FILES if f not in COMMAND_FILES]
 # What was reached; a feature that needs room says what leaves. Lines do not grow wider instead.
-BUDGETS = {"srlib outside of commands": (CORE, 6_155, 332_000), "srlib/commands": (COMMAND_FILES, 1_727, 98_200),
-           "tests": (sorted((REPOSITORY / "tests").glob("*.py")), 6_920, 358_700)}  # fmt: skip
+BUDGETS = {"srlib outside of commands": (CORE, 6_155, 332_000), "srlib/commands": (COMMAND_FILES, 1_726, 98_100),
+           "tests": (sorted((REPOSITORY / "tests").glob("*.py")), 6_917, 358_800)}  # fmt: skip
 
 
 def imports(file: Path):

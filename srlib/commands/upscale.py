@@ -43,8 +43,7 @@ def upscale_files(
 
     `strength` and `consistent` as in `upscaling.samples`, `bits` as in `read_scan`; `known`: the domain of the training set. Returns (written, made
     earlier, failed, warned), the last two with a line for an image each. Raises UserError where a source would be overwritten, for an `out` that
-    names a file of another kind, and for what the network cannot do.
-    """
+    names a file of another kind, and for what the network cannot do."""
     seeds, scale = range(seed, seed + samples), generator.settings["scale"]
     if not isinstance(generator, Sampler) and (seed, samples, strength) != (0, 1, 1):
         raise UserError(f"{name} {upscaling.NO_TEXTURE}")
