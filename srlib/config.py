@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import importlib.util
+import operator
 import re
 import sys
 from dataclasses import dataclass, field
@@ -19,7 +20,6 @@ STAGES = ("data", "pretrain", "srgan", "evaluation")
 
 
 VGG = {"vgg19": (2, 2, 4, 4, 4), "vgg16": (2, 2, 3, 3, 3)}  # convolutions in each block
-OWN = "or MODULE:NAME of your own (notebook 06)"
 
 
 class UserError(ValueError):
@@ -265,15 +265,13 @@ def _check(setting, value):
         if chosen in GONE:
             raise UserError(f"{setting.name}={value!r} is gone: {GONE[chosen]}")
         if kind is str:
-            own = f", {OWN}" if meta["own"] else ""
+            own = ", or MODULE:NAME of your own (notebook 06)" if meta["own"] else ""
             raise UserError(f"{setting.name} cannot be {value!r}; {nearest(chosen, choices)}{own}")
         near = min(choices, key=lambda c: abs(c - value))
         raise UserError(f"{setting.name} cannot be {value!r}; the nearest valid value is {near!r}")
-    low, high = meta["low"], meta["high"]
-    if (low is not None and not value >= low) or (high is not None and value > high):
-        raise UserError(
-            f"{setting.name} cannot be {value!r}; the nearest valid value is {high if high is not None and value > high else low!r}"
-        )
+    for bound, inside in ((meta["low"], operator.ge), (meta["high"], operator.le)):
+        if bound is not None and not inside(value, bound):
+            raise UserError(f"{setting.name} cannot be {value!r}; the nearest valid value is {bound!r}")
     return value
 
 
@@ -282,7 +280,7 @@ def _in_torchvision(setting: str, network: str) -> bool:
         return False
     from torchvision import models  # needs torch, so only a network that is not listed is looked up
 
-    return network in models.list_models(models)
+    return network.removeprefix("random-") in models.list_models(models)
 
 
 def stage_of(name: str) -> str:

@@ -22,7 +22,7 @@ FILES = sorted(SRLIB.rglob("*.py"))
 COMMAND_FILES = sorted((SRLIB / "commands").glob("*.py"))
 CORE = [f for f in FILES if f not in COMMAND_FILES]
 # What was reached; a feature that needs room says what leaves. Lines do not grow wider instead.
-BUDGETS = {"srlib outside of commands": (CORE, 6_155, 332_000), "srlib/commands": (COMMAND_FILES, 1_726, 98_100),
+BUDGETS = {"srlib outside of commands": (CORE, 6_153, 332_000), "srlib/commands": (COMMAND_FILES, 1_726, 98_100),
            "tests": (sorted((REPOSITORY / "tests").glob("*.py")), 6_917, 358_800)}  # fmt: skip
 
 
