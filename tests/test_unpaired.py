@@ -73,12 +73,28 @@ def test_kid_by_its_formula():
     kernel = [(a @ b.T / 5 + 1) ** 3 for a, b in ((x, x), (y, y), (x, y))]
     off = ~np.eye(120, dtype=bool)
     value, low, high = unpaired.kid(sr, hr, PATIENTS, PATIENTS)
-    assert value == pytest.approx(kernel[0][off].mean() + kernel[1][off].mean() - 2 * kernel[2].mean())
+    assert value == pytest.approx(sum(factor * each[off].mean() for factor, each in zip((1, 1, -2), kernel, strict=True)))
     assert 0 < low < value < high
     hr[:3] *= 40  # three bright patches do not decide
     assert unpaired.kid(sr, hr, PATIENTS, PATIENTS)[1] > 0
     again, low, high = unpaired.kid(rng.normal(size=(120, 5)), hr, PATIENTS, PATIENTS)
     assert low < 0 < high and abs(again) < value / 5
+
+
+def test_what_two_sides_share_of_a_place_does_not_bring_them_nearer():
+    """One distribution, of which two sides share 0.9 of a place's variance: the mean KID is 0 within its noise, the interval holds 0. Under other
+    names of the patients the pairs of one place stay in the cross sum, and it is below."""
+    rng, patients, values = np.random.default_rng(0), np.repeat(list("abcdefgh"), 40), []
+    for _ in range(40):
+        shared = rng.normal(size=(320, 5)) * 0.9**0.5
+        sr, hr = (shared + rng.normal(size=shared.shape) * 0.1**0.5 for _ in range(2))
+        values.append(
+            (*unpaired.kid(sr, hr, patients, patients, 50), unpaired.kid(sr, hr, patients, np.repeat(list("ABCDEFGH"), 40), 2)[0])
+        )
+    value, low, high, biased = np.array(values).T
+    error = 4 * value.std() / len(value) ** 0.5
+    assert abs(value.mean()) < error < 0.01 and biased.mean() < -2 * error
+    assert ((low < 0) & (high > 0)).mean() > 0.8
 
 
 def test_a_runs_patches(monkeypatch, one_classifier):

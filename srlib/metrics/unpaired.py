@@ -116,6 +116,9 @@ def kid(
     (x y / D + 1)^3, unbiased; 0 for one distribution, so that it may fall below. (value, low, high): the 95 % bootstrap interval over patients,
     moved so that its mean is the value (a patient who is taken twice makes a resample less various than the patients are).
 
+    Where both sides have the same patients, row by row, row i of both is one place, and what the two share there would make SR look nearer than
+    it is: the cross sum leaves the pairs (i, i) out, as the sums within do (the paired U statistic: Gretton et al. 2012, lemma 6).
+
     Features are standardised by HR's mean and deviation, and vectors longer than a usual one (the root of D) are cut to that length: a few bright
     patches among dark ones, thirty times as long, cubed, would decide alone."""
     mean, deviation = hr.mean(0), np.maximum(hr.std(0), 1e-6)
@@ -126,20 +129,20 @@ def kid(
         values = values / np.maximum(np.sqrt((values**2).mean(1, keepdims=True)), 1)
         sides.append((values, (patients[None] == names[:, None]).astype(float)))
 
-    def sums(x, x_of, y, y_of):  # of the kernel, by pairs of patients, so that a resample is a weighted sum
-        kernel = (x @ y.T / x.shape[1] + 1) ** 3
-        return x_of @ (kernel - np.diag(np.diag(kernel)) if x is y else kernel) @ y_of.T
+    def by_patients(x, x_of, y, y_of, own):  # the kernel's sum and its pairs, by pairs of patients, so that a resample is a weighted sum
+        kernel, pairs = (x @ y.T / x.shape[1] + 1) ** 3, np.outer(x_of.sum(1), y_of.sum(1))
+        if own:  # a patient who is taken twice is two patients, who share no pair of a patch with itself
+            np.fill_diagonal(kernel, 0)
+            pairs -= np.diag(x_of.sum(1))
+        return x_of @ kernel @ y_of.T, pairs
 
-    within, across = [sums(*side, *side) for side in sides], sums(*sides[0], *sides[1])
-    n, m = (of.sum(1) for _, of in sides)
+    x, y = sides
+    across = by_patients(*x, *y, np.array_equal(sr_patients, hr_patients))
+    terms = ((1, by_patients(*x, *x, True)), (1, by_patients(*y, *y, True)), (-2, across))
 
     def distance(weights):  # (resamples, patients): how often each patient is taken; nan where a side is empty
-        total = 0.0
-        for kernel, count in zip(within, (n, m), strict=True):
-            # a patient who is taken twice is two patients, who share no pair of a patch with itself
-            pairs = (weights @ count) ** 2 - (weights**2 @ count)
-            total = total + np.einsum("rp,pq,rq->r", weights, kernel, weights) / pairs
-        return total - 2 * np.einsum("rp,pq,rq->r", weights, across, weights) / ((weights @ n) * (weights @ m))
+        weighed = [(factor, *(((weights @ each) * weights).sum(1) for each in term)) for factor, term in terms]
+        return sum(factor * total / pairs for factor, total, pairs in weighed)
 
     weights = np.random.default_rng(0).multinomial(len(names), np.full(len(names), 1 / len(names)), resamples).astype(float)
     with np.errstate(divide="ignore", invalid="ignore"):
