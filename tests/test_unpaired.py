@@ -49,6 +49,13 @@ def test_a_classifier_finds_a_weaker_texture_but_not_another_sample(one_classifi
     assert unpaired.c2st(texture(2, 20), texture(3, 20), PATIENTS[:20], 5) == {}  # one patient
 
 
+def test_the_raw_view_sees_what_the_detail_leaves_out(one_classifier):
+    """The same texture, ten grey levels brighter."""
+    sides = texture(0, 120, 10.0) + 10, texture(1, 120, 10.0)
+    detail, raw = (np.mean(list(unpaired.c2st(*sides, PATIENTS, 60, detail=detail).values())) for detail in (True, False))
+    assert detail == pytest.approx(0.5, abs=0.1) and raw > 0.95
+
+
 def test_a_file_format_is_not_taken_for_texture(one_classifier):
     """HR was a JPEG and a sample was not: the classifier would find the format. Through a JPEG of HR's own tables it cannot."""
     buffer, rng = io.BytesIO(), np.random.default_rng(0)
@@ -106,7 +113,8 @@ def test_a_runs_patches(monkeypatch, one_classifier):
         patches.add(images, np.ones((96, 96), bool), patient, k)
     patches.add(images, np.zeros((96, 96), bool), "blank", 0)  # has no patch, so no part
     table = patches.measure(10).set_index(["measure", "method"])
-    assert list(table.index) == [("kid", "hr"), ("kid", "srgan"), ("kid", "noise"), ("c2st", "srgan"), ("c2st", "noise")]
+    expected = "kid hr, kid srgan, kid noise, c2st srgan, c2st_raw srgan, c2st noise, c2st_raw noise"
+    assert ", ".join(map(" ".join, table.index)) == expected
     assert (table.patients == 4).all() and table.value["c2st", "noise"] > 0.9 > table.value["c2st", "srgan"]
     assert table.value["kid", "noise"] > 5 * abs(table.value["kid", "srgan"])
     assert set(table.network) == {"vgg19:relu4_4", "fresh"}

@@ -170,8 +170,9 @@ class Patches:
             patches.append(unpaired.cut(image, corners))
 
     def measure(self, steps: int, seed: int = 0, device="cpu") -> pd.DataFrame:
-        """A row for each method and measure: value, low, high (95 %, bootstrap over patients), network, patients. Measures: c2st (accuracy of a
-        fresh classifier after `steps`; left out for 0), kid, and for the method 'hr' the kid of one half of the patients against the other."""
+        """A row for each method and measure: value, low, high (95 %, bootstrap over patients), network, patients. Measures: c2st and
+        c2st_raw (accuracy of a fresh classifier of detail and of raw patches after `steps`; left out for 0), kid, and for the method 'hr' the kid
+        of one half of the patients against the other."""
         patients, rows = np.array(self.patients, object), []
         names = np.unique(patients)
         if len(names) < 2:
@@ -185,8 +186,9 @@ class Patches:
         for name, pair in pairs.items():
             rows.append((name, "kid", *unpaired.kid(*pair), FEATURES))
         for name in list(patches)[1:] if steps else ():
-            accuracy = [*unpaired.c2st(patches[name], patches["hr"], patients, steps, seed, device).values()]
-            rows.append((name, "c2st", np.mean(accuracy), *interval(accuracy), "fresh"))
+            for measure, detail in (("c2st", True), ("c2st_raw", False)):
+                accuracy = [*unpaired.c2st(patches[name], patches["hr"], patients, steps, seed, device, detail).values()]
+                rows.append((name, measure, np.mean(accuracy), *interval(accuracy), "fresh"))
         table = pd.DataFrame(rows, columns=["method", "measure", "value", "low", "high", "network"])
         return table.assign(patients=len(names)).round(6)
 

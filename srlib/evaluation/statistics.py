@@ -37,7 +37,11 @@ MEASURES = {  # column of metrics.csv: (what it is, what is better)
     "boundary_px": ("shift of layer boundaries (pixels)", "near 0"),
     "lesion_contrast": ("lesion contrast (HR: 1)", "near 1"),
 }
-UNPAIRED = {"c2st": "C2ST: a fresh classifier's accuracy (0.5: chance)", "kid": "KID"}  # measures of unpaired.csv
+UNPAIRED = {  # measures of unpaired.csv
+    "c2st": "C2ST: a fresh classifier's accuracy (0.5: chance)",
+    "c2st_raw": "C2ST on raw patches (blind in less than 200 steps)",
+    "kid": "KID",
+}
 
 
 def is_power(measure: str) -> bool:
