@@ -124,6 +124,15 @@ def test_stopped_and_continued_equals_uninterrupted(images, tmp_path, monkeypatc
     assert same(*discriminators) and ("contrast" in discriminators[0]) == (not rules)
 
 
+def test_a_training_goes_on_in_another_precision(images, tmp_path):
+    """'auto' is float32 on one machine and fp16 on the next: the scaler that was off has no state, the new one begins anew; and the way back."""
+    for steps, precision in ((2, "fp32"), (4, "fp16"), (6, "fp32")):
+        changed = {"pretrain_steps": steps, "precision": precision, "pretrain_schedule": "constant"}
+        history = pretraining.pretrain_generator(load_config("smoke", **TINY | changed), *images, tmp_path)
+        scaler = checkpoint.load(tmp_path / "pretrain/checkpoint.pt")["parts"]["scaler"]
+        assert history.step.iloc[-1] == steps and bool(scaler) == (precision == "fp16")
+
+
 def test_the_history_begins_before_the_first_step(images, tmp_path):
     """Row 0 has what is validated, of the projected trunk; all later numbers are finite; SR is consistent with LR from the start on; what is
     released are averaged weights, on the trunk as it was."""

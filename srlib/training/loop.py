@@ -187,7 +187,8 @@ def _restored(file: Path, parts: dict, fingerprint: str) -> dict:
         if not same:
             raise UserError(f"{file} belongs to {whose}; choose another run_dir, or delete {file.parent} to train again")
     for key, part in parts.items():
-        part.load_state_dict(state["parts"][key])
+        if kept := state["parts"][key]:  # a GradScaler that was off, in bf16 or float32, kept nothing; one of fp16 begins anew
+            part.load_state_dict(kept)
     return state
 
 
