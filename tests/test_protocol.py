@@ -1,7 +1,10 @@
 """The protocol: which regions and measures an image gets."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
+import torch
 
 from srlib.data import phantom
 from srlib.degrade import crop_to_multiple, downsample, to_image, to_tensor, upsample
@@ -77,3 +80,19 @@ def test_lpips_on_the_repositorys_convolutions():
     assert rows[0] == pytest.approx(0, abs=1e-4) and 0.1 < rows[1] < rows[2] < 1
     small = phantom.bscan(3, 64, 64)
     assert np.isnan(Protocol(small[::4, ::4], small, (4, "bicubic"), lpips=network).measure(small)[0]["lpips"])
+
+
+def test_lpips_is_shared_by_threads_and_downloads_nothing(tmp_path, monkeypatch):
+    """Methods are measured two at once, on one network: it keeps nothing of one image for the next. All of it is in the repository and in torchmetrics."""
+    for name in ("HOME", "XDG_CACHE_HOME", "TORCH_HOME"):
+        monkeypatch.setenv(name, str(tmp_path))
+    network, rng = features.lpips(), torch.Generator().manual_seed(0)
+    pairs = [torch.rand(2, 1, 3, 64, 64 + 16 * (k % 3), generator=rng) for k in range(12)]
+
+    def distance(pair):
+        with torch.inference_mode():
+            return network(*pair).item()
+
+    with ThreadPoolExecutor(2) as pool:
+        assert [*pool.map(distance, pairs)] == [*map(distance, pairs)]
+    assert not list(tmp_path.iterdir())

@@ -197,7 +197,7 @@ class Patches:
 def _features(patches: np.ndarray, network: torch.nn.Module, device) -> np.ndarray:
     parts = np.array_split(patches, -(-len(patches) // 64))
     maps = (network((torch.from_numpy(part)[:, None].float() / 255).to(device)) for part in parts)
-    return np.concatenate([part.mean((2, 3)).double().cpu().numpy() for part in maps])
+    return np.concatenate([part.mean((2, 3)).cpu().double().numpy() for part in maps])  # (MPS has no float64)
 
 
 # ------------------------------------------------------------------------------------------- what was written, for the notebooks
