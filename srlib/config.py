@@ -289,10 +289,20 @@ def stage_of(name: str) -> str:
 
 
 def departures(config: Config, stage: str) -> list[dict]:
-    """What the profile changes against the paper in one stage: setting, paper's value, value here, meaning."""
-    paper = Config()
-    return [
-        {"setting": name, "paper": getattr(paper, name), "here": getattr(config, name), "meaning": f.metadata["doc"]}
-        for name, f in FIELDS.items()
-        if f.metadata.get("stage") == stage and getattr(paper, name) != getattr(config, name)
+    """What departs from the paper in one stage, by a setting or by none: setting (or what else), paper's value, value here, meaning."""
+    paper, names = Config(precision="fp32"), [name for name in FIELDS if name != "profile" and stage_of(name) == stage]
+    rows = [(name, getattr(paper, name), getattr(config, name), FIELDS[name].metadata["doc"]) for name in names]
+    several = config.batch_norm and config.gpus != 1
+    eight = re.match(r"vgg19:\w+[45]_", config.content_features) and not config.feature_weights
+    without = [  # stage, whether the settings let it be one, what, the paper's, here, meaning
+        ("pretrain", True, "augmentation", "none named", "half of the crops are mirrored", "left to right, in both trainings"),
+        ("pretrain", True, "crops of fill", "as they come", "cut anew", "where more than half is fill, up to 8 times, in both trainings"),
+        ("pretrain", True, "images of a batch", "distinct", "drawn with replacement", "two crops may be of one, in both trainings"),
+        ("pretrain", several, "batch normalisation", "of the batch", "of each GPU's own crops", "on several GPUs, in both trainings"),
+        ("srgan", not config.train_on_val, "first weights", "SRResNet's last", "SRResNet's best validated", "by its PSNR on validation"),
+        ("srgan", ":" in config.content_features, "content loss", "sum of channels", "their mean", "equation 5 divides by positions alone"),
+        ("srgan", eight, "VGG-19", "Oxford's", "Oxford's, blocks 4 and 5 in 8 bit", "data/weights; feature_weights takes another file"),
+        ("srgan", True, "precision", "fp32", config.precision, FIELDS["precision"].metadata["doc"]),
     ]
+    rows += [row for where, holds, *row in without if where == stage and holds]
+    return [dict(zip(("setting", "paper", "here", "meaning"), row, strict=True)) for row in rows if row[1] != row[2]]

@@ -64,7 +64,7 @@ def fold(table: pd.DataFrame, rows: int = 6) -> HTML:
 
 
 def departures_table(config: Config, *stages: str) -> HTML:
-    """What the profile changes against the paper in these stages; an empty table means nothing."""
+    """What departs from the paper in these stages: what the profile changes, and what no setting changes (`config.departures`)."""
     rows = [row for stage in stages for row in departures(config, stage)]
     table = pd.DataFrame(rows, columns=["setting", "paper", "here", "meaning"]).set_index("setting")
     with pd.option_context("display.max_colwidth", None):

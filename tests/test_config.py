@@ -23,7 +23,23 @@ def test_paper_is_the_published_recipe():
     assert (c.content_features, c.adversarial_weight, c.d_width) == ("vgg19:relu5_4", 1e-3, 64)
     assert (c.adversarial_loss, c.content_weight, c.gan_crop) == ("standard", pytest.approx((1 / 12.75) ** 2), 96)
     assert not (c.global_skip or c.smooth or c.ema or c.pixel_weight or c.texture or c.penalty) and c.batch_norm
-    assert not departures(c, "pretrain") and not departures(c, "srgan")
+    rows = [row for stage in ("pretrain", "srgan") for row in departures(c, stage)]
+    assert {row["setting"] for row in rows} & {*FIELDS} == {"precision"}  # all else is no setting
+
+
+def test_departures_that_no_setting_makes():
+    """They stand in every profile, each where the settings let it be one."""
+    whole = {"augmentation", "crops of fill", "images of a batch", "batch normalisation", "precision"}
+    srgan = {"first weights", "content loss", "VGG-19", "precision"}
+
+    def listed(stage, **settings):
+        return {row["setting"] for row in departures(load_config("paper", **settings), stage)} - settings.keys()
+
+    assert listed("pretrain") == whole and listed("srgan") == srgan
+    assert listed("pretrain", gpus=1, precision="fp32") == whole - {"batch normalisation", "precision"}
+    assert listed("srgan", train_on_val=True, precision="fp32") == {"content loss", "VGG-19"}
+    assert listed("srgan", content_features="vgg19:relu2_2") == listed("srgan", feature_weights="vgg19.pth") == srgan - {"VGG-19"}
+    assert listed("srgan", content_features="none") == {"first weights", "precision"}
 
 
 def test_every_departure_is_listed():
