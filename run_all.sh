@@ -6,7 +6,7 @@ set -euo pipefail
 usage() {
   cat <<'EOF'
 Usage:
-  ./run_all.sh [OPTIONS]        make the environment and run the six notebooks (profile quick)
+  ./run_all.sh [OPTIONS]        make the environment and run the seven notebooks (profile quick)
   ./run_all.sh test [ARGS]      make the environment and run the tests (ARGS go to pytest; -m slow for the slow ones)
   ./run_all.sh lab              make the environment and open JupyterLab
   ./run_all.sh COMMAND ...      another command of srlib: upscale, evaluate, phantom, sweep, ...; COMMAND --help lists its options

@@ -1,7 +1,7 @@
 """The settings of the series, each documented (the profiles, complete sets of them, stand in profiles.py).
 
-`load_config("quick", gan_steps=100)` checks every name and value. A setting belongs to a stage (data, pretrain, srgan,
-evaluation); the stage's results depend on it. Settings of the stage "machine" say how to compute, not what.
+`load_config("quick", gan_steps=100)` checks every name and value. A setting belongs to a stage (STAGES), whose results depend on it.
+Settings of the stage "machine" say how to compute, not what.
 """
 
 from __future__ import annotations
@@ -16,9 +16,27 @@ from dataclasses import dataclass, field
 
 from .profiles import PROFILES
 
-STAGES = ("data", "pretrain", "srgan", "evaluation")
+STAGES = {  # and what its results depend on: the settings of these stages
+    "data": ("data",),
+    "pretrain": ("data", "pretrain"),
+    "srgan": ("data", "pretrain", "srgan"),
+    "evaluation": ("data", "pretrain", "srgan", "evaluation"),
+    "sampler": ("data", "pretrain", "sampler"),
+    "samples": ("data", "pretrain", "srgan", "evaluation", "sampler", "samples"),
+}
 
 
+REDUCTIONS = (
+    "bicubic",
+    "bicubic-matlab",
+    "gaussian",
+    "axial",
+    "speckle",
+    "area",
+    "nearest",
+    "paired",
+)  # paired: LR is read from lr/ beside hr/
+EXTRACTORS = ("vgg19", "vgg16", "resnet50", "random-vgg19", "none")  # and torchvision's other networks (srlib/models/features.py)
 VGG = {"vgg19": (2, 2, 4, 4, 4), "vgg16": (2, 2, 3, 3, 3)}  # convolutions in each block
 
 
@@ -48,11 +66,7 @@ class Config:
     channels: int = _setting(3, "data", "1: grey, natively; 3: colour", choices=(1, 3))
     scale: int = _setting(4, "data", "upscaling factor", choices=(2, 3, 4, 8))
     degradation: str = _setting(
-        "bicubic",
-        "data",
-        "how LR is made, its one number behind it, as gaussian:1.6 (srlib/degrade.py says which); paired: it is read from lr/ beside hr/",
-        ("bicubic", "bicubic-matlab", "gaussian", "axial", "speckle", "area", "nearest", "paired"),
-        own=True,
+        "bicubic", "data", "how LR is made (srlib/degrade.py), its number behind it, as gaussian:1.6", REDUCTIONS, own=True
     )
     bits: int = _setting(0, "data", "bits of a value in deep grey images, as 12 in files of 16; 0: what the file says", low=0, high=32)
     patient_pattern: str = _setting(r"(?:^|/)[A-Za-z]+-(\d+)-[^/]*$", "data", "regular expression on the path; its group is the patient")
@@ -62,9 +76,8 @@ class Config:
     val_share: float = _setting(0.1, "data", "share of the patients used for validation", low=0.01, high=0.45)
     test_share: float = _setting(0.2, "data", "share of the patients used for the test", low=0.01, high=0.45)
     max_images: int = _setting(0, "data", "take at most this many images (0: all), whole patients at random", low=0)
-    train_on_val: bool = _setting(False, "data", "train on the validation patients, too; validation then says nothing of unseen ones")
     # pretrain
-    seed: int = _setting(0, "pretrain", "seed of weights and crops in both training stages", low=0)
+    seed: int = _setting(0, "pretrain", "seed of weights and crops in all trainings", low=0)
     generator: str = _setting("srresnet", "pretrain", "the network (srlib/models/networks.py)", ("srresnet",), own=True)
     start: str = _setting("", "pretrain", "first weights: 'released', a run's or a release's folder, or a file, of any scale; '': random")
     width: int = _setting(64, "pretrain", "feature maps of the generator", low=4)
@@ -77,61 +90,47 @@ class Config:
     pretrain_steps: int = _setting(1_000_000, "pretrain", "updates of the generator alone", low=1)
     pretrain_lr: float = _setting(1e-4, "pretrain", "Adam's learning rate", low=0)
     pretrain_schedule: str = _setting("constant", "pretrain", "learning rate over time", ("constant", "one-cycle"))
-    pretrain_loss: str = _setting(
-        "mse", "pretrain", "mse or l1 of the batch; psnr: minus its crops' mean PSNR", ("mse", "l1", "psnr"), own=True
-    )
+    pretrain_loss: str = _setting("mse", "pretrain", "mse or l1 of the batch; psnr: minus its mean PSNR", ("mse", "l1", "psnr"), own=True)
     pretrain_clip: float = _setting(0.0, "pretrain", "longest gradient of a step, its norm; longer ones are cut to it; 0: off", low=0)
     precision: str = _setting("auto", "pretrain", "auto: bf16 or fp16 where the hardware has it", ("auto", "fp32", "bf16", "fp16"))
     # srgan
     content_features: str = _setting(
-        "vgg19:relu5_4",
-        "srgan",
-        "network:layer of the content loss, any of torchvision's (srlib/models/features.py); none: pixels (SRGAN-MSE), with texture no content loss",
-        ("vgg19", "vgg16", "resnet50", "random-vgg19", "local-grain", "none"),
-        own=True,
+        "vgg19:relu5_4", "srgan", "network:layer of the content loss; none: pixels (SRGAN-MSE)", EXTRACTORS, own=True
     )
-    feature_weights: str = _setting(
-        "", "srgan", "state dict of the extractor, a file or a folder; '': data/weights, or torchvision's download"
-    )
+    feature_weights: str = _setting("", "srgan", "state dict of its network, a file or folder; '': data/weights, or torchvision's download")
     content_weight: float = _setting((1 / 12.75) ** 2, "srgan", "factor of the content loss; 0: calibrated from adversarial_share", low=0)
     adversarial_loss: str = _setting(
-        "standard",
-        "srgan",
-        "standard: D judges each image alone; relativistic: HR against the mean SR; pairing: against the SR of its own LR (losses.py)",
-        ("standard", "relativistic", "pairing"),
-        own=True,
+        "standard", "srgan", "standard: the paper's; MODULE:NAME of your own (losses.py)", ("standard",), own=True
     )
     adversarial_weight: float = _setting(1e-3, "srgan", "factor of the adversarial loss", low=0)
     adversarial_share: float = _setting(
-        0.1, "srgan", "share of the adversarial term at the start, where content_weight is calibrated", low=0.001, high=0.999
-    )
-    pixel_weight: float = _setting(
-        0.0, "srgan", "factor of a pixel term (squared error of the mean of samples), over its value on the first batches; 0: off", low=0
-    )
-    texture: int = _setting(
-        0, "srgan", "feature maps of the sampler's head, on the frozen SRResNet (srlib/sampler); 0: Ledig's SRGAN, a function of LR", low=0
+        0.1, "srgan", "the adversarial term's share at the start, with content_weight 0", low=0.001, high=0.999
     )
     d_width: int = _setting(64, "srgan", "feature maps of the discriminator's first layer", low=4)
-    penalty: float = _setting(
-        0.0, "srgan", "factor of D's squared gradient on HR and SR (losses.penalty_at); it keeps D from winning", low=0
-    )
-    gan_crop: int = _setting(96, "srgan", "side of the HR crops of the adversarial training, pixels", low=16)
-    gan_steps: int = _setting(200_000, "srgan", "adversarial updates", low=1)
+    gan_crop: int = _setting(96, "srgan", "side of the HR crops of SRGAN's training, pixels", low=16)
+    gan_steps: int = _setting(200_000, "srgan", "adversarial updates of SRGAN", low=1)
     gan_lr: float = _setting(1e-4, "srgan", "Adam's learning rate, generator and discriminator", low=0)
-    gan_lr_drop: float = _setting(
-        0.5, "srgan", "share of the steps after which the rate falls to a tenth; with texture, in a line to a fiftieth", low=0, high=1
-    )
-    ema: float = _setting(0.0, "srgan", "decay of the averaged generator; 0: the last weights are taken", low=0, high=0.99999)
+    gan_lr_drop: float = _setting(0.5, "srgan", "share of the steps after which the rate falls to a tenth", low=0, high=1)
     # evaluation
     networks: str = _setting("", "evaluation", "measure these, a run's or a release's folder or 'released', and train nothing")
-    lpips: bool = _setting(False, "evaluation", "measure LPIPS too")
-    sample_images: int = _setting(0, "evaluation", "test images of which eight samples are compared with HR (0: all)", low=0)
-    classifier_steps: int = _setting(200, "evaluation", "steps of each classifier that learns to tell SR from HR; 0: none", low=0)
     max_test_images: int = _setting(0, "evaluation", "measure at most this many test images (0: all), patients first", low=0)
+    # sampler: what is not the paper's
+    sampler_width: int = _setting(32, "sampler", "feature maps of the sampler's head, on the frozen SRResNet (srlib/sampler)", low=4)
+    sampler_noise: bool = _setting(True, "sampler", "noise for the head; without it the sampler is a function of LR (an ablation)")
+    sampler_content: str = _setting(
+        "local-grain", "sampler", "its content loss: local-grain, statistics of texture; or none", ("local-grain", "none")
+    )
+    sampler_penalty: float = _setting(8.0, "sampler", "factor of its discriminator's squared gradient, which keeps D from winning", low=0)
+    sampler_d_width: int = _setting(32, "sampler", "feature maps of its discriminator's first layer", low=4)
+    sampler_crop: int = _setting(96, "sampler", "side of the HR crops of the sampler's training, pixels", low=16)
+    sampler_steps: int = _setting(20_000, "sampler", "adversarial updates of the sampler", low=1)
+    sampler_lr: float = _setting(3e-4, "sampler", "Adam's largest learning rate, head and discriminator", low=0)
+    # samples: how the sampler is measured
+    sample_images: int = _setting(0, "samples", "test images of which eight samples are compared with HR (0: all)", low=0)
+    classifier_steps: int = _setting(200, "samples", "steps of each classifier that learns to tell SR from HR; 0: none", low=0)
     # machine
     device: str = _setting("auto", "machine", "auto takes cuda, mps or cpu", ("auto", "cuda", "mps", "cpu"))
     gpus: int = _setting(0, "machine", "GPUs to train on, a process each, the batch divided among them; 0: all", low=0)
-    workers: int = _setting(0, "machine", "processes that read crops (0: the training process itself); a GPU cuts its own", low=0)
     max_hours: float = _setting(0.0, "machine", "stop a training, saved, when the session is so many hours old; 0: no limit", low=0)
     checkpoint_every: int = _setting(1000, "machine", "steps between checkpoints", low=1)
     validate_every: int = _setting(1000, "pretrain", "steps between validations", low=1)
@@ -148,27 +147,6 @@ class Config:
 
 
 FIELDS = {f.name: f for f in dataclasses.fields(Config)}
-GONE = {  # settings and choices of earlier versions, and what to write instead
-    "degradation_amount": "write it behind the degradation, such as degradation='gaussian:1.6'",
-    "reflectivity": "raw reflectivity is always shown on a log scale",
-    "phantom_rotation": "leave it out; `bscan(seed, rotation=7)` rotates a single phantom",
-    "phantom_jpeg": "leave it out; phantoms have passed through JPEG at quality 75",
-    "data_seed": "leave it out; the split is the same for every seed",
-    "crop_min_grey": "leave it out; only crops that are mostly fill are drawn again",
-    "border": "leave it out; 4 pixels are cut from each border, as in the paper",
-    "retina": "leave it out; the retina is a region of every grey image",
-    "train_patients": "give a smaller folder of scans, or set max_images",
-    "tuning_steps": "it went with oct-vgg; leave it out",
-    "draw_images": "write sample_images",
-    "dists": "DISTS is no longer measured; set lpips",
-    "sync_batch_norm": "leave it out; each GPU's batch normalisation sees its own crops",
-    "torchrun": "start torchrun yourself, with -m srlib.training RUN STAGE (srlib/README.md)",
-    "oct-encoder": "write vgg19:relu5_4, whose weights are in data/weights",
-    "oct-vgg": "write vgg19:relu5_4; no extractor is tuned to the run's classes",
-    "local-power": "write local-grain, which sees the power too",
-    "rrdb": "write srresnet, or add a network of your own (notebook 06)",
-    "decoded_cache": "leave it out; what does not fit into memory is decoded again",
-}
 
 
 def load_config(profile: str = "quick", /, **overrides) -> Config:
@@ -179,24 +157,22 @@ def load_config(profile: str = "quick", /, **overrides) -> Config:
     for name, value in overrides.items():
         if name == "profile":
             raise UserError(f"profile is no setting; choose {value!r} with --profile, or as `profile` among a notebook's parameters")
-        if name not in known and name in GONE:
-            raise UserError(f"the setting {name} is gone: {GONE[name]}")
         if name not in known:
             raise UserError(f"there is no setting {name!r}; {nearest(name, known)}")
         overrides[name] = _check(FIELDS[name], value)
     config = Config(profile=profile, **{**PROFILES[profile], **overrides})
-    for name, grid in (("crop", 1), ("gan_crop", 1 if config.texture else 16)):  # Ledig's discriminator ends in a dense layer
+    for name, grid in (("crop", 1), ("gan_crop", 16), ("sampler_crop", 1)):  # Ledig's discriminator ends in a dense layer
         side = getattr(config, name)
         if side % grid or side % config.scale:
             raise UserError(
-                f"{name}={side} must be a multiple of {f'{grid} and of ' * (grid > 1)}scale={config.scale}; 96 fits every scale"
+                f"{name}={side} must be a multiple of {f'{grid} and of ' * (grid > 1)}scale={config.scale}; 48 and 96 fit every scale"
             )
     kind, colon, amount = config.degradation.partition(":") if not is_own(config.degradation) else ("", "", "")
     if colon and kind in ("bicubic", "bicubic-matlab", "area", "nearest", "paired"):
         raise UserError(f"degradation={config.degradation!r}: {kind} takes no number; write {kind!r}")
     if colon and not re.fullmatch(r"\d+(\.\d*)?", amount):
         raise UserError(f"degradation={config.degradation!r}: behind the colon stands a number, 0 or more, as in 'gaussian:1.6'")
-    _check_layer(config)
+    _check_layer(config.content_features)
     try:
         groups = re.compile(config.patient_pattern).groups
     except re.error:
@@ -208,16 +184,14 @@ def load_config(profile: str = "quick", /, **overrides) -> Config:
     return config
 
 
-def _check_layer(config: Config) -> None:
+def _check_layer(extractor: str) -> None:
     """The layer of `content_features`, as far as it is known without torch."""
-    network, _, layer = config.content_features.partition(":")
-    vgg, wrong = network.removeprefix("random-"), f"content_features={config.content_features!r}: {network} "
+    network, _, layer = extractor.partition(":")
+    vgg, wrong = network.removeprefix("random-"), f"content_features={extractor!r}: {network} "
     if vgg in VGG and layer not in vgg_layers(vgg):
         raise UserError(f"{wrong}has no layer {layer!r}; {nearest(layer, vgg_layers(vgg))}")
-    if network in ("local-grain", "none") and layer:
-        raise UserError(f"{wrong}has no layers; set content_features to {network!r}")
-    if network == "local-grain" and not config.texture:
-        raise UserError(f"{wrong}belongs to the sampler; with texture=0 write vgg19:relu5_4")
+    if network == "none" and layer:
+        raise UserError(f"{wrong}has no layers; set content_features to 'none'")
 
 
 def vgg_layers(network: str) -> dict[str, str]:
@@ -262,8 +236,6 @@ def _check(setting, value):
         raise UserError(f"{setting.name} takes a {kind.__name__}, not {value!r}; its default is {setting.default!r}")
     choices, chosen = meta["choices"], value.partition(":")[0] if meta["own"] else value
     if choices and chosen not in choices and not (meta["own"] and (is_own(value) or _in_torchvision(setting.name, chosen))):
-        if chosen in GONE:
-            raise UserError(f"{setting.name}={value!r} is gone: {GONE[chosen]}")
         if kind is str:
             own = ", or MODULE:NAME of your own (notebook 06)" if meta["own"] else ""
             raise UserError(f"{setting.name} cannot be {value!r}; {nearest(chosen, choices)}{own}")
@@ -292,15 +264,28 @@ def departures(config: Config, stage: str) -> list[dict]:
     """What departs from the paper in one stage, by a setting or by none: setting (or what else), paper's value, value here, meaning."""
     paper, names = Config(precision="fp32"), [name for name in FIELDS if name != "profile" and stage_of(name) == stage]
     rows = [(name, getattr(paper, name), getattr(config, name), FIELDS[name].metadata["doc"]) for name in names]
-    several = config.batch_norm and config.gpus != 1
     eight = re.match(r"vgg19:\w+[45]_", config.content_features) and not config.feature_weights
     without = [  # stage, whether the settings let it be one, what, the paper's, here, meaning
         ("pretrain", True, "augmentation", "none named", "half of the crops are mirrored", "left to right, in both trainings"),
         ("pretrain", True, "crops of fill", "as they come", "cut anew", "where more than half is fill, up to 8 times, in both trainings"),
         ("pretrain", True, "images of a batch", "distinct", "drawn with replacement", "two crops may be of one, in both trainings"),
-        ("pretrain", several, "batch normalisation", "of the batch", "of each GPU's own crops", "on several GPUs, in both trainings"),
-        ("srgan", not config.train_on_val, "first weights", "SRResNet's last", "SRResNet's best validated", "by its PSNR on validation"),
-        ("srgan", ":" in config.content_features, "content loss", "sum of channels", "their mean", "equation 5 divides by positions alone"),
+        (
+            "pretrain",
+            config.batch_norm and config.gpus != 1,
+            "batch normalisation",
+            "of the batch",
+            "of each GPU's own crops",
+            "on several GPUs, in both trainings",
+        ),
+        ("srgan", True, "first weights", "SRResNet's last", "SRResNet's best validated", "by its PSNR on validation"),
+        (
+            "srgan",
+            ":" in config.content_features,
+            "content loss",
+            "channels not named",
+            "mean of channels",
+            "equation 5 divides by the number of positions",
+        ),
         ("srgan", eight, "VGG-19", "Oxford's", "Oxford's, blocks 4 and 5 in 8 bit", "data/weights; feature_weights takes another file"),
         ("srgan", True, "precision", "fp32", config.precision, FIELDS["precision"].metadata["doc"]),
     ]

@@ -1,7 +1,7 @@
 """The released weights: which there are, in data/weights/released.json, and their files, checked by SHA-256 before they are read.
 
-`python -m srlib release RUN` writes them. The list has an entry for each scale: the two networks' files, their SHA-256, the LR kind they
-expect, what they were trained on, and the domain of that (`domain.describe`).
+`python -m srlib release RUN` writes them. The list has an entry for each network that was released with its base, such as "sampler-x4": the
+files and their SHA-256, the scale and LR kind that they expect, what they were trained on, and the domain of that (`domain.describe`).
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ from .files import WEIGHTS, released, write
 from .models.networks import build
 from .sampler.network import Sampler
 
-NAMES = ("srresnet", "srgan")
+BASES = {"sampler": "srresnet", "srgan": "srresnet-paper"}  # what is released: a network, and the generator that it was trained from
+NAMES = (*BASES, *BASES.values())
 LIST = "released.json"
 
 
 def listed(folder: Path) -> dict[str, dict]:
-    """The entries of a folder's list, by scale ('4'); {} where there is none. Raises UserError for a list that cannot be read."""
+    """The entries of a folder's list, by name ('sampler-x4'); {} where there is none. Raises UserError for a list that cannot be read."""
     try:
         return json.loads((folder / LIST).read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -31,18 +32,16 @@ def listed(folder: Path) -> dict[str, dict]:
         raise UserError(f"{folder / LIST} cannot be read ({type(error).__name__}); get it from the repository again") from None
 
 
-def pair(folder: Path | None = None, scale: int = 0) -> tuple[dict[str, Path], dict | None]:
-    """({'srresnet': file, 'srgan': file}, entry) of a folder: of one that `release` wrote (None: data/weights) the pair of `scale` (0: 4, or the only
-    one there is), each file checked by its SHA-256; of a run entry is None. UserError where there is none, or a file is not the released one."""
+def find(name: str, folder: Path | None = None, scale: int = 0) -> tuple[Path, dict]:
+    """(file, entry) of the released network `name` in a folder that `release` wrote (None: data/weights), for `scale` (0: 4, or the only one there
+    is). Raises UserError where there is none, or the file's SHA-256 is another."""
     folder = folder or WEIGHTS
-    entries = listed(folder)
-    if folder != WEIGHTS and not entries:
-        return {name: folder / f"{name}.pt" for name in NAMES}, None
-    key = str(scale) if scale else "4" if "4" in entries or len(entries) != 1 else next(iter(entries))
-    if key not in entries:
-        known = f"weights for x{', x'.join(entries)} only" if entries else "no released weights"
-        raise UserError(f"{folder} holds {known}; choose with --scale, or name those of a run, --weights runs/quick/srgan.pt")
-    return {name: released(folder / entries[key][name]["file"], entries[key][name]["sha256"]) for name in NAMES}, entries[key]
+    entries = {entry["scale"]: entry for entry in listed(folder).values() if name in entry}
+    scale = scale or (next(iter(entries)) if len(entries) == 1 else 4)
+    if scale not in entries:
+        known = f"{name} for x{', x'.join(map(str, sorted(entries)))} only" if entries else f"no released {name}"
+        raise UserError(f"{folder} holds {known}; choose another, or name weights of a run, as --weights runs/quick/srgan.pt")
+    return released(folder / entries[scale][name]["file"], entries[scale][name]["sha256"]), entries[scale]
 
 
 # ------------------------------------------------------------------------------------------------ any weights
@@ -80,10 +79,10 @@ def reduction(stored: dict, name: str = "kind") -> str:
 
 
 def load_generator(path: str | Path, device: str | torch.device = "cpu") -> torch.nn.Module:
-    """A generator in eval mode, float32, from `srresnet.pt` or `srgan.pt` of a run; the names 'srresnet' and 'srgan' mean the released ones.
+    """A generator in eval mode, float32, from `srresnet.pt`, `srgan.pt` or `sampler.pt` of a run; the NAMES mean the released ones.
     Raises UserError for a file that is not one."""
     if path in NAMES:
-        path = pair()[0][path]
+        path = find(path)[0]
     stored = load_weights(path)
     try:
         generator = rebuild(stored["settings"])
@@ -96,20 +95,21 @@ def load_generator(path: str | Path, device: str | torch.device = "cpu") -> torc
 
 
 def choose(
-    weights: str | Path = "srgan", scale: int = 0, device: str | torch.device = "cpu"
+    weights: str | Path = "sampler", scale: int = 0, device: str | torch.device = "cpu"
 ) -> tuple[torch.nn.Module, str, dict | None, str]:
     """(generator, what to call it, the domain that it was released for or None, the reduction that it learnt to undo).
 
-    `weights`: 'srresnet' or 'srgan' (the released ones, of `scale` where there are several), a file, or a folder (its SRGAN): a run or
+    `weights`: one of NAMES (the released ones, of `scale` where there are several), a file, or a folder (its sampler): a run or
     what `release` wrote. The reduction is a kind of `degrade`, from the release, the run's folder or the network; bicubic where
     none of them says it. Raises UserError for weights that are not there, damaged, or of another scale.
     """
-    named, path, entry = str(weights) in NAMES, Path(weights), None
-    if named or path.is_dir():
-        files, entry = pair(None if named else path, scale)
-        path = files[str(weights) if named else "srgan"]
+    path, entry = Path(weights), None
+    if str(weights) in NAMES:
+        path, entry = find(str(weights), None, scale)
+    elif path.is_dir():
+        path, entry = find("sampler", path, scale) if listed(path) else (path / "sampler.pt", None)
     elif path.exists():  # a released file by its name
-        entry = next((e for e in listed(path.parent).values() if path.name in (e[n]["file"] for n in NAMES)), None)
+        entry = next((e for e in listed(path.parent).values() if path.name in (e[n]["file"] for n in NAMES if n in e)), None)
     generator = load_generator(path, device)
     if scale and generator.settings["scale"] != scale:
         raise UserError(f"{weights} enlarges x{generator.settings['scale']}, not x{scale}; leave --scale out or name other weights")

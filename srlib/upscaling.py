@@ -16,7 +16,7 @@ from .sampler.network import ROUNDS, Sampler, normal_noise
 
 TILE, OVERLAP = 320, 48  # LR pixels
 AT_ONCE = 2**26  # pixels of SR that are sampled at once, each with 16 bytes of noise
-NO_TEXTURE = "samples no texture; leave out --strength, --samples and --seed, or name a run's srgan.pt trained with texture"
+NO_TEXTURE = "samples no texture; leave out --strength, --samples and --seed, or name a sampler"
 
 
 @torch.inference_mode()

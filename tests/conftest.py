@@ -35,7 +35,7 @@ def vgg_file(tmp_path_factory):
 def no_vgg():
     """The KID of patches in features of no network: VGG-19's take most of the time of a small evaluation. (Theirs: test_unpaired.py.)"""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("srlib.evaluation.run.FEATURES", "none")
+        patch.setattr("srlib.sampler.evaluation.FEATURES", "none")
         yield
 
 

@@ -1,4 +1,4 @@
-"""What tests share: files that they make, the command line, the adversarial training of the settings, a generator of one's own."""
+"""What tests share: files that they make, the command line, a generator of one's own."""
 
 import subprocess
 import sys
@@ -10,8 +10,6 @@ from torch import nn
 from srlib.data.phantom import PATHOLOGIES, bscan
 from srlib.degrade import downsample, to_image, to_tensor, upsample
 from srlib.files import REPOSITORY
-from srlib.sampler.training import train_sampler
-from srlib.training.adversarial import train_srgan
 
 
 def save(path, *pages, **options):
@@ -56,11 +54,6 @@ def srlib(*args, **kwargs):
 def said(done) -> list[str]:
     """The lines on stderr; a kernel that dies while it is being stopped may add one of libzmq's own, which is nobody's error."""
     return [line for line in done.stderr.splitlines() if "(src/signaler.cpp" not in line]
-
-
-def train_adversarially(config, *rest):
-    """The adversarial training of the settings, the sampler's or Ledig's."""
-    return (train_sampler if config.texture else train_srgan)(config, *rest)
 
 
 class Plain(nn.Module):

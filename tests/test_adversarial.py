@@ -1,13 +1,11 @@
 """One step of an adversarial training at a time: Ledig's, and the sampler's."""
 
 import copy
-import dataclasses
 import itertools
 import math
 
 import pytest
 import torch
-from test_training import LEDIG
 from torch import nn
 from torch.nn.functional import softplus
 
@@ -15,15 +13,17 @@ from srlib.config import UserError, load_config
 from srlib.data.phantom import bscan
 from srlib.degrade import downsample, project, to_tensor
 from srlib.models import Discriminator
+from srlib.models.features import feature_extractor
 from srlib.sampler import training as sampler
 from srlib.sampler.network import Sampler, SamplerDiscriminator
-from srlib.sampler.training import SamplerTraining, content_extractor
+from srlib.sampler.training import DRIFT, SHARE, SamplerTraining, gradient_penalty, penalty_at
 from srlib.training import parallel
 from srlib.training.adversarial import LedigTraining
-from srlib.training.losses import LossWeights, gradient_penalty, penalty_at
+from srlib.training.losses import LossWeights
 from srlib.training.stage import make_generator
 
-TINY = dict(crop=32, gan_crop=32, batch=4, width=8, blocks=1, d_width=4, texture=4, gan_steps=6, precision="fp32", content_features="none")
+TINY = dict(crop=32, gan_crop=32, batch=4, width=8, blocks=1, d_width=4, gan_steps=6, precision="fp32", content_features="vgg19:relu1_2")
+SAMPLER = dict(sampler_crop=32, sampler_d_width=4, sampler_steps=6, sampler_content="none")
 CPU = torch.device("cpu")
 
 
@@ -43,11 +43,16 @@ def trunk(config):
     return net
 
 
-def begin(pair, profile="smoke", **settings):
-    """A training before its first step, whose first batches are all `pair`."""
-    config = load_config(profile, **(TINY | settings if profile == "smoke" else settings))
-    kind = SamplerTraining if config.texture else LedigTraining
-    return kind(config, CPU, trunk(config), content_extractor(config), lambda: itertools.repeat(pair))
+def begin(pair, **settings):
+    """The sampler's training before its first step, whose first batches are all `pair`."""
+    config = load_config("smoke", **TINY | SAMPLER | settings)
+    return SamplerTraining(config, CPU, trunk(config), lambda: itertools.repeat(pair))
+
+
+def ledig(pair, profile="smoke", **settings):
+    """The same of Ledig's."""
+    config = load_config(profile, **TINY | settings)
+    return LedigTraining(config, CPU, trunk(config), feature_extractor(config.content_features), lambda: itertools.repeat(pair))
 
 
 def named(model):
@@ -63,8 +68,7 @@ def test_the_paper_profile_trains_as_ledig(batch, monkeypatch):
     """His two networks; D's loss is -log D(hr) - log(1 - D(sr)) of the logits, G's is features and 1e-3 adversarial, of the D that has just
     learnt; nothing is calibrated, penalised, averaged or frozen."""
     lr, hr = (image.expand(-1, 3, -1, -1) for image in batch)
-    small = dict(width=8, blocks=1, crop=32, gan_crop=32, batch=4, d_width=4, precision="fp32")
-    training = begin(batch, "paper", content_features="vgg19:relu1_2", **small)
+    training = ledig(batch, "paper")
     assert type(training.discriminator) is Discriminator and not isinstance(training.generator, Sampler)
     monkeypatch.setattr(training, "first_batches", None)  # a calibration would call it
     seen, logits, images = [], [], []
@@ -85,16 +89,14 @@ def test_the_paper_profile_trains_as_ledig(batch, monkeypatch):
     assert number(log["content"]) == pytest.approx(number(content) / 12.75**2, rel=1e-4)
     assert number(log["adversarial"]) == pytest.approx(1e-3 * number(adversarial), rel=1e-4)
     assert number(log["loss"]) == pytest.approx(number(log["content"] + log["adversarial"]), rel=1e-5)
-    assert log["penalty"] == 0 and not {"pixel", "pixel_share"} & set(log)
+    assert set(training.weights) == {"content", "adversarial"}
     for before, model in ((start, training.generator), (d_start, training.discriminator)):
         assert not [name for name, p in model.named_parameters() if torch.equal(p, before[name])]
-    assert training.average.released(training.generator) is training.generator
 
 
 def test_ledigs_rate_falls_to_a_tenth_at_its_step(batch):
-    training = begin(batch, **LEDIG, gan_steps=100, gan_lr=1e-4, gan_lr_drop=0.5)
+    training = ledig(batch, gan_steps=100, gan_lr=1e-4, gan_lr_drop=0.5)
     for k, rate in ((0, 1e-4), (49, 1e-4), (50, 1e-5), (99, 1e-5), (3, 1e-4)):
-        training.config = dataclasses.replace(training.config, gan_steps=100)
         training.step(k, *batch)
         for optimizer in (training.g_optimizer, training.d_optimizer):
             assert optimizer.param_groups[0]["lr"] == pytest.approx(rate) and optimizer.param_groups[0]["betas"] == (0.9, 0.999)
@@ -103,30 +105,20 @@ def test_ledigs_rate_falls_to_a_tenth_at_its_step(batch):
 @pytest.mark.parametrize("features", ["vgg19:relu1_2", "none"])
 def test_ledigs_content_weight_can_be_calibrated(batch, features):
     """Without a network the content loss is that of pixels."""
-    training = begin(batch, **LEDIG | {"content_weight": 0.0, "content_features": features}, adversarial_share=0.2)
+    training = ledig(batch, content_weight=0.0, content_features=features, adversarial_share=0.2)
     log = training.step(0, *batch)
-    assert number(log["adversarial_share"]) == pytest.approx(0.2, abs=0.05) and training.weights.content > 0
+    assert number(log["adversarial_share"]) == pytest.approx(0.2, abs=0.05) and training.weights["content"] > 0
     assert number(log["adversarial_share"] + log["content_share"]) == pytest.approx(1)
 
 
-def test_a_relativistic_loss_takes_each_logit_less_the_others_mean(batch):
-    """D sees HR once more for the generator."""
-    training, logits = begin(batch, **LEDIG | {"adversarial_loss": "relativistic"}), []
-    training.discriminator.register_forward_hook(lambda module, given, out: logits.append(out.detach()))
-    log = training.step(0, *batch)
-    on_hr, on_sr, *again = logits
-    expected = softplus(on_sr.mean() - on_hr).mean() + softplus(on_sr - on_hr.mean()).mean()
-    assert len(again) == 2 and number(log["d_loss"]) == pytest.approx(number(expected), rel=1e-4)
-
-
 def test_a_loss_without_size_is_no_measure(batch):
-    weights, terms = LossWeights(load_config("smoke")), {"adversarial": torch.tensor(-0.3), "pixel": torch.tensor(1.0)}
-    with pytest.raises(UserError, match="cannot be calibrated"):
-        weights.calibrate(load_config("smoke"), [terms | {"content": torch.tensor(1.0)}])
-    weights.calibrate(load_config("smoke"), [terms])  # without a content term there is nothing to calibrate by it
+    weights, terms = LossWeights(adversarial=1.0, content=0.0), {"adversarial": torch.tensor(-0.3), "pixel": torch.tensor(1.0)}
+    with pytest.raises(UserError, match="no share can be set; set content_weight"):
+        weights.calibrate(0.1, [terms | {"content": torch.tensor(1.0)}])
+    assert weights.calibrate(0.1, [terms])["pixel"] == 1  # without a content term there is nothing to calibrate by it
 
 
-# --------------------------------------------------------------------------------------------- texture
+# --------------------------------------------------------------------------------------------- the sampler
 def test_the_trunk_is_frozen_and_the_head_learns(batch):
     training = begin(batch)
     assert isinstance(training.generator, Sampler) and isinstance(training.discriminator, SamplerDiscriminator)
@@ -136,8 +128,7 @@ def test_the_trunk_is_frozen_and_the_head_learns(batch):
     for name, value in training.generator.named_parameters():
         moved = (value - before[name]).abs().max()
         assert (moved == 0) if name.startswith("trunk.") else (moved > 1e-6), name
-    still = {name for name, p in training.discriminator.named_parameters() if (p - d_before[name]).abs().max() < 1e-6}
-    assert still == {"heads.0.2.bias", "heads.1.2.bias"}  # a constant for HR and SR alike, which pairing takes out
+    assert not [name for name, p in training.discriminator.named_parameters() if torch.equal(p, d_before[name])]
     assert {id(p) for group in training.g_optimizer.param_groups for p in group["params"]} == {
         id(p) for p in training.generator.head.parameters()
     }
@@ -160,26 +151,44 @@ def test_ds_contrast_makes_what_lr_does_not_say_as_strong_as_an_image(batch):
 
 
 def test_terms_start_at_their_stated_sizes(batch):
-    """The pixel term at `pixel_weight`; the content term beside the adversarial one as `adversarial_share` says; of 'none' there is none."""
-    training = begin(batch, pixel_weight=2.5)
-    log = training.step(0, *batch)
-    assert number(log["pixel"]) == pytest.approx(2.5, rel=1e-3) and "content" not in log
+    """The pixel term at 1; the content term beside the adversarial one as SHARE says; of 'none' there is none."""
+    log = begin(batch).step(0, *batch)
+    assert number(log["pixel"]) == pytest.approx(1, rel=1e-3) and "content" not in log
     assert number(log["adversarial_share"] + log["pixel_share"]) == pytest.approx(1)
-    for features, share, weight in (("vgg19:relu1_2", 0.6, 1.0), ("local-grain", 0.2, 0.3)):
-        training = begin(batch, content_features=features, adversarial_share=share, adversarial_weight=weight)
-        log = training.step(0, *batch)
-        both = log["adversarial"] + log["content"]
-        assert number(log["adversarial"] / both) == pytest.approx(share, abs=0.03)
-        assert number(log["pixel"]) == pytest.approx(1, rel=1e-3) and number(log["loss"]) == pytest.approx(number(both) + 1, rel=1e-3)
-        assert number(log["adversarial"]) == pytest.approx(weight * math.log(2), rel=0.15)
-    given = begin(batch, content_features="vgg19:relu1_2", content_weight=3.0)
-    given.step(0, *batch)
-    assert given.weights.content == 3.0 and given.weights.pixel > 0
+    log = begin(batch, sampler_content="local-grain").step(0, *batch)
+    both = log["adversarial"] + log["content"]
+    assert number(log["adversarial"] / both) == pytest.approx(SHARE, abs=0.01)
+    assert number(log["pixel"]) == pytest.approx(1, rel=1e-3) and number(log["loss"]) == pytest.approx(number(both) + 1, rel=1e-3)
+    assert number(log["adversarial"]) == pytest.approx(math.log(2), rel=0.15)
+
+
+def test_without_noise_the_head_is_a_function_of_lr(batch):
+    """The ablation: two samples are one image, whatever the noise, and stay so while the head learns."""
+    training = begin(batch, sampler_noise=False)
+    for k in range(3):
+        training.step(k, *batch)
+    with torch.no_grad():
+        base, one, two = training._samples(7, batch[0])
+    assert torch.equal(one, two) and (one - base).abs().max() > 1e-4
+
+
+def test_ds_mean_logit_is_held_at_zero(batch, monkeypatch):
+    """Only differences of logits count for the pairing loss: without the drift's term a common constant would stay for ever."""
+    ends = {}
+    for drift in (0.0, 1.0):
+        monkeypatch.setattr(sampler, "DRIFT", drift)
+        training = begin(batch, sampler_steps=40, sampler_lr=1e-3)
+        for head in training.discriminator.heads:
+            head[-1].bias.data.fill_(2.0)
+        for k in range(40):
+            log = training.step(k, *batch)
+        ends[drift] = number(log["d_hr"] + log["d_sr"]) / 2
+    assert abs(ends[1.0]) < abs(ends[0.0]) - 0.5 and DRIFT > 0
 
 
 def test_first_losses_by_hand(batch):
     """Of a head that is awake: D's pairing loss of the logits that it gave, its penalty on what it saw, the pixel term of two samples."""
-    training = begin(batch, penalty=8.0)
+    training = begin(batch)
     nn.init.normal_(training.generator.head.tail.weight, std=0.05)
     lr, hr = batch
     training.step(0, lr, hr)
@@ -197,7 +206,7 @@ def test_first_losses_by_hand(batch):
     assert number(log["d_right"]) == pytest.approx(number((logits[0] - logits[1]).sigmoid().mean()), rel=1e-5)
     slopes = sum(gradient_penalty(y, x) for y, x in zip(logits, images, strict=True)) / D.contrast**2  # with respect to what D sees
     assert number(log["penalty"]) == pytest.approx(penalty_at(1, training.config) / 2 * number(slopes), rel=1e-4)
-    assert number(log["pixel"]) == pytest.approx(training.weights.pixel * number(((sr - hr) * (other - hr)).mean()), rel=1e-4)
+    assert number(log["pixel"]) == pytest.approx(training.weights["pixel"] * number(((sr - hr) * (other - hr)).mean()), rel=1e-4)
     real, fake = given_logits[2:]  # D has moved
     assert number(log["adversarial"]) == pytest.approx(number(softplus(real - fake).mean()), rel=1e-5)
 
@@ -206,7 +215,7 @@ def test_a_penalty_keeps_ds_slope_small(batch):
     slopes, rng = {}, torch.Generator().manual_seed(0)
     wrong = (batch[1] + 0.1 * torch.randn(batch[1].shape, generator=rng)).clamp(0, 1)  # what D can learn: noise
     for weight in (0.0, 3000.0):
-        training = begin(batch, penalty=weight, gan_steps=20, gan_lr=3e-3, seed=1)
+        training = begin(batch, sampler_penalty=weight, sampler_steps=20, sampler_lr=3e-3, seed=1)
         for k in range(20):
             training.step(k, batch[0], wrong)
         D, base = training.discriminator.requires_grad_(True), training._samples(0, batch[0])[0].detach()
@@ -217,7 +226,8 @@ def test_a_penalty_keeps_ds_slope_small(batch):
 
 def test_gradients_of_the_head_are_cut(batch, monkeypatch):
     """Those of G to a norm of 5; what is logged is the norm before. D's are left as they are."""
-    training = begin(batch, pixel_weight=1e4)
+    monkeypatch.setattr(sampler, "PIXEL", 1e4)
+    training = begin(batch)
     updates, update = [], sampler.update
 
     def spy(loss, model, *rest):
@@ -232,7 +242,6 @@ def test_gradients_of_the_head_are_cut(batch, monkeypatch):
     assert number(d_norm) == pytest.approx(number(d_cut), rel=1e-5)
 
 
-# --------------------------------------------------------------------------------------------- noise, rates, averages
 def test_noise_is_a_function_of_seed_step_and_call(batch, monkeypatch):
     shape = torch.Size((4, 1, 32, 32))
     training, again, other = begin(batch), begin(batch), begin(batch, seed=1)
@@ -261,7 +270,7 @@ def test_a_step_takes_new_noise_for_each_of_its_samples(batch):
 def test_rates_and_penalty_are_functions_of_the_step(batch):
     """Warmed up over 50 steps, flat, from two thirds on in a straight line to a fiftieth; beta 2 from .9 to .99 at the half; the penalty by
     a cosine to a quarter at 80 %, in proportion to the crop's area (stated for 96). In any order, and for both optimisers."""
-    training = begin(batch, gan_steps=1000, gan_lr=6e-4, gan_lr_drop=0.67, penalty=72.0)  # of crops of 32: a ninth
+    training = begin(batch, sampler_steps=1000, sampler_lr=6e-4, sampler_penalty=72.0)  # of crops of 32: a ninth
 
     def at(k):
         training._set_rates(k)
@@ -281,32 +290,29 @@ def test_rates_and_penalty_are_functions_of_the_step(batch):
     for k, expected in known.items():
         for value, right in zip(at(k), expected, strict=True):
             assert right is None or value == pytest.approx(right, abs=2e-6), k
-    short = begin(batch, gan_steps=1, gan_crop=96, penalty=8.0, gan_lr=6e-4)
+    short = begin(batch, sampler_steps=1, sampler_crop=96, sampler_penalty=8.0, sampler_lr=6e-4)
     short._set_rates(0)
     assert penalty_at(0, short.config) == 8.0 and short.g_optimizer.param_groups[0]["lr"] == pytest.approx(6e-4)
 
 
-def test_what_is_released_is_the_average_of_the_steps(batch):
-    """By hand from the weights after each step: decay min(ema, (k + 1) / (k + 10)), so that the start is soon forgotten."""
-    training = begin(batch, ema=0.3, gan_lr=1e-2)
+def test_what_is_released_is_the_average_of_the_steps(batch, monkeypatch):
+    """By hand from the weights after each step: decay min(EMA, (k + 1) / (k + 10)), so that the start is soon forgotten."""
+    monkeypatch.setattr(sampler, "EMA", 0.3)
+    training = begin(batch, sampler_lr=1e-2)
     expected, start = {}, named(training.generator)
     for k in range(6):
         training.step(k, *batch)
         now = named(training.generator)
         decay = min(0.3, (k + 1) / (k + 10)) if k else 0  # (2/11, 3/12, 4/13 and on)
         expected = {name: decay * expected[name] + (1 - decay) * now[name] for name in now} if k else now
-    released = named(training.average.released(training.generator))
+    released = named(training.average.module)
     for name, value in expected.items():
         torch.testing.assert_close(released[name], value, atol=1e-6, rtol=1e-5)
         assert not name.startswith("trunk.") or torch.equal(released[name], start[name])
     name = "head.tail.weight"
     assert 0 < (released[name] - now[name]).norm() < (released[name] - start[name]).norm()
-    last = begin(batch, ema=0.0)
-    last.step(0, *batch)
-    assert last.average.released(last.generator) is last.generator
 
 
-# --------------------------------------------------------------------------------------------- other precision
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_half_precision(batch, precision):
     """Finite losses; in fp16 D computes in float32 while it has a penalty, and the trunk in half; without a penalty D too."""
@@ -319,7 +325,7 @@ def test_half_precision(batch, precision):
     losses = {name: number(begin(batch, precision=name).step(0, *batch)["loss"]) for name in ("fp32", precision)}
     assert losses[precision] == pytest.approx(losses["fp32"], rel=0.02)
     for penalty in (8.0, 0.0):
-        training, used = begin(batch, precision=precision, penalty=penalty), {"trunk": set(), "head": set(), "D": set()}
+        training, used = begin(batch, precision=precision, sampler_penalty=penalty), {"trunk": set(), "head": set(), "D": set()}
         for layer, seen in zip(
             (training.generator.trunk.join[0], training.generator.head.body[0], training.discriminator.blocks[1][0]),
             used.values(),

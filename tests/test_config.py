@@ -22,7 +22,7 @@ def test_paper_is_the_published_recipe():
     assert (c.gan_steps, c.gan_lr, c.gan_lr_drop) == (200_000, 1e-4, 0.5)
     assert (c.content_features, c.adversarial_weight, c.d_width) == ("vgg19:relu5_4", 1e-3, 64)
     assert (c.adversarial_loss, c.content_weight, c.gan_crop) == ("standard", pytest.approx((1 / 12.75) ** 2), 96)
-    assert not (c.global_skip or c.smooth or c.ema or c.pixel_weight or c.texture or c.penalty) and c.batch_norm
+    assert not (c.global_skip or c.smooth) and c.batch_norm
     rows = [row for stage in ("pretrain", "srgan") for row in departures(c, stage)]
     assert {row["setting"] for row in rows} & {*FIELDS} == {"precision"}  # all else is no setting
 
@@ -37,21 +37,22 @@ def test_departures_that_no_setting_makes():
 
     assert listed("pretrain") == whole and listed("srgan") == srgan
     assert listed("pretrain", gpus=1, precision="fp32") == whole - {"batch normalisation", "precision"}
-    assert listed("srgan", train_on_val=True, precision="fp32") == {"content loss", "VGG-19"}
     assert listed("srgan", content_features="vgg19:relu2_2") == listed("srgan", feature_weights="vgg19.pth") == srgan - {"VGG-19"}
     assert listed("srgan", content_features="none") == {"first weights", "precision"}
 
 
 def test_every_departure_is_listed():
     listed = {row["setting"] for stage in STAGES for row in departures(load_config("quick"), stage)}
-    assert {"global_skip", "width", "pretrain_steps", "content_features", "content_weight", "channels"} <= listed
-    assert {"texture", "penalty", "pixel_weight", "adversarial_loss", "gan_crop", "ema"} <= listed
+    assert {"global_skip", "width", "pretrain_steps", "gan_crop", "gan_lr", "d_width", "channels"} <= listed
 
 
 @pytest.mark.parametrize("profile", ["smoke", "quick", "kaggle"])
-def test_short_profiles_draw_texture(profile):
-    c = load_config(profile)
-    assert c.texture and c.penalty and c.pixel_weight and c.ema and c.adversarial_loss == "pairing"
+def test_every_profile_has_the_papers_losses(profile):
+    """And their factors; smoke alone takes a shallower layer of VGG-19."""
+    c, paper = load_config(profile), load_config("paper")
+    for name in ("content_weight", "adversarial_weight", "adversarial_loss", *(["content_features"] if profile != "smoke" else [])):
+        assert getattr(c, name) == getattr(paper, name)
+    assert c.content_features.startswith("vgg19:")
 
 
 @pytest.mark.parametrize(
@@ -61,24 +62,20 @@ def test_short_profiles_draw_texture(profile):
         ({"scale": 5}, "nearest valid value is 4"),
         ({"scale": "4"}, "takes a int"),
         ({"pretrain_schedule": "onecycle"}, "did you mean 'one-cycle'"),
-        ({"ema": 1.5}, "nearest valid value is 0.99999"),
+        ({"gan_lr_drop": 1.5}, "nearest valid value is 1"),
         ({"batch": 0}, "nearest valid value is 2"),
         ({"global_skip": 1}, "takes a bool"),
         ({"crop": 90}, "crop=90 must be a multiple of scale=4"),
         ({"crop": 64, "scale": 3}, "multiple of scale=3"),
-        ({"gan_crop": 40, "texture": 0}, "gan_crop=40 must be a multiple of 16 and of scale=4"),
-        ({"gan_crop": 64, "crop": 48, "scale": 3}, "gan_crop=64 must be a multiple of scale=3"),
-        ({"adversarial_loss": "paring"}, "did you mean 'pairing'"),
-        ({"texture": -1}, "nearest valid value is 0"),
-        ({"penalty": -8.0}, "nearest valid value is 0"),
+        ({"gan_crop": 40}, "gan_crop=40 must be a multiple of 16 and of scale=4"),
+        ({"sampler_crop": 64, "crop": 48, "gan_crop": 48, "scale": 3}, "sampler_crop=64 must be a multiple of scale=3"),
+        ({"texture": 32}, "there is no setting 'texture'"),
+        ({"sampler_penalty": -8.0}, "nearest valid value is 0"),
         ({"pixel_share": 0.3}, "there is no setting 'pixel_share'"),
         ({"pretrain_lr": float("nan")}, "pretrain_lr cannot be nan"),
         ({"content_features": "vgg19:nonsense"}, "vgg19 has no layer 'nonsense'; valid ones: conv1_1, relu1_1"),
         ({"content_features": "vgg16:relu5_4"}, "vgg16 has no layer 'relu5_4'; did you mean 'relu5_"),
-        ({"content_features": "local-grain:relu1_1"}, "local-grain has no layers; set content_features to 'local-grain'"),
-        ({"content_features": "oct-encoder:relu3_2"}, "content_features='oct-encoder:relu3_2' is gone: write vgg19:relu5_4"),
-        ({"generator": "rrdb"}, "generator='rrdb' is gone: write srresnet"),
-        ({"border": 8}, "the setting border is gone: leave it out"),
+        ({"content_features": "none:relu1_1"}, "none has no layers; set content_features to 'none'"),
     ],
 )
 def test_wrong_settings(overrides, words):

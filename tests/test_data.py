@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from running import save, train_adversarially
+from running import save
 
 from srlib.config import Config, UserError, load_config
 from srlib.data import sources
@@ -15,9 +15,13 @@ from srlib.data.manifest import build_manifest, near_duplicates
 from srlib.data.phantom import PATHOLOGIES, bscan
 from srlib.data.reading import find_images, lr_partner, read_image, read_pair
 from srlib.data.sources import locate
+from srlib.degrade import to_image, to_tensor, upsample
 from srlib.evaluation.run import evaluate_run
 from srlib.metrics.regions import valid_region
+from srlib.sampler.evaluation import evaluate_sampler
+from srlib.sampler.training import train_sampler
 from srlib.series.opening import open_run
+from srlib.training.adversarial import train_srgan
 from srlib.training.pretraining import pretrain_generator
 
 pytestmark = pytest.mark.usefixtures("no_vgg")
@@ -205,8 +209,11 @@ def test_pairs_train_and_are_evaluated(paired_folder, tmp_path):
     manifest = run.make_manifest()
     files = [run.images(split) for split in ("train", "val")]
     pretrain_generator(run.config, *files, run.folder)
-    train_adversarially(run.config, *files, run.folder)
-    evaluate_run(run.config, run.root, manifest, run.folder)
+    for train in (train_srgan, train_sampler):
+        train(run.config, *files, run.folder)
+    for evaluate in (evaluate_run, evaluate_sampler):
+        table = evaluate(run.config, run.root, manifest, run.folder)
+    assert list(table.method.unique()) == ["sampler", "gaussian_texture"]  # LR is no reduced HR, so nothing can be projected
     first = manifest[manifest.split == "test"].path.iloc[0]
-    nearest = read_image(run.folder / "evaluation" / "sr" / "nearest" / first)
-    assert (nearest[::2, ::2] == read_image(lr_partner(run.root / first))).all()
+    bicubic = to_image(upsample(to_tensor(read_image(lr_partner(run.root / first))), 2))
+    assert (read_image(run.folder / "evaluation" / "sr" / "bicubic" / first) == bicubic).all()

@@ -17,7 +17,7 @@ from srlib.commands.evaluate import evaluate_folders
 from srlib.config import UserError, load_config
 from srlib.data.phantom import bscan
 from srlib.files import REPOSITORY
-from srlib.sampler import training
+from srlib.models import features
 from srlib.series.opening import open_run
 from srlib.series.run_folder import Run, read_config
 
@@ -159,9 +159,9 @@ def test_weights_of_the_content_loss_are_asked_for_before_the_pretraining(tmp_pa
     with pytest.raises(UserError, match=r"no vgg19 weights there; .*change it in 01_explore_data"):
         open_run("03", "smoke", str(tmp_path))
     asked = []
-    monkeypatch.setattr(training, "content_extractor", asked.append)
+    monkeypatch.setattr(features, "feature_extractor", lambda name, weights: asked.append(name))
     open_run("03", "smoke", str(tmp_path))
-    assert asked == [run.config]
+    assert asked == ["vgg19:relu5_4"]
     run.record("stages", "pretrain", finished="yes")
     open_run("03", "smoke", str(tmp_path))
     assert len(asked) == 1

@@ -43,9 +43,9 @@ def series(monkeypatch):
     """`run_series` replaced by one that writes what the sweep asks of it: {folder name: how often}; names in `fails` fail."""
     ran, fails = [], {}
 
-    def run_series(profile, run_dir, data, overrides):
+    def run_series(profile, run_dir, data, overrides, until):
         folder = Path(run_dir)
-        ran.append(folder.name)
+        ran.append(folder.name if until == "07" else f"{folder.name} until {until}")
         run = open_run("01", profile, run_dir, data, overrides)
         run.record("notebooks", "01", seconds=1)
         (folder / "manifest.csv").write_text("path,label,patient,split,sha256\na.png,x,1,test,a\n")
@@ -58,7 +58,7 @@ def series(monkeypatch):
         psnr = {"bicubic": 28.0, "srresnet": 28.0 + run.config.seed, "srgan": 29.0 + run.config.seed}
         rows = [{"image": p, "patient": p, "label": "x", "method": m, "region": "valid", "psnr": psnr[m]}
                 for p in "ab" for m in psnr]  # fmt: skip
-        table = pd.DataFrame(rows).assign(ssim=0.5, texture_error_db=1.0)
+        table = pd.DataFrame(rows).assign(ssim=0.5, lpips=0.3, texture_error_db=1.0)
         table.to_csv(folder / "evaluation/metrics.csv", index=False)
 
     monkeypatch.setattr(sweep, "run_series", run_series)
@@ -90,11 +90,13 @@ def test_a_sweep_runs_skips_fails_and_continues(series, tmp_path, capsys):
     go(file, home, "--list")
     assert "base-seed1: interrupted" in capsys.readouterr().out and len(ran) == 5
     fails.clear()
-    assert go(file, home) == 0 and ran[5:] == ["base-seed1"]
+    file = written(tmp_path / "two.yaml", [{}, {"width": 4}], settings={"phantoms": 8}, until="06")
+    names = [f"{point}-seed{seed} until 06" for point in ("base", "width-4") for seed in (0, 1)]  # another end is another setting
+    assert go(file, home, "--again") == 0 and ran[5:] == names
     table = pd.read_csv(home / "table.csv")
     assert set(table.group) == {"base", "width-4"} and (table.seeds == 2).all()
     assert table.gain_db[table.method == "srgan"].tolist() == [1.0 + 0.5, 1.0 + 0.5]
-    assert go(file, home, "--seeds", 0, 7) == 0 and ran[6:] == ["base-seed7", "width-4-seed7"]
+    assert go(file, home, "--seeds", 0, 7) == 0 and ran[9:] == ["base-seed7 until 06", "width-4-seed7 until 06"]
 
 
 def test_a_point_out_of_time_is_interrupted(series, tmp_path, capsys):
@@ -179,6 +181,7 @@ def test_points_whose_weights_are_missing_are_skipped(series, tmp_path, capsys):
         ("points: [{}]\nseeds: 3", "seeds must be a list"),
         ("points: [{}]\nseeds: [true]", "seeds must be a list"),
         ("points: [{scal: 2}]", "did you mean 'scale'"),
+        ("points: [{}]\nuntil: 6", "until must be the number of the last notebook"),
     ],
 )
 def test_wrong_sweeps_are_one_sentence(tmp_path, text, words):
@@ -197,15 +200,19 @@ def test_sweeps_that_are_asked_for_wrongly(tmp_path):
 
 def test_shipped_sweeps(tmp_path):
     contents = {path.stem: sweep.read_sweep(path.stem)[1] for path in sweep.EXPERIMENTS.glob("*.yaml")}
-    assert set(contents) == {"scale", "features", "losses", "texture", "degradation"}
+    assert set(contents) == {"scale", "features", "losses", "ablation", "degradation"}
     points = {name: sweep.make_points(content, tmp_path) for name, content in contents.items()}
     for name, rows in points.items():
         assert len(rows) == len(contents[name]["points"]) * len(contents[name]["seeds"]), name
         assert all(p.config.profile == "quick" for p in rows)
     assert {p.config.scale for p in points["scale"]} == {2, 3, 4, 8}
-    extractors = {p.config.content_features.partition(":")[0] for p in points["features"]}
-    assert extractors == {"vgg19", "vgg16", "resnet50", "random-vgg19", "local-grain", "none"}
-    assert all(p.config.content_weight == 0 for p in points["features"])  # calibrated: an equal share
+    assert all((p.until, p.config.sampler_lr) == ("06", PROFILES["quick"]["sampler_lr"]) for p in points["features"])
+    shares = {p.folder.name.partition("-seed")[0]: p.config.content_weight for p in points["features"]}
+    assert all((weight == 0) == name.endswith("-equal-share") for name, weight in shares.items())  # 0: calibrated
+    assert {p.config.content_features.partition(":")[0] for p in points["features"]} == {"vgg19", "random-vgg19", "none"}
+    assert len({str(Run(p.folder, p.config).settings("pretrain")) for p in points["features"]}) == 3  # a seed's points share theirs
+    assert {p.until for p in points["ablation"]} == {"07"}
+    assert len({str(Run(p.folder, p.config).settings("srgan")) for p in points["ablation"]}) == 3
     assert {p.config.degradation for p in points["degradation"]} == set(degrade.KINDS) - {"bicubic-matlab"}
 
 
@@ -222,7 +229,7 @@ def test_points_that_start_from_weights_share_their_pretraining(tmp_path, scan_f
     """What the pretraining went on from is taken with it, and its record; so the next point's stage finds nothing changed."""
     save_weights(tmp_path / "first.pt", make_generator(load_config("smoke", width=8)), name="srresnet")
 
-    def run_series(profile, run_dir, data, overrides):
+    def run_series(profile, run_dir, data, overrides, until):
         run = open_run("01", profile, run_dir, data, overrides)
         with run.stage("data"):
             run.make_manifest()

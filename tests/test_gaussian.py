@@ -5,7 +5,7 @@ import pytest
 
 from srlib import metrics
 from srlib.degrade import downsample, project, to_image, to_tensor, upsample
-from srlib.evaluation.gaussian import BLOCK, GaussianTexture, _grey, _welch
+from srlib.sampler.gaussian import BLOCK, GaussianTexture, _grey, _welch
 from srlib.sampler.network import ROUNDS
 
 

@@ -8,7 +8,6 @@ import subprocess
 import sys
 
 import nbformat
-import pandas as pd
 import pytest
 from running import save
 
@@ -17,7 +16,7 @@ from srlib.commands import kaggle
 from srlib.config import UserError
 from srlib.data.phantom import PATHOLOGIES, bscan
 from srlib.files import REPOSITORY
-from srlib.series.run_folder import NOTEBOOKS
+from srlib.series.run_folder import NOTEBOOKS, Run, read_config
 
 SMOKE = {"data": "kermany", "pretrain_steps": 10, "gan_steps": 5}
 
@@ -43,7 +42,7 @@ def test_the_series_is_one_notebook(out):
     text = "\n".join(c.source for c in notebook.cells)
     assert ".ipynb" not in text and "Previous:" not in text and "](data/" not in text
     assert not re.findall(r".*(?:run_all|\.\./|environment\.yml|set `data` below).*", text)  # commands and paths of the clone
-    assert "attachment:result.jpg" in notebook.cells[0].source and sum("attachments" in c for c in notebook.cells) == 7
+    assert "attachment:result.jpg" in notebook.cells[0].source and sum("attachments" in c for c in notebook.cells) == 8
 
 
 def test_two_builds_are_the_same_bytes(out):
@@ -120,15 +119,16 @@ def test_the_kernel_on_kermanys_tree(out, tmp_path):
     done = subprocess.run(command, cwd=working, env=around, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
     assert before == {p: p.stat().st_mtime_ns for p in (root / "input").rglob("*")}
-    table = pd.read_csv(working / "runs/smoke/evaluation/metrics.csv")
-    assert {"bicubic", "linear", "srresnet", "srgan"} <= set(table.method) and table.psnr.between(10, 60).all()
+    folder = working / "runs/smoke"
+    table = Run(folder, read_config(folder / "config.json")).metrics
+    assert {"bicubic", "linear", "srresnet", "srgan", "sampler"} <= set(table.method) and table.psnr.between(10, 60).all()
     images = json.loads((working / "runs/smoke/provenance.json").read_text())["data"]["images"]
     assert str(root / "input") in images["root"] and str(REPOSITORY) not in (root / "executed.ipynb").read_text()
 
 
 @pytest.mark.slow
 def test_attached_in_other_processes(out, scan_folder, tmp_path):
-    """From the data set alone: reading workers, also spawned ones, and two processes under torchrun train as from the repository."""
+    """From the data set alone: two processes under torchrun train as from the repository."""
     attached = kaggle.build_dataset("someone")
     code = (
         "import sys\nfrom pathlib import Path\nimport torch.multiprocessing\n"
@@ -137,7 +137,7 @@ def test_attached_in_other_processes(out, scan_folder, tmp_path):
         "if __name__ == '__main__':\n"
         f"    assert parallel.__file__.startswith({str(attached)!r}), parallel.__file__\n"
         "    torch.multiprocessing.set_start_method('spawn')\n"
-        "    settings = dict(data=sys.argv[1], device='cpu', precision='fp32', workers=1, pretrain_steps=5, d_width=4)\n"
+        "    settings = dict(data=sys.argv[1], device='cpu', precision='fp32', pretrain_steps=5, d_width=4)\n"
         "    run = Run(Path('two').absolute(), load_config('smoke', **settings))\n"
         "    run.write_config()\n    run.make_manifest()\n"
         "    one = pretrain_generator(run.config, run.images('train', run.config.crop), run.images('val'), 'one')\n"

@@ -10,12 +10,13 @@ import time
 import pandas as pd
 import pytest
 import torch
-from running import train_adversarially as train
-from test_training import LEDIG, TINY, begin, weights
+from test_training import TINY, begin, weights
 
 from srlib.config import OutOfTime, UserError, load_config
+from srlib.sampler.training import train_sampler
 from srlib.series.run_folder import Run
 from srlib.training import checkpoint, parallel, pretraining
+from srlib.training.adversarial import train_srgan
 
 SETTINGS = TINY | {"device": "cpu", "precision": "fp32"}
 
@@ -50,20 +51,20 @@ def test_two_processes_train_as_one(scan_folder, tmp_path, capfd):
 def test_two_processes_train_the_sampler_as_one_and_resume(scan_folder, tmp_path):
     """1 process x 8 crops against 2 x 4, stopped and continued, with D's penalty on: the same losses, contrast and weights to rounding, as
     neither network has BN and noise is the joint batch's."""
-    one, two = (new_run(tmp_path / name, scan_folder, batch=8, gan_lr=3e-3, penalty=8.0) for name in ("one", "two"))
-    expected = in_one(one, "srgan", train)
+    one, two = (new_run(tmp_path / name, scan_folder, batch=8, sampler_lr=3e-3) for name in ("one", "two"))
+    expected = in_one(one, "sampler", train_sampler)
     cut = Run(two.folder, dataclasses.replace(two.config, max_hours=1e-9))
     cut.write_config()
     with pytest.raises(OutOfTime, match="max_hours=1e-09 are over, saved;"):
-        parallel.launch("srgan", 2, cut.config, cut.folder)
+        parallel.launch("sampler", 2, cut.config, cut.folder)
     two.write_config()
-    history = parallel.launch("srgan", 2, two.config, two.folder)
+    history = parallel.launch("sampler", 2, two.config, two.folder)
     assert (history.penalty[1:] > 0).all() and list(history.session[1:]) == [1, 2, 2, 2, 2, 2]
     sums = [c for c in history if c not in ("seconds", "session") and not c.endswith("_share")]  # a share is the mean of each part's
     # a pixel that rounds the other way moves a band
     pd.testing.assert_frame_equal(expected[sums], history[sums], rtol=2e-3, atol=5e-3, check_dtype=False)
-    states = [checkpoint.load(run.folder / "srgan/checkpoint.pt")["parts"] for run in (one, two)]
-    for part in ("generator", "discriminator", "averaged"):
+    states = [checkpoint.load(run.folder / "sampler/checkpoint.pt")["parts"] for run in (one, two)]
+    for part in ("generator", "discriminator", "average"):
         a, b = (state[part] for state in states)
         # not weight by weight: Adam without momentum makes a whole step of a gradient near 0, whose sign rounding may turn
         assert all((a[k] - b[k]).float().norm() <= 5e-3 * a[k].float().norm() + 1e-3 for k in a), part
@@ -72,8 +73,8 @@ def test_two_processes_train_the_sampler_as_one_and_resume(scan_folder, tmp_path
 
 def test_two_processes_train_ledigs_srgan(scan_folder, tmp_path):
     """D has BN: every process its own part's statistics, so that the losses are near those of one process, and both have one D and G."""
-    one, two = (new_run(tmp_path / name, scan_folder, **LEDIG, batch=8, gan_lr=1e-3) for name in ("one", "two"))
-    histories = in_one(one, "srgan", train), parallel.launch("srgan", 2, two.config, two.folder)
+    one, two = (new_run(tmp_path / name, scan_folder, batch=8, gan_lr=1e-3) for name in ("one", "two"))
+    histories = in_one(one, "srgan", train_srgan), parallel.launch("srgan", 2, two.config, two.folder)
     a, b = (history[["d_loss", "adversarial", "content"]].iloc[-1].tolist() for history in histories)
     assert b == pytest.approx(a, rel=0.3)
     a, b = (weights(run.folder / "srgan.pt") for run in (one, two))

@@ -3,7 +3,6 @@
 import pytest
 import torch
 from running import Plain
-from running import train_adversarially as train
 from test_training import TINY
 from torch import nn
 
@@ -12,8 +11,10 @@ from srlib.config import UserError, load_config
 from srlib.models import features, networks
 from srlib.models.features import feature_extractor
 from srlib.sampler.network import Sampler, normal_noise
+from srlib.sampler.training import train_sampler
 from srlib.trained import load_generator, save_weights
 from srlib.training import losses, pretraining
+from srlib.training.adversarial import train_srgan
 from srlib.training.stage import make_generator
 
 USED = []
@@ -61,18 +62,19 @@ def test_a_file_without_the_name_is_srresnet(tmp_path):
     assert type(load_generator(tmp_path / "old.pt")) is networks.Generator
 
 
-@pytest.mark.parametrize("texture", [4, 0])
-def test_parts_of_ones_own_train(images, tmp_path, texture):
-    """One of each kind, as MODULE:NAME, known to load_config and used by both stages; the weights say which network they are. A network without
+def test_parts_of_ones_own_train(images, tmp_path):
+    """One of each kind, as MODULE:NAME, known to load_config and used by all stages; the weights say which network they are. A network without
     `with_maps` can be the base of the sampler; a reduction that is not linear is not projected by."""
     own = {name: f"{__name__}:{part}" for name, part in OWN.items()}
-    config = load_config("smoke", **TINY, **own, generator="running:Plain", texture=texture)
+    config = load_config("smoke", **TINY | own, generator="running:Plain")
     USED.clear()
     pretraining.pretrain_generator(config, *images, tmp_path)
-    history = train(config, *images, tmp_path)
+    history = train_srgan(config, *images, tmp_path)
     assert set(USED) == {"degradation", "pretrain_loss", "content_features", "g", "d"} and history.content.iloc[-1] > 0
-    network = load_generator(tmp_path / "srgan.pt")
-    assert type(network.trunk if texture else network) is Plain and network.settings.get("kind", "") == ""
+    assert type(load_generator(tmp_path / "srgan.pt")) is Plain
+    assert train_sampler(config, *images, tmp_path).content.iloc[-1] > 0
+    network = load_generator(tmp_path / "sampler.pt")
+    assert type(network.trunk) is Plain and network.settings["kind"] == ""
     save_weights(tmp_path / "lost.pt", network)
     stored = torch.load(tmp_path / "lost.pt", weights_only=True)
     stored["settings"]["generator"] = "gone:Plain"
@@ -90,10 +92,10 @@ def test_parts_of_ones_own_train(images, tmp_path, texture):
         ({"generator": "nowhere:Net"}, "generator cannot be 'nowhere:Net'; valid ones: srresnet, or MODULE:NAME of your own"),
         ({"content_features": "vgg91:relu5_4"}, "did you mean 'vgg19'"),
         (
-            {"content_features": "local-grain", "texture": 0, "gan_crop": 32},
-            "local-grain belongs to the sampler; with texture=0 write vgg19:relu5_4",
+            {"content_features": "local-grain"},
+            "content_features cannot be 'local-grain'",
         ),
-        ({"adversarial_loss": "relative"}, "did you mean 'relativistic'"),
+        ({"adversarial_loss": "standrd"}, "did you mean 'standard'"),
         ({"degradation": "gausian"}, "did you mean 'gaussian'"),
     ],
 )

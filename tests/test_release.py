@@ -17,7 +17,7 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
-from running import one_line, pixels, reduced, save, save_patients, train_adversarially
+from running import one_line, pixels, reduced, save, save_patients
 from skimage import data
 
 from srlib import metrics
@@ -35,14 +35,17 @@ from srlib.data.reading import read_pair
 from srlib.degrade import to_image, to_tensor, upsample
 from srlib.evaluation.run import choose as choose_images
 from srlib.evaluation.run import evaluate_run
-from srlib.files import REPOSITORY, WEIGHTS, read_table
+from srlib.files import REPOSITORY, WEIGHTS
 from srlib.metrics.regions import valid_region
 from srlib.models import Generator
+from srlib.sampler.evaluation import evaluate_sampler
 from srlib.sampler.network import NOISES, Sampler
+from srlib.sampler.training import train_sampler
 from srlib.series.opening import open_run
-from srlib.series.run_folder import Run
+from srlib.series.run_folder import Run, read_config
 from srlib.series.runs import find_runs
-from srlib.trained import choose, load_generator
+from srlib.trained import BASES, choose, load_generator
+from srlib.training.adversarial import train_srgan
 from srlib.training.pretraining import pretrain_generator
 from srlib.training.stage import first_generator
 from srlib.upscaling import upscale
@@ -50,11 +53,25 @@ from srlib.upscaling import upscale
 pytestmark = pytest.mark.usefixtures("no_vgg")
 
 TINY = dict(
-    test_share=0.34, pretrain_steps=4, gan_steps=2, validate_every=2, checkpoint_every=2, crop=32, classifier_steps=2, sample_images=2
+    test_share=0.34,
+    pretrain_steps=4,
+    gan_steps=2,
+    sampler_steps=2,
+    validate_every=2,
+    checkpoint_every=2,
+    crop=32,
+    gan_crop=32,
+    content_features="vgg19:relu1_2",
+    classifier_steps=2,
+    sample_images=2,
 )
 
 
-def make_run(folder, data="", stages=("pretrain", "srgan", "evaluation"), **settings):
+TRAININGS = {"pretrain": pretrain_generator, "srgan": train_srgan, "sampler": train_sampler}
+EVALUATIONS = {"evaluation": evaluate_run, "samples": evaluate_sampler}
+
+
+def make_run(folder, data="", stages=("pretrain", "srgan", "evaluation", "sampler", "samples"), **settings):
     """A run of a few steps, stage by stage as the notebooks do it."""
     run = open_run("01", "smoke", str(folder), str(data), TINY | settings)
     with run.stage("data"):
@@ -62,10 +79,10 @@ def make_run(folder, data="", stages=("pretrain", "srgan", "evaluation"), **sett
     parts = run.images("train", run.config.crop), run.images("val"), run.folder
     for stage in stages:
         with run.stage(stage) as fingerprint:
-            if stage == "evaluation":
-                evaluate_run(run.config, run.root, run.manifest, run.folder)
+            if stage in EVALUATIONS:
+                EVALUATIONS[stage](run.config, run.root, run.manifest, run.folder)
             else:
-                {"pretrain": pretrain_generator, "srgan": train_adversarially}[stage](run.config, *parts, fingerprint)
+                TRAININGS[stage](run.config, *parts, fingerprint)
     return folder
 
 
@@ -79,7 +96,7 @@ def run(tmp_path_factory):
 @pytest.fixture(scope="module")
 def packed(run, tmp_path_factory):
     out = tmp_path_factory.mktemp("weights")
-    assert {p.name for p in release(str(run), str(out), source="Six made-up eyes, CC0")} == {p.name for p in out.iterdir()}
+    assert {p.name for p in release(str(run), out=str(out), source="Six made-up eyes, CC0")} == {p.name for p in out.iterdir()}
     return out
 
 
@@ -100,23 +117,30 @@ def scan(tmp_path):
 
 # --------------------------------------------------------------------------------------------- packaging
 def test_what_is_packed(run, packed):
-    names = {"srresnet-x4.pt", "srgan-x4.pt", "srresnet-x4.onnx", "srgan-x4.onnx", "card-x4.md", "card-x4.jpg", "released.json"}
+    names = {
+        "srresnet-x4.pt",
+        "sampler-x4.pt",
+        "srresnet-x4.onnx",
+        "sampler-x4.onnx",
+        "card-sampler-x4.md",
+        "released.json",
+    }
     assert {p.name for p in packed.iterdir()} == names
-    stored = torch.load(packed / "srgan-x4.pt", weights_only=True)
+    stored = torch.load(packed / "sampler-x4.pt", weights_only=True)
     assert {v.dtype for v in stored["weights"].values()} == {torch.float16}
-    entry = json.loads((packed / "released.json").read_text())["4"]
+    entry = json.loads((packed / "released.json").read_text())["sampler-x4"]
     assert not entry["phantom"] and entry["reduction"] == "bicubic" and entry["domain"]["width"] == [48, 48]
     image = bscan(1, 40, 48)
-    assert isinstance(load_generator(packed / "srgan-x4.pt"), Sampler)
-    for name in ("srresnet", "srgan"):
+    assert isinstance(load_generator(packed / "sampler-x4.pt"), Sampler)
+    for name in ("srresnet", "sampler"):
         full, half = load_generator(run / f"{name}.pt"), load_generator(packed / f"{name}-x4.pt")
         assert {p.dtype for p in half.parameters()} == {torch.float32}
         assert np.abs(upscale(image, full).astype(int) - upscale(image, half)).max() <= 1
 
 
 def test_the_card(run, packed):
-    card, table = (packed / "card-x4.md").read_text(), pd.read_csv(run / "evaluation/metrics.csv", dtype={"patient": str})
-    head = sum(p.numel() for p in load_generator(run / "srgan.pt").head.parameters())
+    card, table = (packed / "card-sampler-x4.md").read_text(), Run(run, read_config(run / "config.json")).metrics
+    head = sum(p.numel() for p in load_generator(run / "sampler.pt").head.parameters())
     gain = pd.read_csv(run / "pretrain/history.csv").gain_db.max()
     for words in (
         "Research only",
@@ -128,33 +152,34 @@ def test_the_card(run, packed):
         "By class:",
         "Made by git ",
         "pretrain_steps | 4",
-        "Samples of SRGAN beside",
+        "Samples beside what samples of the true posterior have",
         "C2ST: a fresh classifier's accuracy",
         "--samples 8 --spread",
         "`--strength`",
         "second input `noise`",
-        f"stands on SRResNet: frozen, with a head of {head:,} weights that samples texture from noise",
-        "SRGAN's losses: adversarial (pairing), content (local-grain), pixels (weight",
+        f"It stands on SRResNet: frozen, with a head of {head:,} weights that samples texture from noise",
+        "Content loss: local-grain.",
+        "*: the method was trained or chosen on this measure",
         "4 steps of 4 crops of 32 pixels",
         f"best validation gain {gain:+.2f} dB",
     ):
         assert words in card, words
-    regain = pd.read_csv(run / "evaluation/samples.csv", dtype={"patient": str}).groupby("patient").regain_db.mean().mean()
+    regain = pd.read_csv(run / "sampler/samples.csv", dtype={"patient": str}).groupby("patient").regain_db.mean().mean()
     assert re.search(rf"\| regain: the mean of 8 over one \(dB\) \| {regain:.2f} ", card)
-    patients = table[(table.region == "valid") & (table.method == "srgan")].groupby("patient").psnr.mean()
+    patients = table[(table.region == "valid") & (table.method == "sampler")].groupby("patient").psnr.mean()
     assert re.search(rf"PSNR \(dB\) .*{patients.mean():.2f}", card)
-    entry = json.loads((packed / "released.json").read_text())["4"]
-    assert all(entry[n][k] in card for n in ("srresnet", "srgan") for k in ("sha256", "onnx_sha256"))
+    entry = json.loads((packed / "released.json").read_text())["sampler-x4"]
+    assert all(entry[n][k] in card for n in ("srresnet", "sampler") for k in ("sha256", "onnx_sha256"))
     assert str(run) not in card and "/tmp" not in card
 
 
 def test_the_start_of_a_training_stands_in_the_card(run, packed, tmp_path):
     """As a file: 'released' means another network as soon as the card is written."""
     config = dataclasses.replace(open_run("05", "smoke", str(run)).config, start="released")
-    begun, entry = Run(shutil.copytree(run, tmp_path / "run"), config), json.loads((packed / "released.json").read_text())["4"]
+    begun, entry = Run(shutil.copytree(run, tmp_path / "run"), config), json.loads((packed / "released.json").read_text())["sampler-x4"]
     begun.record("networks", "start", file="/somewhere/srresnet-x4.pt", sha256="12ab")
-    facts = dict.fromkeys(("rounding", "onnx", "parameters", "head", "warned", "tested", "source", "chosen"), 0) | {"shape": {}}
-    card = model_card(begun, read_table(run / "evaluation/metrics.csv"), entry, facts)
+    facts = dict.fromkeys(("rounding", "onnx", "parameters", "head", "warned", "tested", "source"), 0) | {"shape": {}}
+    card = model_card(begun, "sampler", Run(run, read_config(run / "config.json")).metrics, entry, facts)
     assert "began with the weights srresnet-x4.pt (SHA-256 `12ab`)" in card and "somewhere" not in card and "-p start START" in card
 
 
@@ -170,7 +195,7 @@ def test_the_start_of_a_training_stands_in_the_card(run, packed, tmp_path):
 def test_refusals(run, tmp_path, spoil, source, words):
     spoil(shutil.copytree(run, tmp_path / "run"))
     with pytest.raises(UserError, match=words) as error:
-        release(str(tmp_path / "run"), str(tmp_path / "out"), source=source)
+        release(str(tmp_path / "run"), out=str(tmp_path / "out"), source=source)
     assert "\n" not in str(error.value) and not list((tmp_path / "out").glob("*"))
 
 
@@ -185,59 +210,68 @@ def change(path, old, new):
 def test_weights_that_half_precision_cannot_hold(run, tmp_path, monkeypatch, name, value, words):
     monkeypatch.setattr(f"srlib.commands.release.{name}", value)
     with pytest.raises(UserError, match=words):
-        release(str(run), str(tmp_path), source="mine")
+        release(str(run), out=str(tmp_path), source="mine")
     assert not list(tmp_path.iterdir())
 
 
 def test_phantoms_only_when_allowed(tmp_path, scan, capsys):
-    """Of a pair after Ledig, too, whose SRGAN draws nothing."""
-    folder = make_run(tmp_path / "run", phantoms=4, texture=0, gan_crop=32, content_features="vgg19:relu1_2")
-    assert main(["release", str(folder), "--out", str(tmp_path / "out")]) == 1
+    """Ledig's SRGAN with the SRResNet that it was trained from: of such a run notebook 07 need not have run."""
+    folder, out = make_run(tmp_path / "run", stages=("pretrain", "srgan", "evaluation"), phantoms=4), tmp_path / "out"
+    assert main(["release", str(folder), "srgan", "--out", str(out)]) == 1
     assert "--allow-phantom" in capsys.readouterr().err
-    assert main(["release", str(folder), "--out", str(tmp_path / "out"), "--allow-phantom"]) == 0
-    card = (tmp_path / "out/card-x4.md").read_text()
-    assert "not a result on OCT" in card and "of the same shape, trained on from it" in card
-    assert not any(word in card for word in ("--samples", "noise`"))
-    assert main(["upscale", str(scan), str(tmp_path / "sr.png"), "--weights", str(tmp_path / "out")]) == 0
+    assert main(["release", str(folder), "srgan", "--out", str(out), "--allow-phantom"]) == 0
+    assert {*json.loads((out / "released.json").read_text())} == {"srgan-x4"} and (out / "srresnet-paper-x4.onnx").exists()
+    card = (out / "card-srgan-x4.md").read_text()
+    assert "not a result on OCT" in card and "of the same shape, is trained on from it" in card and "Content loss: vgg19:relu1_2." in card
+    assert not any(word in card for word in ("--samples", "noise`", "KID |"))
+    assert main(["upscale", str(scan), str(tmp_path / "sr.png"), "--weights", str(out / "srgan-x4.pt")]) == 0
     assert "by srgan-x4.pt (trained on phantoms)" in capsys.readouterr().out
+    assert main(["upscale", str(scan), str(tmp_path / "sr.png"), "--weights", str(out)]) == 1
+    assert "holds no released sampler" in capsys.readouterr().err
+    assert main(["release", str(folder), "--out", str(out), "--allow-phantom"]) == 1
+    assert "sampler is not finished; " in capsys.readouterr().err
     assert "trained on phantoms" in Image.open(tmp_path / "sr.png").info["Made by"]
 
 
 # --------------------------------------------------------------------------------------------- use
 def test_upscale_takes_the_released_ones(installed, scan, tmp_path, capsys):
     image = pixels(scan)
-    pair = [load_generator(installed / f"{name}-x4.pt") for name in ("srresnet", "srgan")]
+    pair = [load_generator(installed / f"{name}-x4.pt") for name in ("srresnet", "sampler")]
     projected = ", consistent with LR under bicubic"
     for extra, expected, words in (
-        ([], upscale(image, pair[1]), "srgan-x4.pt, seed 0, strength 1" + projected),
+        ([], upscale(image, pair[1]), "sampler-x4.pt, seed 0, strength 1" + projected),
         (["--weights", "srresnet", "--scale", "4"], upscale(image, pair[0]), "srresnet-x4.pt"),
-        (["--strength", "2.5", "--seed", "3"], upscale(image, pair[1], 3, 2.5), "srgan-x4.pt, seed 3, strength 2.5" + projected),
+        (["--strength", "2.5", "--seed", "3"], upscale(image, pair[1], 3, 2.5), "sampler-x4.pt, seed 3, strength 2.5" + projected),
         (["--weights", "srresnet", "--consistent"], upscale(image, pair[1], strength=0), "srresnet-x4.pt" + projected),
     ):
         assert main(["upscale", str(scan), str(tmp_path / "sr.png"), "--again", *extra]) == 0
         said = capsys.readouterr()
-        assert "1 image(s) written, 0 failed; by sr" in said.out and not said.err
+        assert "1 image(s) written, 0 failed; by s" in said.out and not said.err
         with Image.open(tmp_path / "sr.png") as sr:
             assert sr.info["Made by"] == words and sr.info["Source"] == scan.name and "Domain warning" not in sr.info
             assert (np.asarray(sr) == expected).all()
-    assert (upscale(image, load_generator("srgan")) == upscale(image, pair[1])).all()
+    assert (upscale(image, load_generator("sampler")) == upscale(image, pair[1])).all()
 
 
-def test_notebook_05_measures_what_was_released(run, packed, tmp_path, monkeypatch):
-    """`-p networks FOLDER`: 01, 02 and 05 on any scans, nothing trained; the same numbers as the run's but for half precision."""
+def test_networks_of_another_run_are_measured(run, packed, tmp_path, monkeypatch):
+    """`-p networks FOLDER`: 01, 02, 05 and 07 on any scans, nothing trained; the numbers of that run. All three networks must be there."""
     scans, ran = run.parent / "scans", []
     monkeypatch.setattr(runner, "_run_notebook", lambda r, number, *a, **k: ran.append(number))
-    settings = {"networks": str(packed)} | {name: TINY[name] for name in ("crop", "test_share", "classifier_steps", "sample_images")}
+    settings = {"networks": str(run)} | {
+        name: TINY[name] for name in ("crop", "test_share", "classifier_steps", "sample_images", "gan_crop")
+    }
     runner.run_series("smoke", str(tmp_path / "run"), str(scans), settings)
-    assert ran == ["01", "02", "05"]
+    assert ran == ["01", "02", "05", "07"]
     mine = open_run("01", "smoke", str(tmp_path / "run"), str(scans), settings)
     with mine.stage("data"):
         mine.make_manifest()
-    mine = open_run("05", "smoke", str(tmp_path / "run"), str(scans), settings)
-    with mine.stage("evaluation"):
-        table = evaluate_run(mine.config, mine.root, mine.manifest, mine.folder)
-    theirs = pd.read_csv(run / "evaluation/metrics.csv")
-    assert list(table.image) == list(theirs.image) and np.allclose(table.psnr, theirs.psnr, atol=0.05)
+    for number, stage in (("05", "evaluation"), ("07", "samples")):
+        mine = open_run(number, "smoke", str(tmp_path / "run"), str(scans), settings)
+        with mine.stage(stage):
+            EVALUATIONS[stage](mine.config, mine.root, mine.manifest, mine.folder)
+    pd.testing.assert_frame_equal(mine.metrics, Run(run, read_config(run / "config.json")).metrics)
+    with pytest.raises(UserError, match="holds no released srgan"):
+        open_run("01", "smoke", str(tmp_path / "new"), str(scans), settings | {"networks": str(packed)})
     assert find_runs(tmp_path) == []  # notebook 06 compares trainings
     page = build_report(mine.folder).read_text()
     assert "not trained here" in page and "MSE steps" not in page and "<td>gan_steps" not in page
@@ -249,7 +283,7 @@ def test_notebook_05_measures_what_was_released(run, packed, tmp_path, monkeypat
 def test_networks_that_do_not_fit_the_run(run, packed, tmp_path):
     for folder, networks, settings, words in (
         (run, packed, TINY, "holds a training of its own"),
-        (tmp_path, packed, {"scale": 2}, "weights for x4 only"),
+        (tmp_path, packed, {"scale": 2}, "srresnet for x4 only"),
         (tmp_path, packed, {"channels": 3}, "for channels=1, not 3"),
         (tmp_path, packed, {"degradation": "area"}, "undo another reduction; set degradation='bicubic'"),
         (tmp_path, run, {"scale": 2}, "for scale=4, not 2"),
@@ -282,24 +316,25 @@ def test_training_goes_on_from_given_weights(run, packed, tmp_path):
 def test_a_run_folder_and_what_does_not_fit(run, installed, scan, tmp_path, capsys):
     command = ["upscale", str(scan), str(tmp_path / "sr.png")]
     assert main([*command, "--weights", str(run), "--strength", "0.5"]) == 0
-    assert "by srgan.pt, consistent with LR under bicubic\n" in capsys.readouterr().out
+    assert "by sampler.pt, consistent with LR under bicubic\n" in capsys.readouterr().out
     with Image.open(tmp_path / "sr.png") as sr:
         assert "Domain warning" not in sr.info
 
     def refused(words, *extra):
         assert main([*command, *extra]) == 1 and words in one_line(capsys)
 
-    refused("weights for x4 only", "--scale", "2")
+    refused("sampler for x4 only", "--scale", "2")
     refused("enlarges x4, not x2", "--scale", "2", "--weights", str(run))
-    content = (installed / "srgan-x4.pt").read_bytes()
-    (installed / "srgan-x4.pt").write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    refused("srgan-x4.pt is not the released file (SHA-256 differs)")
-    (installed / "srgan-x4.pt").unlink()
-    refused("srgan-x4.pt: no such file")
+    refused("holds no released srgan; choose another, or name weights of a run", "--weights", "srgan")
+    content = (installed / "sampler-x4.pt").read_bytes()
+    (installed / "sampler-x4.pt").write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    refused("sampler-x4.pt is not the released file (SHA-256 differs)")
+    (installed / "sampler-x4.pt").unlink()
+    refused("sampler-x4.pt: no such file")
     (installed / "released.json").write_text("{")
     refused("released.json cannot be read")
     (installed / "released.json").unlink()
-    refused("no released weights")
+    refused("no released sampler")
 
 
 def test_careless_inputs_are_warned_of(installed, tmp_path, capsys):
@@ -313,7 +348,7 @@ def test_careless_inputs_are_warned_of(installed, tmp_path, capsys):
     save(scans / "volume.tif", lr, 255 - lr)
     assert main(["upscale", str(scans), str(tmp_path / "out")]) == 0
     said = capsys.readouterr()
-    assert "7 image(s) written, 0 failed, 6 warning(s); by srgan-x4.pt" in said.out
+    assert "7 image(s) written, 0 failed, 6 warning(s); by sampler-x4.pt" in said.out
     assert said.err.count("warning: ") == 6 and "volume.tif#1" not in said.err
     for path in (tmp_path / "out").iterdir():
         with Image.open(path) as sr:
@@ -327,7 +362,7 @@ def test_an_image_too_large_is_refused_alone(packed, scan, tmp_path, monkeypatch
     shutil.copy(scan, tmp_path / "in" / "a.png")
     generator, name, known, learnt = choose(packed)
     assert learnt == "bicubic"
-    assert choose(packed / "srgan-x4.pt")[2:] == (known, learnt) and known  # by its name it is the released one, too
+    assert choose(packed / "sampler-x4.pt")[2:] == (known, learnt) and known  # by its name it is the released one, too
     written, _, failed, warned = upscale_files(tmp_path / "in", tmp_path / "out", generator, name, known=known)
     assert len(written) == 1 and "would become 1200 x 1600 pixels" in failed[0] and not warned
 
@@ -379,14 +414,15 @@ def test_a_wrong_onnx_file_is_not_written(tmp_path, monkeypatch):
 
 
 # --------------------------------------------------------------------------------------------- what stands in data/weights
-RELEASED = sorted(WEIGHTS.glob("card-x*.md"))
+RELEASED = sorted(WEIGHTS.glob("card-*.md"))
 
 
 @pytest.mark.parametrize("card", RELEASED, ids=lambda p: p.stem)
 def test_the_files_in_the_repository_are_those_of_the_list_and_the_card(card):
-    entry = json.loads((WEIGHTS / "released.json").read_text())[card.stem.removeprefix("card-x")]
+    entry = json.loads((WEIGHTS / "released.json").read_text())[card.stem.removeprefix("card-")]
     text = card.read_text()
-    for name in ("srresnet", "srgan"):
+    network = card.stem.split("-")[1]
+    for name in (network, BASES[network]):
         for kind, digest in (("file", "sha256"), ("onnx", "onnx_sha256")):
             content = (WEIGHTS / entry[name][kind]).read_bytes()
             assert len(content) <= 4_000_000 and hashlib.sha256(content).hexdigest() == entry[name][digest]
@@ -396,19 +432,19 @@ def test_the_files_in_the_repository_are_those_of_the_list_and_the_card(card):
 
 @pytest.mark.skipif(not RELEASED, reason="no weights are released")
 def test_the_released_networks_on_unseen_real_scans(real_scans):
-    """Four test patients of the card's split: SRResNet beats bicubic, SRGAN does not contradict LR, and adds what SRResNet lacks."""
+    """Four test patients of the card's split: SRResNet beats bicubic, the sampler does not contradict LR, and adds what SRResNet lacks."""
     table = build_manifest(real_scans)
     paths = choose_images(table[table.split == "test"], 4).path
     config, gains, held, power = load_config("quick"), [], [], []
-    networks = {name: load_generator(name) for name in ("srresnet", "srgan")}
+    networks = {name: load_generator(name) for name in ("srresnet", "sampler")}
     for path in paths:
         lr, hr = read_pair(real_scans / path, config)
         sr, region = {n: upscale(lr, g) for n, g in networks.items()}, valid_region(hr)
         bicubic = to_image(upsample(to_tensor(lr), 4))
         gains.append(metrics.psnr(sr["srresnet"], hr, region=region) - metrics.psnr(bicubic, hr, region=region))
-        held.append(metrics.consistency(sr["srgan"], lr, *config.reduction))
+        held.append(metrics.consistency(sr["sampler"], lr, *config.reduction))
         truth = metrics.spectrum(hr, region)
         power.append([metrics.band_power_db(metrics.spectrum(image, region), truth)[0] for image in sr.values()])
-    srresnet, srgan = np.transpose(power)
+    srresnet, sampler = np.transpose(power)
     assert min(gains) > 0.1 and np.mean(gains) > 0.5 and min(held) > 40
-    assert (srgan > srresnet + 0.5).all() and srgan.mean() > -4  # dB, the first band
+    assert (sampler > srresnet + 0.5).all() and sampler.mean() > -4  # dB, the first band

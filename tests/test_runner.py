@@ -59,7 +59,7 @@ def test_what_a_notebook_says_is_one_sentence_of_the_command(tmp_path):
             "{tmp}/used is in use by another process; wait for it, or choose another folder with run_dir (--run-dir)",
         ),
         (("--run-dir", "{tmp}/new", "--profile", "quik"), "there is no profile 'quik'; did you mean 'quick'?"),
-        (("--run-dir", "{tmp}/new", "--only", "07"), "there is no notebook '07'; there are 01, 02, 03, 04, 05, 06"),
+        (("--run-dir", "{tmp}/new", "--only", "08"), "there is no notebook '08' up to 07; there are 01, 02, 03, 04, 05, 06, 07"),
     ],
 )
 def test_a_run_that_cannot_begin_is_one_sentence(tmp_path, capsys, words, message):

@@ -16,7 +16,7 @@ from srlib.series.run_folder import Run, locked
 from srlib.trained import save_weights
 from srlib.training.stage import make_generator
 
-TINY = dict(crop=32, gan_crop=24, pretrain_steps=4, gan_steps=2, validate_every=2, checkpoint_every=2)
+TINY = dict(crop=32, gan_crop=32, pretrain_steps=4, gan_steps=2, validate_every=2, checkpoint_every=2)
 
 
 def trained(folder, **settings) -> Run:
@@ -45,7 +45,7 @@ def test_what_changed_is_named(tmp_path):
     (run.folder / "srresnet.pt").write_bytes(b"another")
     with pytest.raises(UserError, match=r"srgan was trained with another srresnet\.pt; --from 04"), run.stage("srgan"):
         pass
-    with pytest.raises(UserError, match=r"srgan\.pt was trained with another srresnet\.pt; --from 04 trains it again"):
+    with pytest.raises(UserError, match=r"srgan\.pt was made with another srresnet\.pt; --from 04 makes it again"):
         open_run("05", "smoke", str(run.folder))
     (run.folder / "manifest.csv").write_text("path,split\nb.png,train\n")
     with pytest.raises(UserError, match="pretrain was trained with other images; --from 03"), run.stage("pretrain"):
@@ -90,7 +90,7 @@ def test_the_time_that_a_session_began_is_kept(tmp_path, monkeypatch, began):
     monkeypatch.setattr(runner, "_run_notebook", lambda *_, **__: seen.append(os.environ["SRLIB_STARTED"]))
     monkeypatch.setattr(report, "build_report", lambda folder: folder)
     runner.run_series("smoke", str(tmp_path / "run"))
-    assert len(seen) == 6 and set(seen) == {began or seen[0]}
+    assert len(seen) == 7 and set(seen) == {began or seen[0]}
     assert os.environ.get("SRLIB_STARTED") == began and "SRLIB_LOCKED" not in os.environ
 
 

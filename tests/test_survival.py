@@ -7,7 +7,6 @@ import random
 import resource
 import time
 
-import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -45,7 +44,7 @@ def child(folder, images, settings):
 @pytest.mark.parametrize("kills", [3, pytest.param(25, marks=pytest.mark.slow)])
 def test_killed_at_random_moments(images, tmp_path, kills):
     """kill -9, checkpoint writes included: the weights of the run that was never killed, and never more than one interval repeated."""
-    settings = TINY | {"pretrain_steps": 8 + 7 * kills, "gan_steps": 12 + 7 * kills, "checkpoint_every": 3, "validate_every": 6}
+    settings = TINY | {"pretrain_steps": 8 + 7 * kills, "sampler_steps": 12 + 7 * kills, "checkpoint_every": 3, "validate_every": 6}
     rng = random.Random(kills)
 
     def start(folder):
@@ -78,10 +77,10 @@ def test_killed_at_random_moments(images, tmp_path, kills):
             assert 0 <= int(last) + 1 - int(first) <= settings["checkpoint_every"]
         else:
             assert int(first) == 1 and int(last) == settings["pretrain_steps"]
-    for name in ("srresnet.pt", "srgan.pt"):
+    for name in ("srresnet.pt", "sampler.pt"):
         assert same(weights(whole / name), weights(cut / name))
     sessions = []
-    for name in ("pretrain", "srgan"):
+    for name in ("pretrain", "sampler"):
         history, expected = (pd.read_csv(folder / name / "history.csv") for folder in (cut, whole))
         assert history.drop(columns=["session", "seconds"]).equals(expected.drop(columns=["session", "seconds"]))
         assert history.session.is_monotonic_increasing
@@ -109,21 +108,19 @@ def test_a_full_disk_keeps_the_last_state(images, tmp_path, capsys):
     assert not list(tmp_path.rglob("*.part"))
 
 
-def test_max_hours_ends_a_session_and_resume_is_exact_at_any_number_of_workers(images, tmp_path, monkeypatch):
-    """With no time left one step is made and saved. What the next session leaves is to the bit that of one session without workers:
+def test_max_hours_ends_a_session_and_resume_is_exact(images, tmp_path, monkeypatch):
+    """With no time left one step is made and saved. What the next session leaves is to the bit that of one session:
     networks, optimisers, schedules and averages."""
 
-    for stage, name in ((pretraining.pretrain_generator, "pretrain"), (train_sampler, "srgan")):
+    for stage, name in ((pretraining.pretrain_generator, "pretrain"), (train_sampler, "sampler")):
         stage(load_config("smoke", **TINY), *images, tmp_path / "whole")
         expected = leaves(checkpoint.load(tmp_path / "whole" / name / "checkpoint.pt")["parts"])
-        for workers in (0, 2):
-            cut = tmp_path / f"cut{workers}"
-            with pytest.raises(UserError, match="max_hours=1e-09 are over, saved at step 1; run the same again"):
-                stage(load_config("smoke", **TINY, max_hours=1e-9), *images, cut)
-            history = stage(load_config("smoke", **TINY, workers=workers), *images, cut)
-            assert history.session.iloc[-1] == 2
-            resumed = leaves(checkpoint.load(cut / name / "checkpoint.pt")["parts"])
-            torch.testing.assert_close(resumed, expected, rtol=0, atol=0, equal_nan=True)
+        with pytest.raises(UserError, match="max_hours=1e-09 are over, saved at step 1; run the same again"):
+            stage(load_config("smoke", **TINY, max_hours=1e-9), *images, tmp_path / "cut")
+        history = stage(load_config("smoke", **TINY), *images, tmp_path / "cut")
+        assert history.session.iloc[-1] == 2
+        resumed = leaves(checkpoint.load(tmp_path / "cut" / name / "checkpoint.pt")["parts"])
+        torch.testing.assert_close(resumed, expected, rtol=0, atol=0, equal_nan=True)
     monkeypatch.setenv("SRLIB_STARTED", str(time.time() - 7200))  # as a runner that began two hours ago tells its notebooks
     with pytest.raises(UserError, match="max_hours=1 are over, saved at step 1;"):
         pretraining.pretrain_generator(load_config("smoke", **TINY, max_hours=1.0), *images, tmp_path / "late")
@@ -164,17 +161,3 @@ def test_interrupt_of_a_kernel(images, tmp_path):
     finally:
         client.stop_channels()
         manager.shutdown_kernel(now=True)
-
-
-def test_the_global_generators_go_on(tmp_path):
-    state = loop.RandomState()
-    stored = state.state_dict()
-    torch.save(stored, tmp_path / "state.pt")
-
-    def numbers():
-        return random.random(), np.random.rand(), torch.rand(()).item()
-
-    first = numbers()
-    assert numbers() != first
-    state.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
-    assert numbers() == first

@@ -11,41 +11,24 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from running import train_adversarially as train
 
 from srlib import degrade
 from srlib.config import UserError, load_config
 from srlib.degrade import upsample
 from srlib.device import autocast_dtype
 from srlib.sampler.network import Sampler
-from srlib.series.run_folder import Run
+from srlib.sampler.training import train_sampler
 from srlib.trained import load_generator, save_weights
 from srlib.training import adversarial, checkpoint, diagnostics, pretraining
+from srlib.training.adversarial import train_srgan
 from srlib.training.stage import make_generator, training_pairs, update
 from srlib.training.validation import Validation, sample
 
-TINY = {
-    "crop": 32,
-    "gan_crop": 32,
-    "batch": 4,
-    "width": 8,
-    "blocks": 1,
-    "d_width": 4,
-    "pretrain_steps": 8,
-    "gan_steps": 6,
-    "validate_every": 2,
-    "checkpoint_every": 2,
-}
-LEDIG = {  # the paper's
-    "texture": 0,
-    "penalty": 0.0,
-    "pixel_weight": 0.0,
-    "adversarial_loss": "standard",
-    "adversarial_weight": 1e-3,
-    "content_features": "vgg19:relu1_2",
-    "content_weight": 1.0,
-    "ema": 0.0,
-}
+TINY = dict(
+    crop=32, gan_crop=32, sampler_crop=32, batch=4, width=8, blocks=1, d_width=4, sampler_d_width=4, content_features="vgg19:relu1_2"
+)
+TINY |= dict(pretrain_steps=8, gan_steps=6, sampler_steps=6, validate_every=2, checkpoint_every=2)
+TRAININGS = pytest.mark.parametrize(("train", "name"), [(train_sampler, "sampler"), (train_srgan, "srgan")])
 
 
 def begin(config, folder):
@@ -101,14 +84,14 @@ def interrupt_at(step, monkeypatch, number=signal.SIGINT):
     monkeypatch.setattr(degrade, "downsample", counted)
 
 
-@pytest.mark.parametrize(("number", "rules"), [(signal.SIGINT, {}), (signal.SIGTERM, LEDIG)], ids=["sampler", "ledig"])
-def test_stopped_and_continued_equals_uninterrupted(images, tmp_path, monkeypatch, number, rules, capsys):
+@TRAININGS
+def test_stopped_and_continued_equals_uninterrupted(images, tmp_path, monkeypatch, train, name, capsys):
     """To the byte, whatever else takes random numbers: the pretraining, the sampler's training, and Ledig's."""
-    config = load_config("smoke", **TINY | rules)
-    for stage, weights_file in ((pretraining.pretrain_generator, "srresnet.pt"), (train, "srgan.pt")):
+    config, number = load_config("smoke", **TINY), signal.SIGTERM if name == "srgan" else signal.SIGINT
+    for stage, weights_file in ((pretraining.pretrain_generator, "srresnet.pt"), (train, f"{name}.pt")):
         whole = stage(config, *images, tmp_path / "whole")
         with monkeypatch.context() as patch:
-            before = adversarial.CALIBRATION_BATCHES if stage is train and not rules else 0
+            before = adversarial.CALIBRATION_BATCHES if stage is train_sampler else 0
             interrupt_at(before + 3, patch, number)
             with pytest.raises(KeyboardInterrupt):
                 stage(config, *images, tmp_path / "cut")
@@ -120,8 +103,8 @@ def test_stopped_and_continued_equals_uninterrupted(images, tmp_path, monkeypatc
         columns = [c for c in whole if c not in ("seconds", "session")]
         assert resumed[columns].equals(whole[columns])
         assert list(resumed.session) == [1 if step <= 3 else 2 for step in resumed.step]
-    discriminators = [checkpoint.load(tmp_path / f / "srgan/checkpoint.pt")["parts"]["discriminator"] for f in ("whole", "cut")]
-    assert same(*discriminators) and ("contrast" in discriminators[0]) == (not rules)
+    discriminators = [checkpoint.load(tmp_path / f / name / "checkpoint.pt")["parts"]["discriminator"] for f in ("whole", "cut")]
+    assert same(*discriminators) and ("contrast" in discriminators[0]) == (name == "sampler")
 
 
 def test_a_training_goes_on_in_another_precision(images, tmp_path):
@@ -138,7 +121,7 @@ def test_the_history_begins_before_the_first_step(images, tmp_path):
     released are averaged weights, on the trunk as it was."""
     config = load_config("smoke", **TINY | {"validate_every": 1})
     begin(config, tmp_path)
-    history = train(config, *images, tmp_path)
+    history = train_sampler(config, *images, tmp_path)
     validated = {"gain_db", "consistency_db", "stripe_db", *(f"band{k}_db" for k in range(1, 5))}
     assert list(history.step) == list(range(7)) and set(history) >= validated
     assert set(history.columns[history.loc[0].notna()]) == validated | {"step", "session", "seconds"}
@@ -147,13 +130,12 @@ def test_the_history_begins_before_the_first_step(images, tmp_path):
     assert (history.drop(0)[["g_norm", "d_norm", "penalty"]] > 0).all(axis=None) and history.d_right.drop(0).between(0, 1).all()
     expected = Validation(images[1], config, torch.device("cpu"))(Sampler(start := load_generator(tmp_path / "srresnet.pt"), 4))
     assert {name: history[name][0] for name in validated} == pytest.approx(expected)
-    assert len(list((tmp_path / "srgan/frames").glob("*.png"))) == 6
-    released = torch.load(tmp_path / "srgan.pt", weights_only=True)
+    released = torch.load(tmp_path / "sampler.pt", weights_only=True)
     assert released["settings"] == start.settings | {"texture": 4, "kind": "bicubic"}
     assert released["loss_weights"]["content"] > 0 < released["loss_weights"]["pixel"]
     assert all(torch.equal(released["weights"][f"trunk.{name}"], value) for name, value in start.state_dict().items())
-    parts = checkpoint.load(tmp_path / "srgan/checkpoint.pt")["parts"]
-    assert all(torch.equal(value, parts["averaged"][f"module.{name}"]) for name, value in released["weights"].items())
+    parts = checkpoint.load(tmp_path / "sampler/checkpoint.pt")["parts"]
+    assert all(torch.equal(value, parts["average"][f"module.{name}"]) for name, value in released["weights"].items())
     assert not same(released["weights"], parts["generator"])
 
 
@@ -169,15 +151,15 @@ def test_the_history_begins_before_the_first_step(images, tmp_path):
 )
 def test_other_scales_colour_and_reductions(images, tmp_path, settings, kind):
     """Two steps each; where LR is not HR reduced, SR is not projected, and its consistency is no measure."""
-    config = load_config("smoke", **TINY | {"gan_steps": 2}, **settings)
+    config = load_config("smoke", **TINY | {"sampler_steps": 2}, **settings)
     if config.degradation == "paired":
         images = [[paired(path, tmp_path) for path in split] for split in images]
     begin(config, tmp_path)
-    history = train(config, *images, tmp_path)
+    history = train_sampler(config, *images, tmp_path)
     columns = [c for c in history if kind or c != "consistency_db"]
     assert np.isfinite(history[columns].iloc[-1].to_numpy(float)).all()
     assert len([c for c in history if c.startswith("band")]) == {2: 2, 4: 4, 8: 6}[config.scale]
-    generator = load_generator(tmp_path / "srgan.pt")
+    generator = load_generator(tmp_path / "sampler.pt")
     assert generator.settings["kind"] == kind
     assert (history.consistency_db > 55).all() if kind else history.consistency_db.isna().all()
     assert (generator.scale, generator.settings["channels"]) == (config.scale, config.channels)
@@ -203,11 +185,19 @@ def test_a_finished_stage_is_not_repeated_and_other_settings_are_refused(images,
         pretraining.pretrain_generator(config, *images, tmp_path, fingerprint="two")
 
 
-def test_each_stage_has_its_crop(images):
-    config, cpu = load_config("smoke", **TINY | {"gan_crop": 48}), torch.device("cpu")
-    streams = training_pairs(images[0], config, cpu, 1, 0), adversarial.adversarial_pairs(images[0], config, cpu)
-    sizes = [[tuple(image.shape) for image in next(stream(0))] for stream in streams]
-    assert sizes == [[(4, 1, 8, 8), (4, 1, 32, 32)], [(4, 1, 12, 12), (4, 1, 48, 48)]]
+def test_each_stage_has_its_crop(images, tmp_path, monkeypatch):
+    """And its steps."""
+    config, sides = load_config("smoke", **TINY | {"gan_crop": 48, "sampler_crop": 24, "gan_steps": 2, "sampler_steps": 3}), []
+    begin(config, tmp_path)
+
+    def spy(paths, config, device, steps, seed):
+        sides.append((config.crop, steps))
+        return training_pairs(paths, config, device, steps, seed)
+
+    for train, module in ((train_srgan, "training.adversarial"), (train_sampler, "sampler.training")):
+        monkeypatch.setattr(f"srlib.{module}.training_pairs", spy)
+        train(config, *images, tmp_path)
+    assert sides == [(48, 2), (24, 3)]
 
 
 @pytest.mark.parametrize("kind", ["mse", "l1", "psnr"])
@@ -228,22 +218,22 @@ def test_pretrain_loss_is_what_its_name_says(images, tmp_path, monkeypatch, kind
     assert history.loss[1] == pytest.approx(expected["mse"].item(), rel=1e-4)
 
 
-@pytest.mark.parametrize("rules", [{}, LEDIG], ids=["sampler", "ledig"])
-def test_batch_norm_rests_in_validation_and_release(images, tmp_path, rules):
+@TRAININGS
+def test_batch_norm_rests_in_validation_and_release(images, tmp_path, train, name):
     """Validation changes no running mean and leaves the generator training; what is released answers for one image alone."""
-    config = load_config("smoke", **TINY | rules | {"pretrain_steps": 1, "gan_steps": 1}, batch_norm=True, global_skip=False)
+    config = load_config("smoke", **TINY | {"pretrain_steps": 1, "gan_steps": 1, "sampler_steps": 1}, batch_norm=True, global_skip=False)
     generator = make_generator(config).train()
     generator(torch.rand(4, 1, 8, 8))  # other statistics than at the start
-    generator = Sampler(generator, 4).train() if config.texture else generator
+    generator = Sampler(generator, 4).train() if name == "sampler" else generator
     before = {k: v.clone() for k, v in generator.state_dict().items()}
     validation = Validation(images[1], config, torch.device("cpu"))
     assert validation(generator) == validation(generator)
     assert same(before, generator.state_dict()) and generator.training
     pretraining.pretrain_generator(config, *images, tmp_path)
     train(config, *images, tmp_path)
-    for name in ("srresnet", "srgan"):
-        network = load_generator(tmp_path / f"{name}.pt")
-        given = [torch.rand(2, 1, 16, 16), *([torch.randn(2, 4, 64, 64)] if hasattr(network, "head") and hasattr(network, "trunk") else [])]
+    for file in ("srresnet", name):
+        network = load_generator(tmp_path / f"{file}.pt")
+        given = [torch.rand(2, 1, 16, 16), *([torch.randn(2, 4, 64, 64)] if isinstance(network, Sampler) else [])]
         torch.testing.assert_close(network(*given)[:1], network(*(x[:1] for x in given)))
 
 
@@ -270,17 +260,26 @@ def test_validation_takes_the_same_noise_each_time(images, monkeypatch):
 
 def test_health_in_words():
     """Each sickness is named at once, a sound training is left in peace."""
-    rows = {"step": [0, 10, 20, 30, 40], "d_right": [np.nan, 0.5, 0.6, 0.7, 0.7], "gain_db": 0.9, "consistency_db": 63.0}
+    rows = dict(step=[0, 10, 20, 30, 40], d_hr=1.0, d_sr=-1.0, d_right=[np.nan, 0.5, 0.6, 0.7, 0.7], gain_db=0.9, consistency_db=63.0)
     sound = pd.DataFrame(rows | {"adversarial_share": [np.nan, 0.4, 0.4, 0.4, 0.4]})
     for kind, change, words in (
         ("won", {"d_right": 0.99}, "right with probability 0.99"),
         ("blind", {"d_right": 0.505}, "cannot tell"),
-        ("collapse", {"gain_db": -6.0}, "collapsing (-6.0 dB"),
+        ("collapse", {"gain_db": -7.0}, "collapsing (-7.0 dB"),
         ("collapse", {"adversarial_share": 0.99}, "99% of its loss"),
         ("inconsistent", {"consistency_db": 33.0}, "33.0 dB from LR"),
     ):
         warnings = diagnostics.adversarial_warnings(sound.assign(**change))
         assert list(warnings) == [kind] and words in warnings[kind]
+    long = pd.concat([sound, sound.drop(0).assign(step=sound.step.drop(0) + 40)]).assign(band4_db=-1.0, penalty=0.01)
+    assert diagnostics.adversarial_warnings(long) == {}
+    moving, steep = [-9.0] * 8 + [-1.0], [0.01] * 8 + [0.03]
+    for kind, change in (("moving", {"band4_db": moving}), ("steep", {"penalty": steep}), ("drift", {"d_hr": 28.0, "d_sr": 27.0})):
+        assert list(diagnostics.adversarial_warnings(long.assign(**change))) == [kind]
+    ledig = long.drop(columns="penalty").assign(d_hr=8.0, d_sr=-7.0, d_right=0.98)
+    assert (
+        "mean logit is 8.0 for HR and -7.0 for SR, and it is right with probability 0.98" in diagnostics.adversarial_warnings(ledig)["won"]
+    )
     too_early = sound[:1], sound[:2], sound[1:].assign(d_right=0.505)[:3]
     unmeasured = sound.assign(consistency_db=np.nan)  # speckle, given pairs
     samples, won_once = sound.assign(gain_db=-2.0), sound.assign(d_right=[np.nan, 0.5, 0.6, 0.7, 0.99])  # right samples lie 2 dB below
@@ -301,35 +300,29 @@ def test_warnings_are_said_once_while_training(images, tmp_path, monkeypatch, ca
     config = load_config("smoke", **TINY)
     pretraining.pretrain_generator(config, *images, tmp_path)
     assert capsys.readouterr().out.count("pretrain: warning at step 2: the training has left its way") == 1
-    train(config, *images, tmp_path)
+    train_srgan(config, *images, tmp_path)
     assert capsys.readouterr().out.count("srgan: warning at step 1: SR reduced again") == 1
 
 
-@pytest.mark.parametrize("seen", [False, True])
-def test_on_validation_patients_the_last_weights_are_taken(scan_folder, tmp_path, monkeypatch, seen):
-    """Nothing can be chosen on patients that were trained on; else the best are."""
-    run = Run(tmp_path / "run", load_config("smoke", **TINY, data=str(scan_folder), train_on_val=seen))
-    run.folder.mkdir()
-    table = run.make_manifest()
-    assert len(run.images("train")) == table.split.isin(["train", "val"][: 1 + seen]).sum()
+def test_the_best_validated_weights_are_taken(images, tmp_path, monkeypatch):
     seen_weights, measure = {}, Validation.__call__
 
-    def falling(self, generator):  # step 0, 2, 4, ...: each worse than the one before
+    def rising_and_falling(self, generator):
         seen_weights[len(seen_weights)] = {k: v.clone() for k, v in generator.state_dict().items()}
-        return measure(self, generator) | {"gain_db": -float(len(seen_weights))}
+        return measure(self, generator) | {"gain_db": -abs(len(seen_weights) - 3.0)}
 
-    monkeypatch.setattr(Validation, "__call__", falling)
-    pretraining.pretrain_generator(run.config, run.images("train"), run.images("val"), run.folder)
-    assert same(weights(run.folder / "srresnet.pt"), seen_weights[max(seen_weights) if seen else 0])
+    monkeypatch.setattr(Validation, "__call__", rising_and_falling)
+    pretraining.pretrain_generator(load_config("smoke", **TINY), *images, tmp_path)
+    assert same(weights(tmp_path / "srresnet.pt"), seen_weights[2]) and len(seen_weights) == 5
 
 
 def test_srgan_needs_matching_weights(images, tmp_path):
     config = load_config("smoke", **TINY)
     with pytest.raises(UserError, match=r"srresnet\.pt: no such file"):
-        train(config, *images, tmp_path)
+        train_srgan(config, *images, tmp_path)
     begin(config, tmp_path)
     with pytest.raises(UserError, match="another shape"):
-        train(load_config("smoke", **TINY | {"width": 4}), *images, tmp_path)
+        train_srgan(load_config("smoke", **TINY | {"width": 4}), *images, tmp_path)
 
 
 def test_not_a_number_stops_and_keeps_the_last_state(images, tmp_path, monkeypatch):

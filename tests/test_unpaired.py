@@ -9,8 +9,8 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from srlib.data.phantom import bscan
-from srlib.evaluation.run import Patches, measure_samples, rank_regions
 from srlib.metrics import unpaired
+from srlib.sampler.evaluation import Patches, measure_samples, rank_regions
 
 PATIENTS = np.repeat(list("abcdef"), 20)
 
@@ -107,6 +107,7 @@ def test_what_two_sides_share_of_a_place_does_not_bring_them_nearer():
 def test_a_runs_patches(monkeypatch, one_classifier):
     """Rows for HR against HR and each method, the KID in VGG-19's features."""
     monkeypatch.setattr(unpaired, "places", partial(unpaired.places, count=10))
+    monkeypatch.setattr("srlib.sampler.evaluation.BLIND", 10)
     patches = Patches(["srgan", "noise"])
     for k, patient in enumerate("abcd"):
         images = {"hr": texture(k, 1, side=96)[0], "srgan": texture(9 + k, 1, side=96)[0], "noise": texture(5 + k, 1, 3.0, 96)[0]}
@@ -137,7 +138,7 @@ class Exact(dict):
 def test_samples_against_hr():
     """Right samples: 2.5 dB won back, equal ranks, a spread that is the error; brighter ones are noticed."""
     right, shares = measure_samples(image := Exact(1), image.hr)
-    assert right["regain_db"] == pytest.approx(2.5, abs=0.1) and right["srgan_error"] == pytest.approx(right["srgan_spread"], rel=0.05)
+    assert right["regain_db"] == pytest.approx(2.5, abs=0.1) and right["error"] == pytest.approx(right["spread"], rel=0.05)
     assert right["rank_tissue"] < 0.04 and right["rank_vitreous"] < 0.05 and right["rank_edges"] < 0.08
     assert list(shares) == ["tissue", "vitreous", "edges"] and all(each.sum() == pytest.approx(1) for each in shares.values())
     brighter, _ = measure_samples(image := Exact(1, 8.0), image.hr)

@@ -14,11 +14,11 @@ from ..config import Config, UserError
 from ..data.reading import few_values, jpeg_tables, page_of, png_name, png_names, read_image, read_scan
 from ..degrade import crop_to_multiple, downsample, to_image, to_tensor
 from ..evaluation.protocol import Protocol
-from ..evaluation.run import Patches, against_hr
 from ..evaluation.statistics import MEASURES, by_patient, is_power, left_out, readable_samples, readable_unpaired, titled
 from ..files import write
 from ..metrics.regions import valid_region
 from ..models import features
+from ..sampler.evaluation import Patches, against_hr
 from ..sampler.statistics import rank_distance, ranks
 from . import given, parser
 from .upscale import find_parts
@@ -36,7 +36,7 @@ class Measured(NamedTuple):
 
 
 def evaluate_folders(
-    sr_dir: str | Path, hr_dir: str | Path, scale: int = 4, channels: int = 1, lpips: bool = False, steps: int = 200, bits: int = 0
+    sr_dir: str | Path, hr_dir: str | Path, scale: int = 4, channels: int = 1, steps: int = 200, bits: int = 0
 ) -> Measured:
     """Measure each image of `sr_dir` against the HR image with the same relative path, whatever the extension; `VOLUME#k` against a volume's slice.
 
@@ -48,7 +48,7 @@ def evaluate_folders(
     if steps < 0:
         raise UserError(f"steps cannot be {steps}; it is 0 (no classifier) or more")
     matched, warned, failed = _match(Path(sr_dir), Path(hr_dir))
-    network, patches, rows, samples = features.lpips() if lpips else None, Patches(["sr"]), [], []
+    network, patches, rows, samples = features.lpips(), Patches(["sr"]), [], []
     for name, (hr_path, paths) in tqdm(matched.items(), desc="evaluate", unit="image", ncols=100):
         try:
             whole, images = read_scan(hr_path, channels, bits), [read_image(path, channels, bits) for path in paths]
@@ -102,7 +102,7 @@ def as_text(found: Measured) -> str:
     means.loc[powers] += " (" + means.loc[[f"{name}_abs" for name in powers]].to_numpy() + ")"
     parts = [titled(means.reindex([name for name in MEASURES if name in means.index]))]
     if len(found.samples):
-        parts.append(readable_samples(found.samples, found.samples.samples.max()).rename(columns={"SRGAN": "mean"}))
+        parts.append(readable_samples(found.samples, found.samples.samples.max()).rename(columns={"sampler": "mean"}))
     parts += [readable_unpaired(found.unpaired)] if len(found.unpaired) else []
     lines = [*(part.to_string() for part in parts), left_out(found.table)]
     return "\n\n".join([*filter(None, lines), f"{table.image.nunique()} image(s) measured, {len(found.failed)} not"])
@@ -116,13 +116,12 @@ def main(argv: list[str]) -> int:
     add("--scale", type=int, default=4, choices=(2, 3, 4, 8))
     add("--channels", type=int, default=1, choices=(1, 3), help="3: colour, measured on luma (default: grey)")
     add("--bits", type=int, default=0, metavar="N", help="of deep grey images, as 12 in files of 16 (default: the file's)")
-    add("--lpips", action="store_true", help="measure LPIPS too")
     add("--steps", type=int, default=200, help="steps of a classifier that learns to tell SR from HR; 0: not asked (default: 200)")
     add("--out", type=given, metavar="FILE.csv", help="write a row for each image and region")
     args = words.parse_args(argv)
     if args.out and Path(args.out).suffix.lower() != ".csv":
         raise UserError(f"{args.out}: the table is a CSV file; call it {Path(args.out).stem}.csv")
-    found = evaluate_folders(args.sr_dir, args.hr_dir, args.scale, args.channels, args.lpips, args.steps, args.bits)
+    found = evaluate_folders(args.sr_dir, args.hr_dir, args.scale, args.channels, args.steps, args.bits)
     for line in [*(f"warning: {line}" for line in found.warned), *(f"error: {line}" for line in found.failed)]:
         print(line, file=sys.stderr)
     print(as_text(found))

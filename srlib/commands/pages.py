@@ -19,7 +19,7 @@ from ..series.run_folder import NOTEBOOKS, Run
 from . import absolute, parser, report
 
 PAGES = REPOSITORY / "notebooks"
-SHOWN = ("comparison_1", "texture_closeups", "samples", "spectra", "measures", "srgan_curves")  # in RESULTS.md
+SHOWN = ("comparison_1", "closeups", "rivals", "samples", "spectra", "measures", "srgan_curves", "sampler_curves")  # in RESULTS.md
 RESULTS = Path(__file__).with_name("results.md")  # a string.Template
 MARK = "<!-- below: written by `pages` -->"  # in RESULTS.md; what stands above it stays
 PNG = re.compile(r"data:image/png;base64,([A-Za-z0-9+/=]+)")
@@ -29,7 +29,7 @@ def update_pages(run_dir: str, profile: str = "quick") -> list[Path]:
     """Take the figures that the notebooks' first cells name, and the report, from a finished phantom run; returns the files written.
 
     Raises UserError for a run on real scans (their pictures do not belong in the repository), and where the run's code cells are not the present ones."""
-    run = open_run("06", profile, run_dir)
+    run = open_run("07", profile, run_dir)
     if not run.is_phantom:
         raise UserError(f"{run.folder} shows real scans, whose pictures are not for the repository; name a run on phantoms")
     written = []
@@ -49,7 +49,7 @@ def _attach(run: Run, notebook) -> list[Path]:
     for stem in re.findall(r"attachment:([\w-]+)\.jpg", first.source):
         numbered = run.folder / "figures" / f"{stem}_1.png"
         figure = numbered if numbered.exists() else numbered.with_name(f"{stem}.png")
-        small = _jpeg(figure.read_bytes(), 800, 72)  # all six go into a Kaggle kernel of 1 MB
+        small = _jpeg(figure.read_bytes(), 800, 72)  # all seven go into a Kaggle kernel of 1 MB
         first["attachments"] = {f"{stem}.jpg": {"image/jpeg": base64.b64encode(small).decode()}}
         written.append(PAGES / "pictures" / f"{stem}.jpg")
         write(written[-1], _jpeg(figure.read_bytes()))
@@ -92,7 +92,8 @@ def _small(png: str) -> str:
 
 def _results(run: Run) -> list[Path]:
     """The run's report as the last part of notebooks/RESULTS.md: what was found, the tables, the pictures."""
-    table, unpaired, samples = (read_table(run.folder / "evaluation" / f"{name}.csv") for name in ("metrics", "unpaired", "samples"))
+    table = run.metrics
+    unpaired, samples = (read_table(run.folder / "sampler" / f"{name}.csv") for name in ("unpaired", "samples"))
     numbers = statistics.with_intervals(statistics.summarise(table))
     leading = statistics.titled(numbers.reindex(report.LEADING).dropna()).T
     config, made = run.config, run.provenance["made_by"]
@@ -100,13 +101,13 @@ def _results(run: Run) -> list[Path]:
     for target, (figure, _) in pictures.items():
         write(target, _jpeg(figure.read_bytes()))
     text = Template(read_text(RESULTS)).substitute(
-        vars(config) | {name: f"{getattr(config, name):,}" for name in ("pretrain_steps", "gan_steps")},
+        vars(config) | {name: f"{getattr(config, name):,}" for name in ("pretrain_steps", "gan_steps", "sampler_steps")},
         torch=made["versions"]["torch"],
         cores=made["cores"],
         verdict=f"{statistics.verdict(table, unpaired)} {statistics.caution(table)}",
         leading=report.markdown(leading.rename_axis("method").reset_index()),
         measures=report.markdown(statistics.titled(numbers).rename_axis("measure").reset_index()),
-        tests=report.markdown(statistics.readable_tests(table, "texture_error_db")),
+        tests=report.markdown(statistics.readable_tests(table, "lpips")),
         samples=report.markdown(statistics.readable_samples(samples).reset_index()),
         patches=report.markdown(statistics.readable_unpaired(unpaired).rename_axis("patches of SR against patches of HR").reset_index()),
         pictures="\n\n".join(f"![phantom](pictures/{t.name})\n\n*Phantom. {caption}*" for t, (_, caption) in pictures.items()),

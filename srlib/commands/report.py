@@ -14,28 +14,26 @@ from ..config import FIELDS, Config, UserError
 from ..evaluation import statistics
 from ..evaluation.methods import named
 from ..files import file_hash, read_json, read_table, read_text, write
-from ..series.run_folder import NOTEBOOKS, read_config
+from ..series.run_folder import NOTEBOOKS, TRAININGS, Run, read_config
 
 PAGE = Path(__file__).with_name("report.html")  # a string.Template
-LEADING = ("gain_db", "ssim", "texture_error_db", "stripe_db", "consistency")
+LEADING = ("psnr", "ssim", "lpips", "gain_db", "stripe_db", "consistency")
 
 CAPTIONS = {  # figure file stem (without a trailing number): caption, in the order of the report
-    "comparison": "{label}: the framed square of a test scan at four times its size. SRGAN should have HR's grain, at other places than HR.",
-    "measures": "PSNR gain against texture error, with 95 % intervals over patients: up and to the left is better.",
-    "texture_closeups": "Texture at four times its size, at a layer, in plain tissue and in the vitreous: SRResNet, the Gaussian texture, SRGAN and HR.",
-    "samples": "The mean of eight samples of SRGAN, two of them, and HR: the samples differ where LR says nothing, and their mean is smooth.",
+    "comparison": "The framed square of a test scan at four times its size, the one with SRGAN's median LPIPS.",
+    "closeups": "Each pixel as 4 x 4, at a layer, in plain tissue and in the vitreous (three times brighter).",
+    "measures": "PSNR against LPIPS, with 95 % intervals over patients: up and to the left is better.",
     "spectra": "SR's power over HR's by spatial frequency, mean over test scans: 0 is as much as HR has. Right of the first dotted line LR knows nothing.",
-    "texture": "Texture and speckle in the retina, as distances to HR: zero is as HR.",
-    "ranks": "HR's rank among eight samples of SRGAN: correct samples have equal shares (dashed).",
-    "uncertainty": "The spread of eight samples, large where SRGAN makes up what LR does not say, beside the error of their mean: the same places should be bright.",
-    "strengths": "The texture at strength 0, 0.5 and 1, and HR.",
-    "profile": "Grey levels through the layers, along the line: SRResNet and SRGAN should be as steep as HR.",
-    "errors": "Where each method differs from HR. Most of SRGAN's error is speckle that LR does not determine.",
-    "added": "What the networks added to bicubic: SRResNet along the layers, SRGAN grain everywhere.",
-    "worst": "{label}: the scan on which SRGAN has the largest texture error.",
-    "training": "The same crop of a validation scan over the steps of both stages.",
+    "rivals": "Texture at four times its size: SRGAN projected onto LR, the Gaussian texture, the sampler and HR.",
+    "samples": "The mean of eight samples, two of them, and HR: samples differ where LR says nothing, and their mean is smooth.",
+    "ranks": "HR's rank among eight samples: correct samples have equal shares (dashed).",
+    "uncertainty": "The spread of eight samples, large where the sampler makes up what LR does not say, beside the error of their mean.",
+    "errors": "Where each method differs from HR.",
+    "worst": "The test scan on which SRGAN has the largest LPIPS.",
+    "srgan": "The same places of a validation scan: bicubic, SRResNet, SRGAN and HR.",
     "pretrain_curves": "Pretraining: the loss on training crops, and the gain over bicubic on validation scans.",
-    "srgan_curves": "The adversarial training from step 0 on, and its health on the validation scans.",
+    "srgan_curves": "The adversarial training of SRGAN from step 0 on, and its health on the validation scans.",
+    "sampler_curves": "The adversarial training of the sampler from step 0 on, and its health.",
     "split": "Patients of each class in each split.",
     "classes": "Two scans of each class.",
 }
@@ -43,13 +41,10 @@ CAPTIONS = {  # figure file stem (without a trailing number): caption, in the or
 
 def pictures(folder: Path) -> list[tuple[Path, str]]:
     """The figures of a run that the report shows, in its order, each with its caption."""
-    rows, file = [], folder / "evaluation" / "metrics.csv"
-    labels = sorted(read_table(file).label.unique()) if file.exists() else []
+    rows = []
     for stem, caption in CAPTIONS.items():
         numbered = [(re.fullmatch(rf"{stem}_?(\d*)", picture.stem), picture) for picture in sorted((folder / "figures").glob(f"{stem}*"))]
-        for number, picture in sorted((int(m[1] or 0), p) for m, p in numbered if m):
-            label = labels[number - 1] if 0 < number <= len(labels) else "a scan"
-            rows.append((picture, caption.format(label=label)))
+        rows += [(picture, caption) for _, picture in sorted((int(m[1] or 0), p) for m, p in numbered if m)]
     return rows
 
 
@@ -57,15 +52,19 @@ def build_report(folder: Path) -> Path:
     """Write `folder`/index.html from what the run folder holds, and notebooks/*.html; returns its path."""
     folder = Path(folder)
     config, provenance = read_config(folder / "config.json"), read_json(folder / "provenance.json")
-    files = {name: folder / "evaluation" / f"{name}.csv" for name in ("metrics", "samples", "unpaired")}
+    files = {name: folder / "sampler" / f"{name}.csv" for name in ("samples", "unpaired")}
     tables = {name: read_table(file) for name, file in files.items() if file.exists()}
+    if (folder / "evaluation" / "metrics.csv").exists():
+        tables["metrics"] = Run(folder, config).metrics
     verdict = "<p class=phantom>Made from phantoms (synthetic B-scans): not a result on OCT.</p>" if config.data == "phantom" else ""
-    if tables:
+    if "metrics" in tables:
         verdict = f"<p class=lead>{html.escape(statistics.verdict(tables['metrics'], tables.get('unpaired')))}</p>{verdict}"
-    trained = f"{config.pretrain_steps:,} MSE steps, {config.gan_steps:,} adversarial steps, seed {config.seed}, content loss {config.content_features}"
+    trained = (
+        f"{config.pretrain_steps:,} MSE and {config.gan_steps:,} SRGAN steps, seed {config.seed}, content loss {config.content_features}"
+    )
     first, *others = [_figure(*picture) for picture in pictures(folder)] or [""]
-    measured = "".join(_measured(tables)) if tables else ""
-    hidden = ("pretrain", "srgan") if config.networks else ()
+    measured = "".join(_measured(tables)) if "metrics" in tables else ""
+    hidden = TRAININGS if config.networks else ()
     settings = {name: value for name, value in vars(config).items() if FIELDS[name].metadata.get("stage") not in hidden}
     page = Template(read_text(PAGE)).substitute(
         name=html.escape(folder.name),
@@ -102,16 +101,16 @@ def _measured(tables: dict[str, pd.DataFrame]):
     leading = shown.reindex(LEADING).dropna()
     names = [f"{statistics.MEASURES[m][0]}<br><small>{statistics.MEASURES[m][1]}</small>" for m in leading.index]
     yield f"<h2 id=result>Result</h2>{_html(leading.set_axis(names).rename(columns=named).T, 'method')}"
-    yield f"<p class=note>Valid region, mean by patient. {html.escape(statistics.caution(table))}</p>"
+    yield f"<p class=note>Valid region, mean by patient. {statistics.AIMED} {html.escape(statistics.caution(table))}</p>"
     better = [statistics.MEASURES[name][1] for name in shown.index]
     yield f"<details><summary>all measures</summary>{_html(statistics.titled(shown).assign(better=better), 'measure')}</details>"
     yield "<h2 id=tests>Tests</h2><p class=note>Paired Wilcoxon signed-rank tests; p (Holm) is corrected for all rows of its table.</p>"
-    for measure in ("psnr", "texture_error_db"):
+    for measure in ("psnr", "lpips"):
         text = statistics.readable_tests(table, measure).to_html(border=0, index=False)
         yield f"<h3>{statistics.MEASURES[measure][0]}, patient by patient</h3><div class=wide>{text}</div>"
     if "samples" in tables:
         text = _html(statistics.readable_samples(tables["samples"]), "")
-        yield f"<h2 id=samples>{statistics.SAMPLES} samples of SRGAN: is HR one more of them?</h2>{text}"
+        yield f"<h2 id=samples>{statistics.SAMPLES} samples of the sampler: is HR one more of them?</h2>{text}"
     if "unpaired" in tables:
         yield f"<h2 id=patches>Patches of SR against patches of HR</h2>{_html(statistics.readable_unpaired(tables['unpaired']), '')}"
 

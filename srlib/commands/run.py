@@ -15,7 +15,7 @@ from unittest import mock
 from ..config import OutOfTime, UserError, load_config
 from ..files import NOTEBOOK_FOLDER
 from ..series.opening import UNTRAINED, open_run
-from ..series.run_folder import NOTEBOOKS, Run, locked, run_path
+from ..series.run_folder import NOTEBOOKS, TRAININGS, Run, locked, run_path
 from . import absolute, add_settings, parser, read_settings
 
 STOP_SECONDS = 60  # that an interrupted cell gets to save
@@ -26,17 +26,14 @@ class Paused(KeyboardInterrupt):
     """`max_hours` ended a training as planned, saved. A caller that does not tell it apart sees an interrupt: exit status 130."""
 
 
-def run_series(
-    profile: str = "quick", run_dir: str = "", data: str = "", overrides: dict | None = None, start: str = "", only: str = ""
-) -> Path:
-    """Run the notebooks that are not finished; `start` begins at one, `only` runs one, finished or not. Returns the report's path. Raises UserError
-    for settings that cannot be and where a notebook fails, KeyboardInterrupt on SIGINT and SIGTERM (the kernel was stopped, what it trained is
-    saved), Paused where `max_hours` ended a training."""
+def run_series(profile="quick", run_dir="", data="", overrides: dict | None = None, start="", only="", until="07") -> Path:
+    """Run the notebooks that are not finished; `start` begins at one, `only` runs one, finished or not, `until` is the last. Returns the report's path.
+    Raises UserError for wrong settings and where a notebook fails, KeyboardInterrupt on SIGINT and SIGTERM (saved), Paused after `max_hours`."""
     from .report import build_report
 
-    if (begin := start or only or "01") not in NOTEBOOKS:
-        raise UserError(f"there is no notebook {begin!r}; there are {', '.join(NOTEBOOKS)}")
-    numbers = [only] if only else [n for n in NOTEBOOKS if n >= begin]
+    if (begin := start or only or "01") not in NOTEBOOKS or begin > until:
+        raise UserError(f"there is no notebook {begin!r} up to {until}; there are {', '.join(NOTEBOOKS)}")
+    numbers = [only] if only else [n for n in NOTEBOOKS if begin <= n <= until]
     load_config(profile, **(overrides or {}))  # a wrong setting is refused before there is a folder
     folder = run_path(profile, run_dir).resolve()
     parameters = {"profile": profile, "run_dir": str(folder), "data": data, "overrides": overrides or {}}
@@ -49,23 +46,24 @@ def run_series(
             numbers = [n for n in numbers if n in UNTRAINED]
             print(f"nothing is trained, {run.config.networks} is measured: notebooks {', '.join(numbers)}", flush=True)
         for number in numbers:
-            _run_notebook(run, number, parameters, asked=bool(start or only))
+            _run_notebook(run, number, parameters, bool(start or only), number == begin)
         return build_report(folder)
 
 
-def _run_notebook(run: Run, number: str, parameters: dict, asked: bool) -> None:
-    """Execute a notebook, where it is asked for or not finished; a training that is not to go on is kept under another name."""
-    name, stage, _ = NOTEBOOKS[number]
+def _run_notebook(run: Run, number: str, parameters: dict, asked: bool, first: bool) -> None:
+    """Execute a notebook, where it is asked for or not finished; a training that is not to go on (the `first`'s) is kept under another name."""
+    name, stages, _ = NOTEBOOKS[number]
     out = run.folder / "notebooks" / f"{name}.ipynb"
-    depends = stage or ("data" if number == "02" else "evaluation")
+    depends = (stages or ("data" if number == "02" else "evaluation",))[-1]
+    training = next((stage for stage in stages if stage in TRAININGS and run.is_trained(stage)), "")
     finished = out.exists() and run.provenance["notebooks"].get(number, {}).get("fingerprint") == run.fingerprint(depends)
     if finished and not asked:
-        print(f"[{number}/06] {name}: finished earlier, skipped (--from {number} does it again)", flush=True)
+        print(f"[{number}/07] {name}: finished earlier, skipped (--from {number} does it again)", flush=True)
         return
-    if asked and run.is_trained(depends) and (finished or run.changed(depends)):
-        kept = (run.folder / depends).rename(run.folder / f"{depends}-{time.strftime('%Y%m%d-%H%M%S')}")
+    if asked and training and ((finished and first) or run.changed(training)):
+        kept = (run.folder / training).rename(run.folder / f"{training}-{time.strftime('%Y%m%d-%H%M%S')}")
         print(f"        the earlier training is kept in {kept}", flush=True)
-    print(f"[{number}/06] {name}", flush=True)
+    print(f"[{number}/07] {name}", flush=True)
     out.parent.mkdir(parents=True, exist_ok=True)
     run.record("notebooks", number, fingerprint=None)  # until it has ended
     begin = time.monotonic()
@@ -159,10 +157,11 @@ def main(argv: list[str]) -> None:
     which = words.add_mutually_exclusive_group()
     which.add_argument("--from", dest="start", default="", metavar="NN", help="begin with notebook NN, also where it is finished")
     which.add_argument("--only", default="", metavar="NN", help="run notebook NN alone, also where it is finished")
+    words.add_argument("--until", default="07", metavar="NN", choices=[*NOTEBOOKS], help="end with notebook NN: 06 leaves the sampler out")
     words.add_argument("--gpus", type=int, metavar="N", help="train on so many GPUs (default: all), as -p gpus N")
     args = words.parse_args(argv)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # TERM stops as Ctrl-C does, between notebooks too
     data, overrides = read_settings(args)
     if args.gpus is not None:
         overrides["gpus"] = args.gpus
-    print(f"report: {run_series(args.profile, absolute(args.run_dir), data, overrides, args.start, args.only)}")
+    print(f"report: {run_series(args.profile, absolute(args.run_dir), data, overrides, args.start, args.only, args.until)}")

@@ -24,21 +24,23 @@ from . import absolute, add_settings, parser, read_settings
 from .run import Paused, run_series
 
 EXPERIMENTS = NOTEBOOK_FOLDER / "experiments"
-KEYS = {"about", "profile", "settings", *PROFILES, "points", "seeds"}
+KEYS = {"about", "profile", "settings", *PROFILES, "points", "seeds", "until"}
 
 
 @dataclass(frozen=True)
 class Point:
-    """One run of a sweep: its folder, its settings as overrides of the profile, and the same as a Config."""
+    """One run of a sweep: its folder, its settings as overrides of the profile, the same as a Config, and its last notebook."""
 
     folder: Path
     overrides: dict
     config: Config
+    until: str
 
     @property
     def settings(self) -> dict:
         """What the point's numbers depend on; the commit stands in its provenance.json."""
-        return {name: value for name, value in vars(self.config).items() if name == "profile" or stage_of(name) != "machine"}
+        own = {name: value for name, value in vars(self.config).items() if name == "profile" or stage_of(name) != "machine"}
+        return own | {"until": self.until}
 
     @property
     def record(self) -> dict:
@@ -81,6 +83,8 @@ def read_sweep(which: str) -> tuple[str, dict]:
             raise UserError(f"{file}: seed is no setting of a point or of all; give them as 'seeds: [0, 1]'")
     if not isinstance(seeds, list) or not seeds or not all(type(seed) is int and seed >= 0 for seed in seeds):
         raise UserError(f"{file}: seeds must be a list of whole numbers, such as 'seeds: [0, 1]'")
+    if content.get("until", "07") not in ("05", "06", "07"):  # 05 measures what the table compares
+        raise UserError(f'{file}: until must be the number of the last notebook, "05", "06" or "07"')
     return file.stem, content
 
 
@@ -99,7 +103,7 @@ def make_points(content: dict, home: Path, profile: str = "", seeds=None, overri
             elif folder in [p.folder for p in made.values()]:
                 raise UserError(f"two points of the sweep would be the folder {folder.name}; give each a name of its own")
             else:
-                made[config] = Point(folder, wanted, config)
+                made[config] = Point(folder, wanted, config, content.get("until", "07"))
     return list(made.values())
 
 
@@ -126,18 +130,17 @@ def sweep(points: list[Point], home: Path, again: bool = False, only_list: bool 
 
 def _run(point: Point, points: list[Point]) -> str:
     """Run one point to its end or that of `max_hours`; 'finished', 'interrupted', 'failed: why' or 'skipped: how to get the weights'."""
-    from ..models.features import WeightsMissing
-    from ..sampler.training import content_extractor
+    from ..models.features import WeightsMissing, feature_extractor
 
     if point.state.startswith("stale"):
         kept = point.folder.parent / "stale" / f"{point.folder.name}-{time.strftime('%Y%m%d-%H%M%S')}"
         kept.parent.mkdir(exist_ok=True)
         point.folder.rename(kept)
     try:
-        content_extractor(point.config)
+        feature_extractor(point.config.content_features, point.config.feature_weights)
         _share_pretraining(point, points)
         point.note(settings=point.settings, finished=None, error=None)
-        run_series(point.config.profile, str(point.folder), "", point.overrides)
+        run_series(point.config.profile, str(point.folder), "", point.overrides, until=point.until)
         point.note(finished=timestamp())
     except WeightsMissing as error:
         return f"skipped: {error}"

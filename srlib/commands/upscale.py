@@ -149,7 +149,7 @@ def main(argv: list[str]) -> int:
     add("source", type=given, metavar="IN", help="an image, or a folder of images")
     add("out", type=given, metavar="OUT", help="folder for <folders>/<stem>.png, or a .png file for one image")
     add_weights(words)
-    add("--seed", type=int, default=0, metavar="S", help="SRGAN samples its texture: another seed, another sample (default: 0)")
+    add("--seed", type=int, default=0, metavar="S", help="the sampler: another seed, another sample (default: 0)")
     add("--samples", type=int, default=1, metavar="N", help="several, <stem>_sample1.png, ...; sample k has the seed S + k - 1")
     add("--strength", type=float, default=1.0, metavar="A", help="factor of the texture: 0 is SRResNet's image (default: 1)")
     add("--spread", action="store_true", help="also <stem>_spread.png: the samples' standard deviation at each pixel, in grey levels")

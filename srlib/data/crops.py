@@ -25,7 +25,7 @@ class _Kept(dict):
         return images
 
 
-class Crops(torch.utils.data.Dataset):
+class Crops:
     """HR crops for training: item k is a pure function of (seed, k). uint8 tensors (C, crop, crop) on `device`.
 
     `paths` are read once and kept while they fit into `cache_bytes` of memory, with `device_bytes` also into so many of the device's. A crop with
@@ -79,10 +79,9 @@ class Crops(torch.utils.data.Dataset):
         return tuple(crops[::-1]) if self.paired else crops[0]
 
 
-def batches(crops: Crops, batch: int, first: int = 0, workers: int = 0, part: slice = slice(None)) -> Iterator:
+def batches(crops: Crops, batch: int, first: int = 0, part: slice = slice(None)) -> Iterator:
     """Batches (batch, C, crop, crop) in [0, 1], from batch number `first` on, in the order of k, or the `part` of each that one of several
     processes trains on; of paired crops [lr, hr]."""
-    turns = (range(start, start + batch)[part] for start in range(first * batch, len(crops) // batch * batch, batch))
-    own = torch.Generator()  # the loader would draw from the global generator
-    for images in torch.utils.data.DataLoader(crops, batch_sampler=turns, num_workers=workers, generator=own):
-        yield [part.float() / 255 for part in images] if crops.paired else images.float() / 255
+    for start in range(first * batch, len(crops) // batch * batch, batch):
+        items = [crops[k] for k in range(start, start + batch)[part]]
+        yield [torch.stack(side).float() / 255 for side in zip(*items, strict=True)] if crops.paired else torch.stack(items).float() / 255

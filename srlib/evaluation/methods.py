@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..degrade import to_image, to_tensor, upsample
+from ..config import Config
+from ..degrade import held_by, to_image, to_tensor, upsample
 from ..upscaling import samples, upscale
-from .gaussian import GaussianTexture
 
 
 class LinearFilter(nn.Module):
@@ -55,58 +55,62 @@ class LinearFilter(nn.Module):
         return (upsample(flat, self.scale) + F.pixel_shuffle(detail, self.scale)).reshape(n, c, h * self.scale, w * self.scale)
 
 
-class Networks(NamedTuple):
-    """What the methods need beside LR, the same for all images: the run's networks, on `device`, and what was fitted to hold against them."""
-
-    scale: int
-    device: torch.device
-    srresnet: nn.Module
-    srgan: nn.Module
-    linear: LinearFilter
-    gaussian: GaussianTexture
-
-
 class TestImage:
-    """One LR image (uint8) as every method sees it: `image["srgan"]` is that method's SR image (uint8), made once. `name` seeds what is random."""
+    """One LR image (uint8) as every method sees it: `image["srgan"]` is its SR (uint8), made once. `name` seeds what is random; `networks`: by name."""
 
-    def __init__(self, lr: np.ndarray, name: str, networks: Networks):
-        self.lr, self.networks = lr, networks
+    def __init__(self, lr: np.ndarray, name: str, config: Config, networks: dict):
+        self.lr, self.config, self.networks = lr, config, networks
         self.seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little")
-        self._made: dict[str, np.ndarray] = {}
+        self.made: dict[str, np.ndarray] = {}
 
     def __getitem__(self, method: str) -> np.ndarray:
-        if method not in self._made:
-            self._made[method] = METHODS[method].make(self)
-        return self._made[method]
+        if method not in self.made:
+            self.made[method] = METHODS[method].make(self, self.networks.get(METHODS[method].needs))
+        return self.made[method]
 
     def samples(self, count: int) -> list[np.ndarray]:
-        """`count` images of SRGAN, seeds 0 on; the first is `image["srgan"]`."""
-        images = samples(self.lr, self.networks.srgan, range(count))
-        self._made["srgan"] = images[0]
+        """`count` images of the sampler, seeds 0 on; the first is `image["sampler"]`."""
+        images = samples(self.lr, self.networks["sampler"], range(count))
+        self.made["sampler"] = images[0]
         return images
 
 
 class Method(NamedTuple):
-    """`title`, `colour` and `marker`: in every table and figure; `notebook`: which measures it; `make`: its SR image; `against`: the methods that
-    it is tested against, patient by patient; `texture`: whether its patches are compared with HR's."""
+    """`title`, `colour`, `marker`: in every table and figure; `notebook`: which measures it; `needs`: the network that `make` takes beside a `TestImage`;
+    `against`: what it is tested against, patient by patient; `aimed`: what measures (a regular expression) it was trained or chosen on, or has by
+    construction; `texture`: whether its patches are compared with HR's."""
 
     title: str
     colour: str
     marker: str
     notebook: str
-    make: Callable[[TestImage], np.ndarray]
+    needs: str
+    make: Callable[[TestImage, object], np.ndarray]
     against: tuple[str, ...] = ()
+    aimed: str = "-"
     texture: bool = False
 
 
+_FIT = "psnr|gain_db"
+_POWER = r"(band|depth|across)\d_db|texture_error_db"
 METHODS: dict[str, Method] = {
-    "nearest": Method("LR (pixels)", "#999999", "v", "05", lambda x: x.lr.repeat(x.networks.scale, 0).repeat(x.networks.scale, 1)),
-    "bicubic": Method("bicubic", "#0072B2", "s", "05", lambda x: to_image(upsample(to_tensor(x.lr), x.networks.scale))),
-    "linear": Method("linear", "#56B4E9", "D", "05", lambda x: to_image(x.networks.linear(to_tensor(x.lr)))),
-    "srresnet": Method("SRResNet", "#009E73", "o", "05", lambda x: upscale(x.lr, x.networks.srresnet), ("bicubic", "linear"), True),
-    "srgan": Method("SRGAN", "#D55E00", "^", "05", lambda x: upscale(x.lr, x.networks.srgan), ("bicubic", "srresnet", "noise"), True),
-    "noise": Method("Gaussian texture", "#CC79A7", "P", "05", lambda x: x.networks.gaussian.sample(x["srresnet"], x.lr, x.seed), (), True),
-}
+    "bicubic": Method("bicubic", "#0072B2", "s", "05", "", lambda x, _: to_image(upsample(to_tensor(x.lr), x.config.scale))),
+    "linear": Method("linear", "#56B4E9", "D", "05", "linear", lambda x, f: to_image(f(to_tensor(x.lr))), (), _FIT),
+    "srresnet": Method("SRResNet", "#009E73", "o", "05", "srresnet", lambda x, g: upscale(x.lr, g), ("bicubic", "linear"), _FIT, True),
+    "srgan": Method("SRGAN", "#D55E00", "^", "05", "srgan", lambda x, g: upscale(x.lr, g), ("bicubic", "srresnet"), "kid", True),
+    "srgan_projected": Method(
+        "SRGAN projected", "#E69F00", "<", "07", "srgan_projected", lambda x, g: upscale(x.lr, g, consistent=held_by(x.config)),
+        ("srgan",), "kid|consistency", True,
+    ),
+    "sampler": Method(
+        "sampler", "#6A3D9A", "*", "07", "sampler", lambda x, g: upscale(x.lr, g),
+        ("srgan_projected", "gaussian_texture"), f"{_POWER}|consistency|c2st.*", True,
+    ),
+    "gaussian_texture": Method(
+        "Gaussian texture", "#CC79A7", "P", "07", "gaussian", lambda x, f: f.sample(x["srresnet"], x.lr, x.seed),
+        (), f"{_POWER}|consistency", True,
+    ),
+}  # fmt: skip
 _OTHER = {"lr": ("LR", "#888888"), "hr": ("HR", "#000000")}
 
 

@@ -16,7 +16,7 @@ BOUNDARIES = ("RNFL", "EZ", "RPE")  # phantoms: what begins at the boundaries wh
 
 class Protocol:
     """One HR image, prepared once, against which any number of SR images are measured. `truth`: what a phantom was drawn from, else None;
-    `lpips`: `features.lpips` where that is wanted, on `device`."""
+    `lpips`: `features.lpips` on `device`."""
 
     def __init__(self, lr: np.ndarray, hr: np.ndarray, reduction: tuple, truth=None, lpips: torch.nn.Module | None = None, device="cpu"):
         self.lr, self.hr, self.reduction = lr, hr, reduction

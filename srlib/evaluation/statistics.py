@@ -1,6 +1,6 @@
 """The statistics of an evaluation, from its tables alone: means by patient, bootstrap intervals, paired tests, and the tables that readers see.
 
-`table` is metrics.csv as `evaluate_run` writes it. Patients are the unit: two scans of one eye are not two independent observations.
+`table` is metrics.csv of notebook 05, of 07, or both joined (`Run.metrics`). Patients are the unit: two scans of one eye are not two independent observations.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from scipy import stats
 
 from ..config import UserError
 from ..metrics import bands
-from .methods import named, questions
+from .methods import METHODS, named, questions
 
-SAMPLES = 8  # of SRGAN, on an image of samples.csv
+SAMPLES = 8  # of the sampler, on an image of samples.csv
 FEW = 12  # patients; below, an interval over patients is a rough guide
 RESAMPLES = 10_000
 FACTS = ("image", "patient", "label", "method", "region", "height", "width", "size")  # columns of metrics.csv that are not measures
@@ -24,12 +24,12 @@ MEASURES = {  # column of metrics.csv: (what it is, what is better)
     "psnr": ("PSNR (dB)", "higher"),
     "gain_db": ("PSNR gain over bicubic (dB)", "higher"),
     "ssim": ("SSIM", "higher"),
+    "lpips": ("LPIPS (whole image)", "lower"),
     "texture_error_db": ("texture error (dB)", "near 0"),  # mean over the bands of the absolute power
     **{f"{d}{k}_db": (f"power in band {k}{along}, SR over HR (dB)", "near 0") for d, along in POWERS.items() for k in range(1, 7)},
     "stripe_db": ("stripe index (dB)", "1 to 2"),
     "checkerboard": ("checkerboard (HR: 1)", "near 1"),
     "consistency": ("data consistency (dB)", "above 38"),
-    "lpips": ("LPIPS, AlexNet, whole image", "lower"),
     "speckle": ("speckle contrast minus HR's", "near 0"),
     "epi": ("edge preservation (HR: 1)", "near 1"),
     "cnr_db": ("CNR minus HR's (dB)", "near 0"),
@@ -39,15 +39,21 @@ MEASURES = {  # column of metrics.csv: (what it is, what is better)
 }
 UNPAIRED = {  # measures of unpaired.csv
     "c2st": "C2ST: a fresh classifier's accuracy (0.5: chance)",
-    "c2st_raw": "C2ST on raw patches (blind in less than 200 steps)",
+    "c2st_raw": "C2ST on raw patches",
     "kid": "KID",
 }
+AIMED = "*: the method was trained or chosen on this measure, or has it by construction."
 
 
 def is_power(measure: str) -> bool:
     """Whether a measure is a power against HR, whose mean absolute value stands beside its mean: a noisy scan drawn too smooth and a smooth one
     drawn too noisy must not cancel."""
     return bool(re.fullmatch(rf"({'|'.join(POWERS)})\d_db", measure))
+
+
+def is_aimed(method: str, measure: str) -> bool:
+    """Whether a method was trained or chosen on a measure, or has it by construction."""
+    return method in METHODS and bool(re.fullmatch(METHODS[method].aimed, measure))
 
 
 # ------------------------------------------------------------------------------------------- means, intervals, tests
@@ -161,8 +167,8 @@ def _number(mean: float, low: float, high: float, digits: int = 2, unit: str = "
 
 
 def with_intervals(summary: pd.DataFrame) -> pd.DataFrame:
-    """`summarise`'s table as text for readers: 'mean [low, high]', of a power 'mean (mean absolute) [low, high]', a row for each measure, a
-    column for each method; measures that no image has are left out, and where fewer patients have one than have PSNR, it says how many."""
+    """`summarise`'s table as text: 'mean [low, high]', of a power 'mean (mean absolute) [low, high]', with * where AIMED says so; a row for each measure,
+    a column for each method. Measures that no image has are left out; where fewer patients have one than have PSNR, it says how many."""
     shown = [c for c in summary if f"{c}_low" in summary and summary[c].notna().any()]
 
     def text(measure, row):
@@ -170,7 +176,7 @@ def with_intervals(summary: pd.DataFrame) -> pd.DataFrame:
         digits = 1 if power else 3 if abs(summary[measure]).max() < 3 and measure != "gain_db" else 2
         absolute = f" ({row[f'{measure}_abs']:.{digits}f})" if power else ""
         number = _number(*row[[measure, f"{measure}_low", f"{measure}_high"]], digits, absolute)
-        return number + (f" (n = {row[f'{measure}_n']:.0f})" if few else "")
+        return number + (f" (n = {row[f'{measure}_n']:.0f})" if few else "") + is_aimed(row.name, measure) * "*"
 
     return pd.DataFrame({method: [text(m, row) for m in shown] for method, row in summary.iterrows()}, index=shown)
 
@@ -210,25 +216,24 @@ def caution(table: pd.DataFrame) -> str:
     text = f"{table.image.nunique()} images of {patients} patients{f' ({left})' if left else ''}; intervals: 95 %, bootstrap over patients"
     if patients < FEW:
         text += f"; only {patients} patients, so the intervals are a rough guide"
-        if len(questions()) * 2 / 2**patients > 0.05:
+        if sum({*pair} <= {*table.method} for pair in questions()) * 2 / 2**patients > 0.05:
             text += ", and no corrected Wilcoxon test can reach p = .05"
     return text + "; one training, so what another seed would change is not in them."
 
 
 def verdict(table: pd.DataFrame, unpaired: pd.DataFrame | None = None) -> str:
-    """What an evaluation found, in two or three sentences, from metrics.csv and unpaired.csv; valid region, means over patients."""
-    summary = summarise(table[table.columns.intersection([*FACTS, "psnr", "texture_error_db"])])
-    gain, error = summary.gain_db, summary.texture_error_db
-    won = _number(*summary.loc["srresnet", ["gain_db", "gain_db_low", "gain_db_high"]], unit=" dB")
-    off = _number(*summary.loc["srgan", ["texture_error_db", "texture_error_db_low", "texture_error_db_high"]], unit=" dB")
-    text = f"SRResNet {'gains' if gain.srresnet > 0 else 'loses'} {won} of PSNR over bicubic. "
-    text += f"SRGAN's texture is off by {off} (SRResNet's by {error.srresnet:.1f}, a Gaussian texture's by {error.noise:.1f}), "
-    text += f"and its PSNR lies {abs(gain.srgan):.2f} dB {'below' if gain.srgan < 0 else 'above'} bicubic's."
+    """What an evaluation found, in some sentences, from `Run.metrics` and unpaired.csv; valid region, means over patients. PSNR and SSIM come first."""
+    summary = summarise(table[table.columns.intersection([*FACTS, "psnr", "ssim", "lpips"])])
+    gains = summary[["gain_db", "gain_db_low", "gain_db_high"]].drop("bicubic")
+    text = "PSNR against bicubic (dB): " + ", ".join(f"{named(method)} {_number(*row)}" for method, row in gains.iterrows()) + ". "
+    for measure in ("ssim", "lpips"):
+        values = ", ".join(f"{named(method)} {value:.3f}" for method, value in summary[measure].items())
+        text += f"{MEASURES[measure][0]} ({MEASURES[measure][1]} is better): {values}. "
     c2st = {} if unpaired is None else unpaired[unpaired.measure == "c2st"].set_index("method").value
     if len(c2st):
-        srgan, noise, srresnet = (f"{100 * c2st[method]:.0f} %" for method in ("srgan", "noise", "srresnet"))
-        text += f" A fresh classifier tells SRGAN's patches from HR's {srgan} of the time (Gaussian texture {noise}, SRResNet {srresnet}); 50 % is guessing."
-    return text
+        told = ", ".join(f"{named(method)}'s {100 * value:.0f} %{'*' * is_aimed(method, 'c2st')}" for method, value in c2st.items())
+        text += f"A fresh classifier tells patches from HR's: {told} of the time; 50 % is guessing."
+    return text.strip()
 
 
 def readable_tests(table: pd.DataFrame, measure: str) -> pd.DataFrame:
@@ -241,28 +246,28 @@ def readable_tests(table: pd.DataFrame, measure: str) -> pd.DataFrame:
 
 
 def readable_samples(samples: pd.DataFrame, count: int = SAMPLES) -> pd.DataFrame:
-    """samples.csv (`run.measure_samples`), or those of its columns that there are, as text for readers: the mean over patients, its interval where
+    """samples.csv (`sampler.evaluation.measure_samples`), or those of its columns that there are, as text for readers: the mean over patients, its interval where
     there are enough of them (`FEW`), and what samples of the true posterior have."""
     rows = {
         "gain_sample_db": ("PSNR gain of one sample over bicubic (dB)", "3 dB below SRResNet's"),
         "gain_mean_db": (f"PSNR gain of the mean of {count} samples (dB)", "0.5 dB below SRResNet's"),
         "gain_srresnet_db": ("PSNR gain of SRResNet (dB)", ""),
         "regain_db": (f"regain: the mean of {count} over one (dB)", f"{10 * np.log10(2 / (1 + 1 / count)):.1f}"),
-        "srgan_spread": ("error that the spread predicts (grey levels)", "the next row"),
-        "srgan_error": ("real error of the mean", ""),
+        "spread": ("error that the spread predicts (grey levels)", "the next row"),
+        "error": ("real error of the mean", ""),
     } | {c: (f"HR's rank, {c[5:]}: distance from equal", "0") for c in samples if c.startswith("rank_")}
     rows = {column: row for column, row in rows.items() if column in samples}
     means = samples[list(rows)].where(np.isfinite).groupby(samples.patient).mean()  # a blank image has no PSNR
     limits = intervals(means.to_numpy()) if len(means) >= FEW else np.full((2, len(rows)), np.nan)
     titles = pd.Index([title for title, _ in rows.values()], name=f"{len(samples)} images of {len(means)} patients")
     numbers = [_number(*each) for each in zip(means.mean(), *limits, strict=True)]
-    return pd.DataFrame({"SRGAN": numbers, "correct samples": [right for _, right in rows.values()]}, index=titles)
+    return pd.DataFrame({"sampler": numbers, "correct samples": [right for _, right in rows.values()]}, index=titles)
 
 
 def readable_unpaired(unpaired: pd.DataFrame) -> pd.DataFrame:
-    """unpaired.csv (`run.Patches`) as text for readers: a row for each measure, a column for HR and each method."""
+    """unpaired.csv (`sampler.evaluation.Patches`) as text for readers: a row for each measure, a column for HR and each method."""
     rows = {}
     for row in unpaired.itertuples():
         title = UNPAIRED[row.measure] + (f", features of {row.network}" if row.measure == "kid" else "")
-        rows.setdefault(title, {})[named(row.method)] = _number(row.value, row.low, row.high, 3)
+        rows.setdefault(title, {})[named(row.method)] = _number(row.value, row.low, row.high, 3) + is_aimed(row.method, row.measure) * "*"
     return pd.DataFrame.from_dict(rows, orient="index").fillna("")

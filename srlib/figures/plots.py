@@ -77,22 +77,24 @@ def _gain(ax, history, colour):
     ax.set(xlabel="step", ylabel="PSNR gain over bicubic (dB)", title="Validation, valid region")
 
 
-def srgan_curves(history: pd.DataFrame) -> plt.Figure:
-    """The adversarial training and its health: D's logits, loss terms, gain, power by band, stripes, and warnings in words. From step 0 on."""
+def adversarial_curves(history: pd.DataFrame) -> plt.Figure:
+    """An adversarial training, SRGAN's or the sampler's, and its health: D's logits, loss terms, gain, power by band, stripes, warnings in words."""
+    colour = colour_of("sampler" if "penalty" in history else "srgan")
     fig, axes = plt.subplots(2, 3, figsize=(12, 6.0))
     axes, last, steps = axes.ravel(), axes[1, 2], history.step
     for ax in axes[:5]:
         ax.set_xlim(0, steps.iloc[-1])
     axes[0].plot(steps, history.d_hr, label="D(HR)", color=colour_of("hr"))
-    axes[0].plot(steps, history.d_sr, label="D(SR)", color=colour_of("srgan"))
+    axes[0].plot(steps, history.d_sr, label="D(SR)", color=colour)
     axes[0].set(xlabel="step", ylabel="mean logit", title="Discriminator: the gap is what it knows")
     axes[0].legend()
-    for term, (colour, dashes) in TERMS.items():
+    for term, (line, dashes) in TERMS.items():
         if term in history and history[term].abs().max() > 0:
-            axes[1].plot(steps, history[term], label=term if term != "penalty" else "D's penalty", color=colour, ls=dashes)
-    axes[1].set(xlabel="step", ylabel="weighted term", title="Loss terms")
+            axes[1].plot(steps, history[term], label=term if term != "penalty" else "D's penalty", color=line, ls=dashes)
+    scale = "linear" if "pixel" in history else "log"  # the sampler's pixel term may fall below 0; SRGAN's terms are far apart
+    axes[1].set(xlabel="step", ylabel="weighted term", title="Loss terms", yscale=scale)
     axes[1].legend()
-    _gain(axes[2], history, colour_of("srgan"))
+    _gain(axes[2], history, colour)
     powers = [c for c in history if c.startswith("band")]
     for k, band in enumerate(powers):
         name = f"band {k + 1}" + {0: " (coarsest)", len(powers) - 1: " (finest)"}.get(k, "")
@@ -100,14 +102,15 @@ def srgan_curves(history: pd.DataFrame) -> plt.Figure:
     axes[3].axhline(0, color=colour_of("hr"), lw=0.8, ls=":")
     axes[3].set(xlabel="step", ylabel="SR against HR (dB)", title="Power above LR's Nyquist, by band")
     axes[3].legend()
-    axes[4].plot(steps, history.stripe_db, color=colour_of("srgan"))
+    axes[4].plot(steps, history.stripe_db, color=colour)
     axes[4].set(xlabel="step", ylabel="dB", ylim=(0, None), title="Stripe index: 1 to 2 has none")
     end = history.iloc[-1]
     notes = list(diagnostics.adversarial_warnings(history).values()) or ["Nothing to warn of."]
+    notes.append(f"The discriminator is right with probability {end.d_right:.2f} (0.5: it cannot tell).")
+    notes.append(f"Adversarial share of the loss: {end.adversarial_share:.1%}.")
     if np.isfinite(end.consistency_db):
         notes.append(f"Data consistency: {end.consistency_db:.0f} dB.")
-    notes.append(f"The discriminator is right with probability {end.d_right:.2f} (0.5: it cannot tell).")
     last.axis("off")
     last.set_title("Health at the last step", loc="left")
-    last.text(0, 0.97, "\n\n".join(textwrap.fill(sentence, 46) for sentence in notes), va="top", fontsize=9.5, transform=last.transAxes)
+    last.text(0, 0.97, "\n\n".join(textwrap.fill(sentence, 46) for sentence in notes), va="top", fontsize=9, transform=last.transAxes)
     return fig

@@ -5,6 +5,5 @@ of HR. `speckle`: what a reader of OCT measures. They know nothing of files and 
 """
 
 from .pixels import consistency, luma, psnr, ssim, too_small
-from .speckle import cnr, edge_preservation, enl, linear, speckle_contrast
+from .speckle import cnr, edge_preservation, enl, speckle_contrast
 from .spectra import DIRECTIONS, against_hr, band_power_db, bands, checkerboard, psd, rounding_floor, spectrum, stripe_index
-from .unpaired import c2st, kid

@@ -4,6 +4,7 @@ Its arithmetic differs from Ledig's (`training.adversarial`) in the networks, th
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Callable
@@ -11,21 +12,48 @@ from pathlib import Path
 
 import pandas as pd
 import torch
+import torch.nn.functional as F
+from torch.optim.swa_utils import AveragedModel
 
 from ..config import Config
 from ..degrade import held_by
-from ..device import FASTEST, autocast_dtype, pick_device
-from ..models.features import Frozen, feature_extractor
+from ..device import autocast_dtype, pick_device
+from ..models.features import Frozen
 from ..training import parallel
-from ..training.adversarial import adversarial_pairs, run_adversarial
-from ..training.losses import ADVERSARIAL, CALIBRATION_BATCHES, LossWeights, gradient_penalty, loss_of, penalty_at
-from ..training.stage import Average, adam, autocast, placed, pretrained_generator, turn_log, update
+from ..training.adversarial import CALIBRATION_BATCHES, run_adversarial
+from ..training.losses import LossWeights
+from ..training.stage import adam, autocast, placed, pretrained_generator, training_pairs, turn_log, update
 from .features import LocalGrain
 from .network import Sampler, SamplerDiscriminator, normal_noise
 
+SHARE = 0.05  # of the adversarial term beside the content loss, at the start
+PIXEL = 1.0  # the pixel term at the start
+DRIFT = 1e-3  # factor of D's mean logit, squared (Karras et al. 2018): only differences of logits count, so nothing else holds it
+EMA = 0.998  # decay of the averaged weights
 LONGEST = 5.0  # G's gradient is cut to this norm; usual ones are 20 to 100
 CONTRAST = 0.5  # standard deviation that HR less the base has for D
 WARMUP = 50  # steps
+FALLS = 0.67  # share of the steps after which the rate falls
+
+
+def pairing_loss(real: torch.Tensor, fake: torch.Tensor) -> torch.Tensor:
+    """-log of the probability that `real` is more real than `fake`, each logit beside that of its own LR (RpGAN, as in R3GAN, Huang et al. 2024);
+    mean over the batch. The generator's is the same with the two exchanged."""
+    return F.softplus(fake - real).mean()
+
+
+def gradient_penalty(logits: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
+    """The squared norm of D's gradient with respect to its `inputs` (N, C, H, W), mean over the batch (R1 on HR, R2 on SR: Mescheder et al. 2018).
+    It has a gradient of its own, for D's weights."""
+    (slope,) = torch.autograd.grad(logits.sum(), inputs, create_graph=True)
+    return slope.float().square().sum((1, 2, 3)).mean()
+
+
+def penalty_at(k: int, config: Config) -> float:
+    """The factor of D's gradient penalty in step k: `sampler_penalty` for crops of 96, falling by a cosine to a quarter over 80 % of the steps."""
+    part = min(1.0, k / config.sampler_steps / 0.8)
+    area = (config.sampler_crop / 96) ** 2  # D takes the mean over positions, so a pixel's slope falls with their number
+    return config.sampler_penalty * area * (0.25 + 0.75 * (1 + math.cos(math.pi * part)) / 2)
 
 
 class MeanContentLoss(torch.nn.Module):
@@ -43,29 +71,37 @@ class MeanContentLoss(torch.nn.Module):
         return (first * (self.extractor(two).float() - target)).mean()
 
 
+def _average(averaged, current, count) -> None:
+    """The running mean of weights, its decay smaller in the first steps, which it would otherwise remember."""
+    n = count.item()
+    torch._foreach_lerp_(averaged, current, 1 - min(EMA, (n + 1) / (n + 10)))
+
+
 class SamplerTraining:
     """A head that samples texture from noise, on the frozen `generator`, and its discriminator D, in turn. D sees what lies between the base, the
     projected image of the generator, and HR or a sample.
 
-    `step`, `first_batches`, `extractor` and `parts` as in `training.adversarial.LedigTraining`; None as the extractor: no content loss.
+    `step`, `first_batches` and `parts` as in `training.adversarial.LedigTraining`. `average.module` is the sampler with averaged weights, which is released.
     """
 
-    def __init__(
-        self, config: Config, device: torch.device, generator: torch.nn.Module, extractor: torch.nn.Module | None, first_batches: Callable
-    ):
+    def __init__(self, config: Config, device: torch.device, generator: torch.nn.Module, first_batches: Callable):
         self.config, self.device, self.first_batches = config, device, first_batches
         torch.manual_seed(config.seed + 1)
-        self.generator = placed(Sampler(generator, config.texture, held_by(config)), device)
-        self.discriminator = placed(SamplerDiscriminator(config.channels, config.d_width), device)
-        self.average = Average(self.generator, config.ema)
-        self.g_optimizer, self.d_optimizer = (adam(model, config.gan_lr, device) for model in (self.generator, self.discriminator))
-        self.weights = LossWeights(config)
-        self.content_loss = None if extractor is None else MeanContentLoss(extractor).to(device, memory_format=FASTEST)
-        self.adversarial = loss_of(config.adversarial_loss, ADVERSARIAL)
+        self.generator = placed(Sampler(generator, config.sampler_width, held_by(config)), device)
+        if not config.sampler_noise:
+            for noise in self.generator.head.noises:
+                noise.strength.requires_grad_(False).zero_()
+        self.discriminator = placed(SamplerDiscriminator(config.channels, config.sampler_d_width), device)
+        self.average = AveragedModel(self.generator, multi_avg_fn=_average)
+        self.g_optimizer, self.d_optimizer = (adam(model, config.sampler_lr, device) for model in (self.generator, self.discriminator))
+        self.weights = LossWeights(adversarial=1.0, content=0.0, pixel=0.0)
+        self.content_loss = MeanContentLoss(Frozen(LocalGrain())).to(device)
         self.dtype = autocast_dtype(config.precision, device)
+        # D and its penalty, whose squares leave float16's range
+        self.d_dtype = None if config.sampler_penalty and self.dtype is torch.float16 else self.dtype
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype is torch.float16)
-        kept = ("generator", "discriminator", "g_optimizer", "d_optimizer", "scaler", "weights")
-        self.parts = {name: getattr(self, name) for name in kept} | {"averaged": self.average}
+        kept = ("generator", "discriminator", "g_optimizer", "d_optimizer", "scaler", "weights", "average")
+        self.parts = {name: getattr(self, name) for name in kept}
 
     def step(self, k: int, lr: torch.Tensor, hr: torch.Tensor) -> dict[str, torch.Tensor]:
         if k == 0:
@@ -74,16 +110,17 @@ class SamplerTraining:
         self._set_rates(k)
         base, one, two = self._samples(k, lr)
 
-        # D: HR above a sample, with a small slope at both
+        # D: HR above a sample, with a small slope at both, and its mean logit near 0
         D.requires_grad_(True)
         real, fake = (D.see(image, base).requires_grad_() for image in (hr, one.detach()))
-        with autocast(self.device, self.dtype, factor):
+        with autocast(self.device, self.d_dtype):
             d_hr, d_sr = D(real, base), D(fake, base)
-        d_loss = self.adversarial.discriminator(d_hr, d_sr)
+        d_loss = pairing_loss(d_hr, d_sr)
+        drift = DRIFT * (d_hr.mean() + d_sr.mean()).square() / 4
         penalty = d_loss.new_zeros(())
         if factor:
             penalty = factor / 2 * (gradient_penalty(d_hr, real) + gradient_penalty(d_sr, fake))
-        d_norm = update(d_loss + penalty, D, self.d_optimizer, self.scaler)
+        d_norm = update(d_loss + penalty + drift, D, self.d_optimizer, self.scaler)
 
         # G: a sample above HR for the D that has just learnt; the mean of samples stays where it is
         D.requires_grad_(False)
@@ -91,7 +128,8 @@ class SamplerTraining:
         g_norm = update(sum(terms.values()), self.generator, self.g_optimizer, self.scaler, LONGEST)
         self.average.update_parameters(self.generator)
         self.scaler.update()
-        return turn_log(self.adversarial, terms, g_norm, d_hr, d_sr, d_loss=d_loss, penalty=penalty, d_norm=d_norm)
+        d = dict(d_loss=d_loss, penalty=penalty, d_right=(d_hr - d_sr).sigmoid().mean(), d_norm=d_norm)
+        return turn_log(terms, d_hr, d_sr, g_norm=g_norm, **d)
 
     def _samples(self, k: int, lr: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """(base, a sample, another) of step k, in [0, 1]."""
@@ -109,16 +147,14 @@ class SamplerTraining:
     def _terms(self, base: torch.Tensor, one: torch.Tensor, two: torch.Tensor, hr: torch.Tensor) -> dict[str, torch.Tensor]:
         """The generator's losses, not weighted."""
         D, terms = self.discriminator, {}
-        with autocast(self.device, self.dtype, self.config.penalty):
+        with autocast(self.device, self.d_dtype):
             with torch.no_grad():
-                real = D(D.see(hr, base), base) if self.adversarial.relative else None
-            terms["adversarial"] = self.adversarial.generator(D(D.see(one, base), base), real)
-        if self.content_loss is not None:
+                real = D(D.see(hr, base), base)
+            terms["adversarial"] = pairing_loss(D(D.see(one, base), base), real)
+        if self.config.sampler_content != "none":
             with autocast(self.device, self.dtype):
                 terms["content"] = self.content_loss(one, two, hr)
-        if self.config.pixel_weight:
-            terms["pixel"] = ((one - hr) * (two - hr)).mean()
-        return terms
+        return terms | {"pixel": ((one - hr) * (two - hr)).mean()}
 
     @torch.no_grad()
     def _calibrate(self) -> None:
@@ -128,34 +164,27 @@ class SamplerTraining:
             base, one, two = self._samples(0, lr)
             contrast += (hr - base).square().mean().item() / CALIBRATION_BATCHES
             terms.append(self._terms(base, one, two, hr))
-        self.weights.calibrate(self.config, terms)
+        self.weights["pixel"] = PIXEL / max(self.weights.calibrate(SHARE, terms)["pixel"], 1e-12)
         contrast = parallel.mean(torch.tensor(contrast)).item()
         self.discriminator.contrast.fill_(CONTRAST / max(math.sqrt(contrast), 1e-6))
 
     def _set_rates(self, k: int) -> None:
         """As R3GAN: no momentum, and a memory that grows; warmed up, and down to a fiftieth at the end. A function of k alone."""
-        config, part = self.config, k / self.config.gan_steps
-        fall = (1 - part) / max(1 - config.gan_lr_drop, 1e-9)
-        rate = min(1.0, (k + 1) / min(WARMUP, config.gan_steps / 4), 0.02 + 0.98 * fall)
+        steps, part = self.config.sampler_steps, k / self.config.sampler_steps
+        rate = min(1.0, (k + 1) / min(WARMUP, steps / 4), 0.02 + 0.98 * (1 - part) / (1 - FALLS))
         for group in self.g_optimizer.param_groups + self.d_optimizer.param_groups:
-            group["lr"], group["betas"] = config.gan_lr * rate, (0.0, 0.9 + 0.09 * min(1.0, 2 * part))
+            group["lr"], group["betas"] = self.config.sampler_lr * rate, (0.0, 0.9 + 0.09 * min(1.0, 2 * part))
 
 
 def train_sampler(config: Config, train, val, folder, fingerprint: str = "", show=lambda history: None) -> pd.DataFrame:
-    """The adversarial training of the sampler, on the frozen `folder/srresnet.pt`; arguments, files and history as of
-    `training.adversarial.train_srgan`. `content_features` is local-grain, an extractor of `models.features`, or none."""
+    """The adversarial training of the sampler, on the frozen `folder/srresnet.pt`, on crops of the image files `train`, validated on `val`.
+
+    `folder/sampler/` gets checkpoint.pt and history.csv, `folder/sampler.pt` the averaged weights. Returns the history, as of
+    `training.adversarial.train_srgan`, with the term pixel, and penalty (weighted), D's."""
     folder, device = Path(folder), pick_device(config.device)
     if count := parallel.processes(config, device):
-        return parallel.launch("srgan", count, config, folder, show)
-    stream = adversarial_pairs(train, config, device)
-    training = SamplerTraining(config, device, pretrained_generator(config, folder), content_extractor(config), lambda: stream(0))
-    return run_adversarial(training, stream, val, folder, fingerprint, show)
-
-
-def content_extractor(config: Config) -> torch.nn.Module | None:
-    """The extractor of the content loss that the settings ask for, the paper's or the sampler's; UserError where it cannot be had.
-
-    The sampler's may be local-grain, too; for 'none' it has no content loss (None), as its pixel term is there already."""
-    if config.texture and config.content_features in ("local-grain", "none"):
-        return Frozen(LocalGrain()) if config.content_features == "local-grain" else None
-    return feature_extractor(config.content_features, config.feature_weights)
+        return parallel.launch("sampler", count, config, folder, show)
+    crops = dataclasses.replace(config, crop=config.sampler_crop)
+    stream = training_pairs(train, crops, device, config.sampler_steps, config.seed + 1)
+    training = SamplerTraining(config, device, pretrained_generator(config, folder), lambda: stream(0))
+    return run_adversarial("sampler", config.sampler_steps, training, training.average.module, stream, val, folder, fingerprint, show)

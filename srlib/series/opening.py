@@ -9,9 +9,9 @@ from pathlib import Path
 
 from ..config import Config, UserError, load_config, stage_of
 from ..files import HOME, file_hash, write
-from .run_folder import ANOTHER, MAKES, NOTEBOOKS, OWNERS, Run, locked, read_config, run_path
+from .run_folder import ANOTHER, MAKES, NOTEBOOKS, OWNERS, TRAININGS, Run, locked, read_config, run_path
 
-UNTRAINED = ("01", "02", "05")  # what remains where the setting `networks` names trained ones
+UNTRAINED = ("01", "02", "05", "07")  # what remains where the setting `networks` names trained ones
 
 
 def open_run(notebook: str, profile: str = "quick", run_dir: str = "", data: str = "", overrides: dict | None = None) -> Run:
@@ -20,7 +20,7 @@ def open_run(notebook: str, profile: str = "quick", run_dir: str = "", data: str
     Notebook 01 writes config.json; a later one reads it and accepts changes to its own stage's settings (and to the machine's). Raises UserError
     for a wrong name or value, and for a setting or a missing file that contradicts what the folder holds or what the notebook needs.
     """
-    name, _, needs = NOTEBOOKS[notebook]
+    name, stages, needs = NOTEBOOKS[notebook]
     given = (overrides or {}) | ({"data": data} if data else {})
     config, folder = load_config(profile, **given), run_path(profile, run_dir)
     stored = read_config(folder / "config.json") if (folder / "config.json").exists() else None
@@ -30,7 +30,7 @@ def open_run(notebook: str, profile: str = "quick", run_dir: str = "", data: str
         raise UserError(f"{folder} holds no run yet; run 01_explore_data first, with the same run_dir (or the whole series)")
     else:
         config = dataclasses.replace(stored, **{key: getattr(config, key) for key in given}, profile=profile)
-        _refuse_settings_of_others(notebook, folder, stored, config)
+        _refuse_settings_of_others(stages, folder, stored, config)
     if config.networks and notebook not in UNTRAINED:
         raise UserError(f"{folder} measures networks={config.networks!r} and trains nothing; open {name} with another run_dir")
     run = Run(folder, config)
@@ -39,7 +39,8 @@ def open_run(notebook: str, profile: str = "quick", run_dir: str = "", data: str
         if config.networks:
             _take_networks(run)
         for stage in needs:
-            _refuse_missing(run, stage)
+            if not (config.networks and stage in TRAININGS):
+                _refuse_missing(run, stage)
         if stored:
             _refuse_changes(run, stored)
         if notebook == "03":
@@ -61,12 +62,12 @@ def _refuse_scans(folder: Path, config: Config) -> None:
         raise UserError(f"{folder} holds scans; {ANOTHER}")
 
 
-def _refuse_settings_of_others(notebook: str, folder: Path, stored: Config, config: Config) -> None:
-    """Raise UserError where a notebook changes the profile or a setting of another stage than its own."""
+def _refuse_settings_of_others(stages: tuple, folder: Path, stored: Config, config: Config) -> None:
+    """Raise UserError where a notebook changes the profile or a setting of other stages than its own."""
     if stored.profile != config.profile:
         raise UserError(f"{folder} was made with profile={stored.profile!r}, not {config.profile!r}; set that profile or another run_dir")
     for key, value in vars(stored).items():
-        if getattr(config, key) != value and stage_of(key) not in (NOTEBOOKS[notebook][1], "machine"):
+        if getattr(config, key) != value and stage_of(key) not in (*stages, "machine"):
             where = f"{folder} and belongs to {NOTEBOOKS[OWNERS[stage_of(key)]][0]}"
             raise UserError(f"{key} is {value!r} in {where}; change it there, with another run_dir where that stage has run")
 
@@ -76,13 +77,13 @@ def _refuse_missing(run: Run, stage: str) -> None:
     number, file = OWNERS[stage], run.folder / MAKES[stage]
     if not file.exists():
         raise UserError(f"{file} is missing; run {NOTEBOOKS[number][0]} first (or the whole series)")
-    if run.is_trained(stage) and (why := run.changed(stage)):
-        raise UserError(f"{file} was trained with {why}; --from {number} trains it again")
+    if (run.is_trained(stage) or stage == "evaluation") and (why := run.changed(stage)):
+        raise UserError(f"{file} was made with {why}; --from {number} makes it again")
 
 
 def _refuse_changes(run: Run, stored: Config) -> None:
     """Raise UserError where a setting differs from `stored` and a training that depends on it is in the folder."""
-    trained = [name for stage in ("pretrain", "srgan") if run.is_trained(stage) for name in ("profile", *run.settings(stage))]
+    trained = [name for stage in TRAININGS if run.is_trained(stage) for name in ("profile", *run.settings(stage))]
     for name in trained:
         if (old := getattr(stored, name)) != (new := getattr(run.config, name)):
             raise UserError(f"{run.folder} was made with {name}={old!r}, not {new!r}; {ANOTHER}")
@@ -92,10 +93,10 @@ def _ask_for_weights(run: Run) -> None:
     """Raise UserError where the network of the content loss cannot be had: before the hours of the pretraining, not after them."""
     if run.provenance["stages"].get("pretrain", {}).get("finished"):
         return
-    from ..sampler.training import content_extractor
+    from ..models.features import feature_extractor
 
     try:
-        content_extractor(run.config)
+        feature_extractor(run.config.content_features, run.config.feature_weights)
     except UserError as error:
         raise UserError(f"{error} (notebook 04 needs this; change it in 01_explore_data or on the command line)") from None
 
@@ -107,23 +108,27 @@ def _take(run: Run, name: str, file: Path) -> None:
 
 
 def _take_networks(run: Run) -> None:
-    """Copy the two networks that the setting `networks` names into the folder. Raises UserError where they are not
-    for these images (scale, channels, LR kind), are damaged, or where a training of the folder's own is in it."""
+    """Copy the three networks that `networks` names into the folder. Raises UserError where one is not there, is damaged or not for these images
+    (scale, channels, LR kind), or where a training of the folder's own is in it."""
     from .. import trained
 
     wanted = run.config.networks
     if run.is_trained("pretrain"):
         raise UserError(f"{run.folder} holds a training of its own; for networks={wanted!r} {ANOTHER}")
-    source = None if wanted == "released" else run_path("", wanted)
-    files, entry = trained.pair(source, run.config.scale)
-    for file in files.values():
-        shape = trained.load_generator(file).settings
+    source, files = None if wanted == "released" else run_path("", wanted), {}
+    for name in ("srresnet", "srgan", "sampler"):
+        if not source or trained.listed(source):
+            files[name], entry = trained.find(name, source, run.config.scale)
+            learnt = entry["scale"], trained.reduction(entry, "reduction")
+        else:
+            files[name], learnt = source / f"{name}.pt", None
+        shape = trained.load_generator(files[name]).settings
         for key in ("scale", "channels"):
             if shape[key] != getattr(run.config, key):
-                raise UserError(f"{file} is for {key}={shape[key]}, not {getattr(run.config, key)}; set {key} or other networks")
-    learnt = (entry["scale"], trained.reduction(entry, "reduction")) if entry else read_config(source / "config.json").reduction
-    if learnt != run.config.reduction:
-        raise UserError(f"networks={wanted!r} undo another reduction; set degradation={learnt[1]!r}")
+                raise UserError(f"{files[name]} is for {key}={shape[key]}, not {getattr(run.config, key)}; set {key} or other networks")
+        learnt = learnt or read_config(source / "config.json").reduction
+        if learnt != run.config.reduction:
+            raise UserError(f"networks={wanted!r} undo another reduction; set degradation={learnt[1]!r}")
     for name, file in files.items():
         _take(run, name, file)
 
@@ -138,12 +143,14 @@ def _take_start(run: Run) -> None:
     if run.is_trained("pretrain") and (run.folder / "start.pt").exists():
         return
     file = None if wanted == "released" else run_path("", wanted)
-    if not (file and file.is_file()):  # of this scale or, where there is none, of another
-        known = str(run.config.scale) in trained.listed(file or trained.WEIGHTS)
-        file = trained.pair(file, run.config.scale if known else 0)[0]["srresnet"]
+    if not file or (file.is_dir() and trained.listed(file)):  # of this scale or, where there is none, of another
+        scales = {entry["scale"] for entry in trained.listed(file or trained.WEIGHTS).values() if "srresnet" in entry}
+        file = trained.find("srresnet", file, run.config.scale if run.config.scale in scales else 0)[0]
+    elif not file.is_file():
+        file = file / "srresnet.pt"
     theirs, mine = trained.load_generator(file).settings, make_generator(run.config).settings
     if "texture" in theirs:
-        raise UserError(f"start={wanted!r} is an SRGAN, whose SRResNet does not learn; name the srresnet.pt beside it")
+        raise UserError(f"start={wanted!r} is a sampler, whose SRResNet does not learn; name the srresnet.pt beside it")
     if other := {key: value for key, value in theirs.items() if mine.get(key) != value and key != "scale"}:
         words = " ".join(f"-p {key} {str(value).lower()}" for key, value in other.items())
         raise UserError(f"start={wanted!r} is a network of another shape; set {words}, or other weights")

@@ -18,21 +18,28 @@ from ..config import FIELDS, STAGES, Config, UserError, load_config, stage_of
 from ..files import HOME, file_hash, read_json, read_table, read_text, write
 from .provenance import commit, device_used, made_by, timestamp
 
-NOTEBOOKS = {  # number: (file, stage whose settings it accepts, stages it needs)
-    "01": ("01_explore_data", "data", ()),
-    "02": ("02_synthesize_lr", None, ("data",)),
-    "03": ("03_pretrain_generator", "pretrain", ("data",)),
-    "04": ("04_train_srgan", "srgan", ("data", "pretrain")),
-    "05": ("05_evaluate", "evaluation", ("data", "pretrain", "srgan")),
-    "06": ("06_experiments", None, ("data", "pretrain", "srgan", "evaluation")),
+NOTEBOOKS = {  # number: (file, stages whose settings it accepts, the last one its result, stages it needs)
+    "01": ("01_explore_data", ("data",), ()),
+    "02": ("02_synthesize_lr", (), ("data",)),
+    "03": ("03_pretrain_generator", ("pretrain",), ("data",)),
+    "04": ("04_train_srgan", ("srgan",), ("data", "pretrain")),
+    "05": ("05_evaluate", ("evaluation",), ("data", "pretrain", "srgan")),
+    "06": ("06_experiments", (), ("data", "pretrain", "srgan", "evaluation")),
+    "07": ("07_sample_texture", ("sampler", "samples"), ("data", "pretrain", "srgan", "evaluation")),
 }
-OWNERS = {stage: number for number, (_, stage, _) in NOTEBOOKS.items() if stage}  # the notebook of each stage
-MAKES = {"data": "manifest.csv", "pretrain": "srresnet.pt", "srgan": "srgan.pt", "evaluation": "evaluation/metrics.csv"}
+OWNERS = {stage: number for number, (_, stages, _) in NOTEBOOKS.items() for stage in stages}  # the notebook of each stage
+TRAININGS = ("pretrain", "srgan", "sampler")
+MAKES = {
+    "data": "manifest.csv", "pretrain": "srresnet.pt", "srgan": "srgan.pt", "evaluation": "evaluation/metrics.csv",
+    "sampler": "sampler.pt", "samples": "sampler/metrics.csv",
+}  # fmt: skip
 INPUTS = {  # files that go into a stage; start.pt where the setting `start` is given
     "data": (),
     "pretrain": ("manifest.csv", "start.pt"),
     "srgan": ("manifest.csv", "srresnet.pt"),
     "evaluation": ("manifest.csv", "srresnet.pt", "srgan.pt"),
+    "sampler": ("manifest.csv", "srresnet.pt"),
+    "samples": ("manifest.csv", "srresnet.pt", "srgan.pt", "sampler.pt"),
 }
 ANOTHER = "choose another folder with run_dir (--run-dir)"
 
@@ -96,9 +103,8 @@ class Run:
         write(self.folder / "provenance.json", json.dumps(record, indent=1) + "\n")
 
     def settings(self, stage: str) -> dict:
-        """The settings that the stage's results depend on: its own and those of the stages before it."""
-        before = STAGES[: STAGES.index(stage) + 1]
-        return {name: getattr(self.config, name) for name in FIELDS if name != "profile" and stage_of(name) in before}
+        """The settings that the stage's results depend on (`config.STAGES`)."""
+        return {name: getattr(self.config, name) for name in FIELDS if name != "profile" and stage_of(name) in STAGES[stage]}
 
     def made_from(self, stage: str) -> dict:
         """What the stage's results depend on: `settings`, and {file: SHA-256} of its inputs ('' of one that is missing)."""
@@ -166,6 +172,12 @@ class Run:
         return read_table(self.folder / "manifest.csv")
 
     @property
+    def metrics(self) -> pd.DataFrame:
+        """What notebook 05 measured, and 07 where it has run since, one table."""
+        files = [self.folder / "evaluation" / "metrics.csv", *([] if self.changed("samples") else [self.folder / MAKES["samples"]])]
+        return pd.concat([read_table(file) for file in files if file.exists()], ignore_index=True)
+
+    @property
     def root(self) -> Path:
         """The folder that the manifest's paths start from."""
         root = Path(self.provenance["data"]["images"]["root"])
@@ -184,10 +196,9 @@ class Run:
         return read_image(self.root / path, channels or self.config.channels, self.config.bits)
 
     def images(self, split: str, min_side: int = 0) -> list[Path]:
-        """Paths of a split's images of at least `min_side` pixels a side, of 'train' with `train_on_val` those of validation, too; UserError
-        where none is left."""
-        table, splits = self.manifest, [split] + ["val"] * (split == "train" and self.config.train_on_val)
-        table = table[table.split.isin(splits) & (table[["height", "width"]] >= min_side).all(axis=1)]
+        """Paths of a split's images of at least `min_side` pixels a side; UserError where none is left."""
+        table = self.manifest
+        table = table[(table.split == split) & (table[["height", "width"]] >= min_side).all(axis=1)]
         if not len(table):
             raise UserError(f"no image of the {split} split is {min_side} pixels or more a side; set a smaller crop or give larger images")
         root = self.root  # looked up once

@@ -10,9 +10,7 @@ import pandas as pd
 from ..config import UserError, stage_of
 from ..evaluation.statistics import by_patient
 from ..files import read_json, read_table
-from .run_folder import read_config
-
-SHARES = ["adversarial_share", "content_share", "pixel_share"]
+from .run_folder import Run, read_config
 
 
 def find_runs(home: Path) -> list[Path]:
@@ -46,9 +44,9 @@ def read_runs(folders, reference: Path) -> tuple[pd.DataFrame, pd.DataFrame, dic
         settings = {k: v for k, v in vars(config).items() if k not in ("data", "profile", "seed") and stage_of(k) != "machine"}
         group = groups.setdefault(str(settings), re.sub(r"-seed\d+$", "", name))
         same = {"run": name, "group": group, "seed": config.seed}
-        means.append(by_patient(read_table(folder / "evaluation" / "metrics.csv")).reset_index().assign(**same))
+        means.append(by_patient(Run(folder, config).metrics).reset_index().assign(**same))
         history = read_table(folder / "srgan" / "history.csv")
-        shares = history[history.step > 0].reindex(columns=SHARES).iloc[0].fillna(0)
+        shares = history[history.step > 0].reindex(columns=["adversarial_share", "content_share"]).iloc[0].fillna(0)
         git = read_json(folder / "provenance.json").get("made_by", {}).get("git", "")
         changed = {k: v for k, v in settings.items() if v != getattr(own, k)}
         facts.append(same | {"changed": changed, "folder": folder, "config": config, "git": git, **shares})
@@ -61,10 +59,10 @@ def _test_images(folder: Path) -> pd.DataFrame:
     return table[table.split == "test"][["sha256", "patient"]].drop_duplicates().sort_values(["sha256", "patient"], ignore_index=True)
 
 
-def group_table(means: pd.DataFrame, measures=("gain_db", "ssim", "texture_error_db")) -> pd.DataFrame:
-    """Mean of each measure for each (group, method), both networks, over patients, then seeds; where a group has several seeds, M_sd is
+def group_table(means: pd.DataFrame, measures=("gain_db", "ssim", "lpips"), methods=("srresnet", "srgan")) -> pd.DataFrame:
+    """Mean of each measure for each (group, method), over patients, then seeds; where a group has several seeds, M_sd is
     the standard deviation between them."""
-    runs = means[means.method.isin(["srresnet", "srgan"])].groupby(["group", "method", "seed"], sort=False)[list(measures)].mean()
+    runs = means[means.method.isin(methods)].groupby(["group", "method", "seed"], sort=False)[list(measures)].mean()
     groups = runs.groupby(["group", "method"], sort=False)
     table = groups.mean().join(groups.std().add_suffix("_sd")).assign(seeds=groups.size())
     return table.dropna(axis=1, how="all")

@@ -1,6 +1,6 @@
 """`torchrun --nproc-per-node=2 -m srlib.training RUN STAGE`: one process of several that train a stage of a run folder, on one host or more.
 
-Notebook 01 has made the folder; each host has it under the same path. STAGE is pretrain or srgan."""
+Notebook 01 has made the folder; each host has it under the same path. STAGE is pretrain, srgan or sampler."""
 
 from __future__ import annotations
 
@@ -22,13 +22,14 @@ from .pretraining import pretrain_generator
 def main(folder: str, stage: str) -> int:
     """Join the group and train; the exit status."""
     run = Run(Path(folder), read_config(Path(folder) / "config.json"))
-    train = pretrain_generator if stage == "pretrain" else train_sampler if run.config.texture else train_srgan
+    stages = {"pretrain": (pretrain_generator, "crop"), "srgan": (train_srgan, "gan_crop"), "sampler": (train_sampler, "sampler_crop")}
+    train, crop = stages[stage]
     if "LOCAL_RANK" in os.environ:
         dist.init_process_group("cpu:gloo,cuda:nccl" if pick_device(run.config.device).type == "cuda" else "gloo")
     if parallel.rank():
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (for the whole process)
     try:
-        images = run.images("train", run.config.crop if stage == "pretrain" else run.config.gan_crop), run.images("val")
+        images = run.images("train", getattr(run.config, crop)), run.images("val")
         train(run.config, *images, run.folder, run.fingerprint(stage))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

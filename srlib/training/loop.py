@@ -1,9 +1,8 @@
-"""The loop under both training stages: history, validation, checkpoints, stopping and continuing. It knows nothing of networks."""
+"""The loop under all trainings: history, validation, checkpoints, stopping and continuing. It knows nothing of networks."""
 
 from __future__ import annotations
 
 import dataclasses
-import random
 import signal
 import sys
 import threading
@@ -36,28 +35,6 @@ class Best:
 
     def load_state_dict(self, state):
         vars(self).update(state)
-
-
-class RandomState:
-    """The state of Python's, NumPy's, torch's and CUDA's global generators, as a part of the checkpoint. The steps of the series draw
-    from generators of their own; whoever adds a loss with dropout or random crops of its own resumes exactly too (in one process: of
-    several, all continue with the first one's)."""
-
-    def state_dict(self):
-        kind, keys, *rest = np.random.get_state()
-        return {
-            "python": random.getstate(),
-            "numpy": [kind, keys.tolist(), *rest],
-            "torch": torch.get_rng_state(),
-            "cuda": torch.cuda.get_rng_state_all(),
-        }
-
-    def load_state_dict(self, state):
-        random.setstate(state["python"])
-        np.random.set_state(state["numpy"])
-        torch.set_rng_state(state["torch"])
-        if len(state["cuda"]) == torch.cuda.device_count():  # elsewhere there are other devices to seed
-            torch.cuda.set_rng_state_all(state["cuda"])
 
 
 class Stop:
@@ -131,7 +108,7 @@ def run_steps(stage: Stage, config: Config, folder: Path, fingerprint: str) -> p
     checkpoint before it is kept).
     """
     name, total, file = stage.name, stage.total, folder / stage.name / "checkpoint.pt"
-    parts = stage.parts | {"random": RandomState()}
+    parts = stage.parts
     state = _restored(file, parts, fingerprint)
     first, rows, means = state["step"], state["history"], RunningMeans(state["sums"], state["count"])
     session = state["session"] + 1

@@ -99,7 +99,7 @@ def processes(config: Config, device: torch.device) -> int:
 
 
 def launch(stage: str, count: int, config: Config, folder: Path, show=lambda history: None) -> pd.DataFrame:
-    """Run a stage, 'pretrain' or 'srgan', of the run in `folder` in `count` processes: `torchrun -m srlib.training FOLDER STAGE`. Returns its history,
+    """Run a stage, 'pretrain', 'srgan' or 'sampler', of the run in `folder` in `count` processes: `torchrun -m srlib.training FOLDER STAGE`. Returns its history,
     which `show` gets, too.
 
     What the processes print stands in this one's output. Raises UserError where one of them ended with an error (which is printed) or died, OutOfTime

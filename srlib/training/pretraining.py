@@ -54,8 +54,8 @@ def _schedule(optimizer, kind: str, total: int):
 def pretrain_generator(config: Config, train, val, folder, fingerprint: str = "", show=lambda history: None) -> pd.DataFrame:
     """MSE pretraining (section 3.2), or another `pretrain_loss`: train on crops of the image files `train`, validate on `val`, write into `folder`.
 
-    `folder/pretrain/` gets checkpoint.pt, history.csv and frames/ (a validation crop over the steps), `folder/srresnet.pt` the weights with the best
-    validation PSNR (the last, where validation patients are trained on). A checkpoint with the same `fingerprint` is continued. `show(history)` is
+    `folder/pretrain/` gets checkpoint.pt and history.csv, `folder/srresnet.pt` the weights with the best
+    validation PSNR. A checkpoint with the same `fingerprint` is continued. `show(history)` is
     called after each validation. On a machine with several GPUs in a process for each (`parallel.launch`), and `show` is called at the end.
     Returns the history: step, session, seconds, loss (MSE on [-1, 1], whatever is minimised), g_norm (of the gradient, before it is cut), gain_db
     (over bicubic, validation), consistency_db."""
@@ -67,8 +67,6 @@ def pretrain_generator(config: Config, train, val, folder, fingerprint: str = ""
 
     def validate():
         measured = validation(training.generator)
-        if config.train_on_val:
-            best.score = float("-inf")  # the last are taken: on seen patients nothing can be chosen
         best.offer(measured["gain_db"], training.generator)
         return measured
 
@@ -85,6 +83,6 @@ def pretrain_generator(config: Config, train, val, folder, fingerprint: str = ""
         step=training.step,
         validate=validate,
         finish=finish,
-        watch=watcher("pretrain", folder, validation, diagnostics.pretraining_warnings, show),
+        watch=watcher("pretrain", diagnostics.pretraining_warnings, show),
     )
     return run_steps(stage, config, folder, fingerprint)

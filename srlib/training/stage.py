@@ -1,11 +1,10 @@
-"""What all trainings share: the generator of the settings, the stream of pairs, autocast, Adam, one update, averaged weights."""
+"""What all trainings share: the generator of the settings, the stream of pairs, autocast, Adam, one update."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import torch
-from torch.optim.swa_utils import AveragedModel
 
 from .. import degrade
 from ..config import Config, UserError
@@ -49,14 +48,12 @@ def training_pairs(paths, config: Config, device: torch.device, steps: int, seed
 
     On a GPU crops are cut there too, from scans that stay in up to a quarter of its memory."""
     paired = config.scale if config.degradation == "paired" else 0
-    readers = parallel.size() * (max(1, config.workers) if device.type != "cuda" else 1)
-    room = (4 << 30) // readers
+    room = (4 << 30) // parallel.size()
     place = (device, torch.cuda.get_device_properties(device).total_memory // 4) if device.type == "cuda" else ()
     crops = Crops(paths, config.crop, steps * config.batch, config.channels, seed, paired, config.bits, room, *place)
-    workers, part = 0 if place else config.workers, parallel.share(config.batch)
 
     def stream(first: int):
-        for item in batches(crops, config.batch, first, workers, part):
+        for item in batches(crops, config.batch, first, parallel.share(config.batch)):
             given, hr = item if paired else (None, item)
             hr = hr.to(device, non_blocking=True, memory_format=FASTEST)
             yield degrade.downsample(hr, *config.reduction) if given is None else given.to(device, memory_format=FASTEST), hr
@@ -69,37 +66,16 @@ def placed(model: torch.nn.Module, device: torch.device) -> torch.nn.Module:
     return model.to(device, memory_format=FASTEST).train()
 
 
-def autocast(device: torch.device, dtype: torch.dtype | None, penalised: float = 0.0) -> torch.autocast:
-    """Autocast to `dtype` (None: off); not to float16 where D has a penalty, whose squares leave its range."""
-    return torch.autocast(device.type, dtype, enabled=dtype is not None and not (penalised and dtype is torch.float16))
+def autocast(device: torch.device, dtype: torch.dtype | None) -> torch.autocast:
+    """Autocast to `dtype` (None: off)."""
+    return torch.autocast(device.type, dtype, enabled=dtype is not None)
 
 
-class Average(AveragedModel):
-    """The running mean of a model's weights with the decay `ema`, smaller in the first steps, which it would otherwise remember."""
-
-    def __init__(self, model: torch.nn.Module, ema: float):
-        def mean(averaged, current, count):
-            n = count.item()
-            torch._foreach_lerp_(averaged, current, 1 - min(ema, (n + 1) / (n + 10)))
-
-        super().__init__(model, multi_avg_fn=mean, use_buffers=False)
-        self.ema = ema
-
-    def released(self, model: torch.nn.Module) -> torch.nn.Module:
-        """The model that is validated and released: the averaged one, with the buffers of `model`, or `model` itself where `ema` is 0."""
-        if not self.ema:
-            return model
-        self.module.train(model.training)
-        for own, other in zip(self.module.buffers(), model.buffers(), strict=True):
-            own.copy_(other)
-        return self.module
-
-
-def turn_log(adversarial, terms: dict[str, torch.Tensor], g_norm, d_hr: torch.Tensor, d_sr: torch.Tensor, **d) -> dict[str, torch.Tensor]:
-    """What is logged of a turn: G's loss, its weighted terms and their shares, D's logits and how often it is right, and what is given of D."""
+def turn_log(terms: dict[str, torch.Tensor], d_hr: torch.Tensor, d_sr: torch.Tensor, **others) -> dict[str, torch.Tensor]:
+    """What is logged of a turn: G's loss, its weighted terms and their shares, D's mean logits, and `others`."""
     loss = sum(terms.values())
-    d |= dict(d_hr=d_hr.mean(), d_sr=d_sr.mean(), d_right=adversarial.right(d_hr, d_sr))
-    return dict(loss=loss, g_norm=g_norm, **d, **terms, **{f"{name}_share": value / loss for name, value in terms.items()})
+    shares = {f"{name}_share": value / loss for name, value in terms.items()}
+    return dict(loss=loss, d_hr=d_hr.mean(), d_sr=d_sr.mean(), **others, **terms, **shares)
 
 
 def adam(model: torch.nn.Module, rate: float, device: torch.device) -> torch.optim.Adam:

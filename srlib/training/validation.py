@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
-from PIL import Image
 from tqdm import tqdm
 
 from .. import metrics
 from ..config import Config, UserError
 from ..data.reading import read_pair
 from ..degrade import to_image, to_tensor, upsample
-from ..files import write_image
 from ..metrics.regions import valid_region
 from ..sampler.network import sample
-from . import parallel
 
 
 class Validation:
@@ -54,21 +50,13 @@ class Validation:
             sr_power = metrics.spectrum(sr, region)
             stripe, powers = metrics.stripe_index(sr_power, power, scale), metrics.band_power_db(sr_power, power, scale)
             rows.append((metrics.psnr(sr, hr, region=region) - start, same, stripe, *powers))
-            if k == 0:
-                self.picture = sr
         generator.train(was_training)
         names = ("gain_db", "consistency_db", "stripe_db", *(f"band{b}_db" for b in range(1, len(rows[0]) - 2)))
         return dict(zip(names, np.mean(rows, 0).tolist(), strict=True))
 
-    def keep(self, history: pd.DataFrame, folder: Path) -> None:
-        """Write SR of the first crop, as it was validated last, to `folder`/frames/STEP.png, for the animation of a training."""
-        if parallel.rank() == 0:
-            write_image(folder / "frames" / f"{history.step.iloc[-1]:07d}.png", Image.fromarray(self.picture))
 
-
-def watcher(stage: str, folder: Path, validation: Validation, find: Callable, show: Callable) -> Callable[[pd.DataFrame], None]:
-    """What is done with the history after each validation: print what `find` (of `diagnostics`) warns of, each kind once, keep the picture in
-    `folder`/`stage`, and `show` the history."""
+def watcher(stage: str, find: Callable, show: Callable) -> Callable[[pd.DataFrame], None]:
+    """What is done with the history after each validation: print what `find` (of `diagnostics`) warns of, each kind once, and `show` it."""
     printed = set()
 
     def watch(history: pd.DataFrame) -> None:
@@ -76,7 +64,6 @@ def watcher(stage: str, folder: Path, validation: Validation, find: Callable, sh
             if kind not in printed:
                 tqdm.write(f"{stage}: warning at step {history.step.iloc[-1]}: {sentence}", file=sys.stdout)
                 printed.add(kind)
-        validation.keep(history, folder / stage)
         show(history)
 
     return watch

@@ -14,7 +14,7 @@ from scipy.ndimage import distance_transform_edt, gaussian_filter, map_coordinat
 from ..degrade import project, to_image, to_tensor
 from ..metrics import luma
 from ..metrics.regions import valid_region
-from ..sampler.network import ROUNDS
+from .network import ROUNDS
 
 BLOCK = 64  # side of the blocks, half overlapping, that a spectrum is the mean of (Welch 1967)
 BINS = 32, 12  # of the strength: by brightness, by roughness
