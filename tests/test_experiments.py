@@ -255,13 +255,13 @@ def test_points_that_start_from_weights_share_their_pretraining(tmp_path, scan_f
 @pytest.mark.slow
 def test_a_real_sweep(tmp_path):
     """Two points that share their pretraining, made through papermill, end as the plain run does, to the byte."""
-    file = written(tmp_path / "real.yaml", [{"adversarial_share": 0.5}, {}], seeds=[1])
+    file = written(tmp_path / "real.yaml", [{"adversarial_weight": 0.5}, {}], seeds=[1])
     done = srlib("sweep", file, "--run-dir", tmp_path / "out")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "pretraining taken from adversarial_share-0.5-seed1" in done.stdout
+    assert "pretraining taken from adversarial_weight-0.5-seed1" in done.stdout
     plain = srlib("run", "--profile", "smoke", "-p", "seed", 1, "--run-dir", tmp_path / "plain")
     assert plain.returncode == 0, plain.stderr
-    metrics = [tmp_path / folder / "evaluation/metrics.csv" for folder in ("plain", "out/base-seed1", "out/adversarial_share-0.5-seed1")]
+    metrics = [tmp_path / folder / "evaluation/metrics.csv" for folder in ("plain", "out/base-seed1", "out/adversarial_weight-0.5-seed1")]
     assert metrics[0].read_bytes() == metrics[1].read_bytes() != metrics[2].read_bytes()
     again = srlib("sweep", file, "--run-dir", tmp_path / "out")
     assert again.returncode == 0 and "run folder" not in again.stdout and "2 finished" in again.stdout
