@@ -25,17 +25,8 @@ STAGES = {  # and what its results depend on: the settings of these stages
     "samples": ("data", "pretrain", "srgan", "evaluation", "sampler", "samples"),
 }
 
-
-REDUCTIONS = (
-    "bicubic",
-    "bicubic-matlab",
-    "gaussian",
-    "axial",
-    "speckle",
-    "area",
-    "nearest",
-    "paired",
-)  # paired: LR is read from lr/ beside hr/
+# paired: LR is read from lr/ beside hr/
+REDUCTIONS = ("bicubic", "bicubic-matlab", "gaussian", "axial", "speckle", "area", "nearest", "paired")
 EXTRACTORS = ("vgg19", "vgg16", "resnet50", "random-vgg19", "none")  # and torchvision's other networks (srlib/models/features.py)
 VGG = {"vgg19": (2, 2, 4, 4, 4), "vgg16": (2, 2, 3, 3, 3)}  # convolutions in each block
 
@@ -112,7 +103,9 @@ class Config:
     gan_lr: float = _setting(1e-4, "srgan", "Adam's learning rate, generator and discriminator", low=0)
     gan_lr_drop: float = _setting(0.5, "srgan", "share of the steps after which the rate falls to a tenth", low=0, high=1)
     # evaluation
-    networks: str = _setting("", "evaluation", "measure these, a run's or a release's folder or 'released', and train nothing")
+    networks: str = _setting(
+        "", "evaluation", "measure the three networks of a run's or a release's folder, or 'released', and train nothing"
+    )
     max_test_images: int = _setting(0, "evaluation", "measure at most this many test images (0: all), patients first", low=0)
     # sampler: what is not the paper's
     sampler_width: int = _setting(32, "sampler", "feature maps of the sampler's head, on the frozen SRResNet (srlib/sampler)", low=4)
@@ -275,17 +268,10 @@ def departures(config: Config, stage: str) -> list[dict]:
             "batch normalisation",
             "of the batch",
             "of each GPU's own crops",
-            "on several GPUs, in both trainings",
+            "in both trainings",
         ),
         ("srgan", True, "first weights", "SRResNet's last", "SRResNet's best validated", "by its PSNR on validation"),
-        (
-            "srgan",
-            ":" in config.content_features,
-            "content loss",
-            "channels not named",
-            "mean of channels",
-            "equation 5 divides by the number of positions",
-        ),
+        ("srgan", ":" in config.content_features, "content loss", "channels not named", "their mean", "equation 5 divides by positions"),
         ("srgan", eight, "VGG-19", "Oxford's", "Oxford's, blocks 4 and 5 in 8 bit", "data/weights; feature_weights takes another file"),
         ("srgan", True, "precision", "fp32", config.precision, FIELDS["precision"].metadata["doc"]),
     ]

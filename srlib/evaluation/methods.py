@@ -70,9 +70,7 @@ class TestImage:
 
     def samples(self, count: int) -> list[np.ndarray]:
         """`count` images of the sampler, seeds 0 on; the first is `image["sampler"]`."""
-        images = samples(self.lr, self.networks["sampler"], range(count))
-        self.made["sampler"] = images[0]
-        return images
+        return [self["sampler"], *samples(self.lr, self.networks["sampler"], range(1, count))]
 
 
 class Method(NamedTuple):

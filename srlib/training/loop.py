@@ -108,8 +108,7 @@ def run_steps(stage: Stage, config: Config, folder: Path, fingerprint: str) -> p
     checkpoint before it is kept).
     """
     name, total, file = stage.name, stage.total, folder / stage.name / "checkpoint.pt"
-    parts = stage.parts
-    state = _restored(file, parts, fingerprint)
+    state = _restored(file, stage.parts, fingerprint)
     first, rows, means = state["step"], state["history"], RunningMeans(state["sums"], state["count"])
     session = state["session"] + 1
     if first:
@@ -133,7 +132,7 @@ def run_steps(stage: Stage, config: Config, folder: Path, fingerprint: str) -> p
             ends = parallel.largest(2.0 if late else float(stop.asked))  # all processes end at one step
             if (k + 1) % config.checkpoint_every == 0 or last or ends:
                 state = {"fingerprint": fingerprint, "step": k + 1, "history": rows, "sums": means.joint(advice), "count": means.count}
-                _save(file, state | {"seconds": seconds, "session": session}, parts)
+                _save(file, state | {"seconds": seconds, "session": session}, stage.parts)
             if ends and not last:
                 parallel.largest(0.0)  # all wait for the first one's files
                 bar.close()
