@@ -1,4 +1,4 @@
-"""In a headless Chromium driven by its remote-debugging protocol: the notebooks in the real JupyterLab (Run All, outputs, pictures, links), and the
+"""In a headless Chromium: the notebooks in the real JupyterLab (Run All, outputs, pictures, links), and the
 report of what they made at three widths, light and dark."""
 
 import contextlib
@@ -113,7 +113,7 @@ def lab(tmp_path):
 
 
 def test_run_all_in_jupyterlab_and_the_report(lab, tmp_path):
-    """All seven notebooks, one after the other, by Run All; each link at the end opens the next. The report of that run fits every screen."""
+    """All seven notebooks, one after the other, by Run All; each link at the end opens the next. And the report."""
     page, address = lab
     page.call("Emulation.setFocusEmulationEnabled", enabled=True)  # a headless page has no focus, so that no tab would be the current one
     names = [name for name, _, _ in NOTEBOOKS.values()]

@@ -83,7 +83,7 @@ def test_lpips_on_the_repositorys_convolutions():
 
 
 def test_lpips_is_shared_by_threads_and_downloads_nothing(tmp_path, monkeypatch):
-    """Methods are measured two at once, on one network: it keeps nothing of one image for the next. All of it is in the repository and in torchmetrics."""
+    """Methods are measured two at once, on one network: it keeps nothing of one image for the next."""
     for name in ("HOME", "XDG_CACHE_HOME", "TORCH_HOME"):
         monkeypatch.setenv(name, str(tmp_path))
     network, rng = features.lpips(), torch.Generator().manual_seed(0)

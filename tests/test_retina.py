@@ -58,7 +58,7 @@ def test_a_boundary_that_moves_is_measured():
 
 
 def test_a_boundary_that_is_not_there_is_at_most_the_reach_away():
-    """Grey that rises ever faster, and ever slower: the steepest place lies beyond the reach, and nearly straight lines once put it a thousand rows away."""
+    """Grey that rises ever faster, and ever slower: the steepest place lies beyond the reach."""
     row = np.arange(60.0)[:, None] * np.ones(64)
     faster, slower = (4 * row + sign * 0.02 * row**2 - 1e-5 * row**3 for sign in (1, -1))
     assert 8 <= regions.boundary_shift(slower, faster, np.full(64, 30.0)) <= 13

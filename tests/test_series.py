@@ -183,7 +183,7 @@ def test_a_run_refuses_what_contradicts_it(smoke_run, capsys, extra, words):
 
 
 def test_stopped_and_continued_to_the_same_bytes(smoke_run, tmp_path):
-    """Out of time, then TERM, then Ctrl-C at the terminal, in the middle of the pretraining: exit status 130, kernel gone, state saved. The same
+    """Out of time, then TERM, then Ctrl-C within the pretraining: exit status 130, kernel gone, state saved. The same
     command goes on, and ends as the run that was never stopped: one seed and number of threads give the same bytes."""
     folder = tmp_path / "run"
     words = [*SMOKE, "--run-dir", str(folder)]

@@ -71,7 +71,7 @@ def test_a_clone_in_a_folder_with_a_colon(tmp_path):
 
 @pytest.mark.slow
 def test_a_strange_house(tmp_path):
-    """A CP1252 locale, MPLBACKEND, a matplotlibrc that asks for TeX, a kernelspec of the user's called python3, a folder with $ and {} in its name."""
+    """A CP1252 locale, MPLBACKEND, TeX in a matplotlibrc, a kernelspec called python3, $ and {} in a folder's name."""
     if not shutil.which("localedef"):
         pytest.skip("needs localedef, which this machine lacks")
     made = subprocess.run(["localedef", "-i", "en_US", "-f", "CP1252", tmp_path / "en_US.CP1252"], capture_output=True)

@@ -1,8 +1,7 @@
-"""`bench`: how fast this machine trains and upscales, beside an SRGAN step as tutorials have it. Not a test."""
+"""`bench`: how fast this machine trains and upscales. Not a test."""
 
 from __future__ import annotations
 
-import copy
 import itertools
 import time
 from collections.abc import Callable
@@ -10,15 +9,12 @@ from collections.abc import Callable
 import numpy as np
 import pandas as pd
 import torch
-import torch.nn.functional as F
 import torchvision
-from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..config import Config, load_config
+from ..config import load_config
 from ..device import FASTEST, pick_device
-from ..models import Discriminator
-from ..models.features import Frozen, normalise
+from ..models.features import Frozen
 from ..training.adversarial import LedigTraining
 from ..training.pretraining import Pretraining
 from ..training.stage import make_generator
@@ -28,42 +24,12 @@ from . import parser
 REPEATS = 3
 
 
-def tutorial_step(config: Config, device: torch.device, vgg: nn.Module | None = None) -> Callable:
-    """The step of a tutorial, float32 in NCHW with an ordinary last convolution: on the MSE or, with a VGG, whose weights are left
-    trainable, SRGAN's, D and VGG on each input apart."""
-    generator = make_generator(config)
-    generator.tail = nn.Conv2d(generator.tail.in_channels, config.channels, 9, padding=4)
-    generator = generator.to(device, memory_format=torch.contiguous_format).train()
-    discriminator = Discriminator(config.channels, config.crop, config.d_width).to(device).train()
-    g_optimizer, d_optimizer = (torch.optim.Adam(model.parameters(), 1e-4) for model in (generator, discriminator))
-    real, fake = torch.ones(config.batch, 1, device=device), torch.zeros(config.batch, 1, device=device)
-
-    def judged(images: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        return F.binary_cross_entropy_with_logits(discriminator(2 * images - 1), target)
-
-    def step(k: int, lr: torch.Tensor, hr: torch.Tensor) -> None:
-        lr, hr = lr.contiguous(), hr.contiguous()
-        g_optimizer.zero_grad()
-        sr = generator(lr)
-        content = F.mse_loss(vgg(normalise(sr)), vgg(normalise(hr)).detach()) if vgg else F.mse_loss(sr, hr)
-        (content + 1e-3 * judged(sr, real) if vgg else content).backward()
-        g_optimizer.step()
-        if vgg:
-            d_optimizer.zero_grad()
-            (judged(hr, real) + judged(sr.detach(), fake)).backward()
-            d_optimizer.step()
-
-    return step
-
-
 def training_steps(device: torch.device) -> pd.DataFrame:
-    """Seconds and GFLOP of a step of each of `paper`'s stages (batch 16, 96 px, 3 channels; VGG-19 with random weights), by turns with a tutorial's."""
+    """Seconds and GFLOP of a step of each of `paper`'s stages (batch 16, 96 px, 3 channels; VGG-19 with random weights), by turns."""
     config, vgg = load_config("paper"), torchvision.models.vgg19(weights=None).features[:36].to(device)
     steps = {
         "MSE step": Pretraining(config, device).step,
-        "tutorial's MSE step": tutorial_step(config, device),
-        "SRGAN step": LedigTraining(config, device, make_generator(config), Frozen(copy.deepcopy(vgg)), itertools.chain).step,
-        "tutorial's SRGAN step": tutorial_step(config, device, vgg),
+        "SRGAN step": LedigTraining(config, device, make_generator(config), Frozen(vgg), itertools.chain).step,
     }
     shapes = ((config.batch, config.channels, side, side) for side in (config.crop // config.scale, config.crop))
     batch = [torch.rand(shape).to(device, memory_format=FASTEST) for shape in shapes]
@@ -100,7 +66,7 @@ def _timed(device: torch.device, work: Callable[[], object]) -> float:
 
 
 def main(argv: list[str]) -> None:
-    words = parser("bench", "How fast this machine trains and upscales, beside a tutorial's SRGAN step.")
+    words = parser("bench", "How fast this machine trains and upscales.")
     words.add_argument("--device", default="auto", choices=("auto", "cuda", "mps", "cpu"))
     device = pick_device(words.parse_args(argv).device)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"

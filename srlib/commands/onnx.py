@@ -14,6 +14,7 @@ from ..config import UserError
 from ..data.phantom import bscan
 from ..degrade import to_tensor
 from ..files import write
+from ..models.networks import RowConv2d
 from ..sampler.network import Sampler, normal_noise
 from ..trained import choose
 from . import add_weights, given, parser
@@ -37,6 +38,9 @@ def export_onnx(generator: torch.nn.Module, path: str | Path) -> float:
     names, scale = ["lr", "noise"] if isinstance(generator, Sampler) else ["lr"], generator.settings["scale"]
     network = copy.deepcopy(generator)
     network.kind = ""  # a projection's matrices belong to one size
+    for part in network.modules():
+        if isinstance(part, RowConv2d):
+            part.__class__ = torch.nn.Conv2d  # the same sums; OpenCV 5.0 computes its 1 x k convolutions wrongly
     scan = to_tensor(bscan(0, 160, 192))  # on white noise, which no scan is, the head's values are huge, and so are roundings
     batch, height, width = (torch.export.Dim(name) for name in ("batch", "height", "width"))
     shapes = {0: batch, 2: height, 3: width}, {0: batch, 2: scale * height, 3: scale * width}
@@ -55,6 +59,8 @@ def export_onnx(generator: torch.nn.Module, path: str | Path) -> float:
         )  # fmt: skip
     ClearMetadataAndDocStringPass()(program.model)  # they quote paths of the machine
     model, gap = program.model_proto, 0.0
+    for attribute in (a for node in model.graph.node for a in node.attribute if a.name == "antialias"):
+        attribute.i = 0  # going up it changes nothing, but WebGPU and OpenVINO know no other
     _halve(model.graph, onnx)
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     for size in CHECKED:

@@ -44,6 +44,10 @@ ABOUT = {
     "several and where they differ, which shows what LR does not say; `--strength` is the texture's factor, 0 is SRResNet's image. The texture is like that of HR, "
     "it is not that of HR: one sample has a lower PSNR than SRResNet, by about 3 dB where the samples are right.",
 }
+PARTS = (
+    "Samples beside what samples of the true posterior have:\n\n{samples}\n\nPatches of SR against patches of HR, of two unseen patients or more:"
+    "\n\n{patches}\n\n"
+)
 NOISE_INPUT = (
     f"The sampler's has a second input `noise` ({NOISES} maps at SR's size, standard normal), and its `sr` is not projected yet "
     "(`srlib.degrade.project`). "
@@ -132,11 +136,11 @@ def model_card(run: Run, network: str, table: pd.DataFrame, entry: dict, facts: 
     commits = dict.fromkeys(stage["git"] for stage in run.provenance["stages"].values())
     measures = statistics.titled(statistics.with_intervals(statistics.summarise(table)))
     counts = (f"{len(rows)} of {rows.patient.nunique()} patients ({split})" for split, rows in run.manifest.groupby("split", sort=False))
-    samples, patches = "It is a function of LR: it has one sample.", ""
+    samples = ""
     if network == "sampler":
         samples, patches = (read_table(run.folder / "sampler" / f"{name}.csv") for name in ("samples", "unpaired"))
-        samples = markdown(readable_samples(samples).reset_index())
         patches = markdown(readable_unpaired(patches).rename_axis("measure").reset_index())
+        samples = PARTS.format(samples=markdown(readable_samples(samples).reset_index()), patches=patches)
     content = config.content_features if network == "srgan" else config.sampler_content
     words = _failures(table, network) | {
         "name": named(network),
@@ -159,7 +163,6 @@ def model_card(run: Run, network: str, table: pd.DataFrame, entry: dict, facts: 
         "measures": markdown(measures.rename_axis("measure").reset_index()),
         "aimed": statistics.AIMED,
         "samples": samples,
-        "patches": patches,
         "psnr_tests": markdown(readable_tests(table, "psnr")),
         "lpips_tests": markdown(readable_tests(table, "lpips")),
         "classes": markdown(statistics.parts(table, "label", ("gain_db", "ssim")).reset_index()),
