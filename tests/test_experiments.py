@@ -8,7 +8,6 @@ import pandas as pd
 import pytest
 from running import srlib
 
-from srlib import degrade
 from srlib.__main__ import main
 from srlib.commands import sweep
 from srlib.config import PROFILES, UserError, load_config
@@ -23,7 +22,7 @@ from srlib.training.stage import make_generator
 
 # --------------------------------------------------------------------------------------------- beyond the noise
 def test_differences_beyond_patients_and_seeds():
-    """By hand: three seeds 0.1 apart have a standard deviation of 0.1, six degrees of freedom. (The verdicts: test_statistics.py.)"""
+    """By hand: three seeds 0.1 apart have a standard deviation of 0.1, six degrees of freedom."""
     rng, rows = np.random.default_rng(0), []
     level = rng.normal(0, 3, 20)  # hard and easy scans
     for group, effect in {"base": 0.0, "same": 0.0, "better": 1.0}.items():
@@ -118,11 +117,12 @@ def test_a_point_that_the_profile_already_has_is_left_out(tmp_path, capsys):
     assert capsys.readouterr().out.count("blocks-1-seed0 is base-seed0 under this profile") == 1
 
 
-def test_a_point_may_have_a_name(tmp_path):
+def test_a_point_may_have_a_name_and_seeds(tmp_path):
     points = [{"name": "an eighth", "width": 8}, {"name": "an eighth", "width": 16}]
     with pytest.raises(UserError, match="two points of the sweep would be the folder an-eighth-seed0"):
         names({"points": points}, tmp_path)
-    assert names({"points": [points[0], {"name": "a quarter", "width": 16}]}, tmp_path) == ["an-eighth-seed0", "a-quarter-seed0"]
+    points = [points[0], {"name": "a quarter", "width": 16, "seeds": [3, 4]}]
+    assert names({"points": points}, tmp_path) == ["an-eighth-seed0", "a-quarter-seed3", "a-quarter-seed4"]
 
 
 def test_changed_settings_make_points_stale(series, tmp_path, scan_folder, capsys):
@@ -179,7 +179,7 @@ def test_points_whose_weights_are_missing_are_skipped(series, tmp_path, capsys):
         ("points: [{seed: 5}]", "seed is no setting of a point or of all; give them as 'seeds: "),
         ("points: [{}]\nsettings: {name: x}", "there is no setting 'name'"),
         ("points: [{}]\nseeds: 3", "seeds must be a list"),
-        ("points: [{}]\nseeds: [true]", "seeds must be a list"),
+        ("points: [{seeds: [true]}]", "seeds must be a list"),
         ("points: [{scal: 2}]", "did you mean 'scale'"),
         ("points: [{}]\nuntil: 6", "until must be the number of the last notebook"),
     ],
@@ -200,20 +200,19 @@ def test_sweeps_that_are_asked_for_wrongly(tmp_path):
 
 def test_shipped_sweeps(tmp_path):
     contents = {path.stem: sweep.read_sweep(path.stem)[1] for path in sweep.EXPERIMENTS.glob("*.yaml")}
-    assert set(contents) == {"scale", "features", "losses", "ablation", "degradation"}
+    assert set(contents) == {"scale", "features", "ablation"}
     points = {name: sweep.make_points(content, tmp_path) for name, content in contents.items()}
     for name, rows in points.items():
-        assert len(rows) == len(contents[name]["points"]) * len(contents[name]["seeds"]), name
-        assert all(p.config.profile == "quick" for p in rows)
-    assert {p.config.scale for p in points["scale"]} == {2, 3, 4, 8}
-    assert all((p.until, p.config.sampler_lr) == ("06", PROFILES["quick"]["sampler_lr"]) for p in points["features"])
+        assert len(rows) == sum(len(point.get("seeds", contents[name]["seeds"])) for point in contents[name]["points"]), name
+        assert all(p.config.profile == "quick" for p in rows) and sweep.make_points(contents[name], tmp_path, "paper")
+    assert {p.config.scale for p in points["scale"]} == {2, 4, 8}
+    assert all((p.until, p.config.sampler_lr) == ("05", PROFILES["quick"]["sampler_lr"]) for p in points["features"])
     shares = {p.folder.name.partition("-seed")[0]: p.config.content_weight for p in points["features"]}
     assert all((weight == 0) == name.endswith("-equal-share") for name, weight in shares.items())  # 0: calibrated
     assert {p.config.content_features.partition(":")[0] for p in points["features"]} == {"vgg19", "random-vgg19", "none"}
     assert len({str(Run(p.folder, p.config).settings("pretrain")) for p in points["features"]}) == 3  # a seed's points share theirs
     assert {p.until for p in points["ablation"]} == {"07"}
     assert len({str(Run(p.folder, p.config).settings("srgan")) for p in points["ablation"]}) == 3
-    assert {p.config.degradation for p in points["degradation"]} == set(degrade.KINDS) - {"bicubic-matlab"}
 
 
 def test_arguments_win_but_not_over_the_point(tmp_path):

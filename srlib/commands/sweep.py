@@ -73,7 +73,8 @@ def read_sweep(which: str) -> tuple[str, dict]:
         raise UserError(f"{file} is not YAML ({str(error).splitlines()[0]})") from None
     if not isinstance(content, dict) or not KEYS >= content.keys() >= {"points"}:
         raise UserError(f"{file} needs points: a list of settings, and may have {', '.join(sorted(KEYS - {'points'}))}; nothing else")
-    points, seeds = content["points"], content.setdefault("seeds", [0])
+    content = {"seeds": [0]} | content
+    points = content["points"]
     if not isinstance(points, list):
         raise UserError(f"{file}: points must be a list of settings, such as '- {{scale: 2}}'")
     for key, settings in [(key, content.get(key, {})) for key in ("settings", *PROFILES)] + [("a point", point) for point in points]:
@@ -81,8 +82,9 @@ def read_sweep(which: str) -> tuple[str, dict]:
             raise UserError(f"{file}: {key} must be settings, such as '{{blocks: 8}}', not {settings!r}")
         if "seed" in settings:
             raise UserError(f"{file}: seed is no setting of a point or of all; give them as 'seeds: [0, 1]'")
-    if not isinstance(seeds, list) or not seeds or not all(type(seed) is int and seed >= 0 for seed in seeds):
-        raise UserError(f"{file}: seeds must be a list of whole numbers, such as 'seeds: [0, 1]'")
+    for seeds in [content["seeds"], *(point["seeds"] for point in points if "seeds" in point)]:
+        if not isinstance(seeds, list) or not seeds or not all(type(seed) is int and seed >= 0 for seed in seeds):
+            raise UserError(f"{file}: seeds must be a list of whole numbers, such as 'seeds: [0, 1]'")
     if content.get("until", "07") not in ("05", "06", "07"):  # 05 measures what the table compares
         raise UserError(f'{file}: until must be the number of the last notebook, "05", "06" or "07"')
     return file.stem, content
@@ -93,9 +95,9 @@ def make_points(content: dict, home: Path, profile: str = "", seeds=None, overri
     A point with the settings of an earlier one is left out, which is said. Raises UserError for two points of one name."""
     profile, made = profile or str(content.get("profile", "quick")), {}
     for point in content["points"]:
-        settings = {k: v for k, v in point.items() if k != "name"}
+        settings = {k: v for k, v in point.items() if k not in ("name", "seeds")}
         name = point.get("name") or "_".join(f"{k}-{v}" for k, v in settings.items()) or "base"
-        for seed in content["seeds"] if seeds is None else seeds:
+        for seed in point.get("seeds", content["seeds"]) if seeds is None else seeds:
             wanted = content.get("settings", {}) | content.get(profile, {}) | (overrides or {}) | settings | {"seed": seed}
             folder, config = home / f"{re.sub(r'[^A-Za-z0-9._-]', '-', str(name))}-seed{seed}", load_config(profile, **wanted)
             if config in made:

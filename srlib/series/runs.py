@@ -59,10 +59,10 @@ def _test_images(folder: Path) -> pd.DataFrame:
     return table[table.split == "test"][["sha256", "patient"]].drop_duplicates().sort_values(["sha256", "patient"], ignore_index=True)
 
 
-def group_table(means: pd.DataFrame, measures=("gain_db", "ssim", "lpips"), methods=("srresnet", "srgan")) -> pd.DataFrame:
+def group_table(means: pd.DataFrame, measures=("gain_db", "ssim", "lpips", "band2_db"), methods=("srresnet", "srgan")) -> pd.DataFrame:
     """Mean of each measure for each (group, method), over patients, then seeds; where a group has several seeds, M_sd is
-    the standard deviation between them."""
-    runs = means[means.method.isin(methods)].groupby(["group", "method", "seed"], sort=False)[list(measures)].mean()
+    the deviation between them."""
+    runs = means[means.method.isin(methods)].groupby(["group", "method", "seed"], sort=False)[[m for m in means if m in measures]].mean()
     groups = runs.groupby(["group", "method"], sort=False)
     table = groups.mean().join(groups.std().add_suffix("_sd")).assign(seeds=groups.size())
     return table.dropna(axis=1, how="all")
