@@ -1,0 +1,133 @@
+"""Any number of networks in one table, on a run's test scans: the table of real scans in RESULTS, and a network of yours beside others.
+
+    python notebooks/experiments/table.py RUN NAME=WEIGHTS [NAME=WEIGHTS ...]
+
+RUN is a run folder in which notebook 01 has run; its scans, patients and settings are taken. NAME is a method of the series, as srgan, or any other
+name. A NAME that ends in _projected is projected onto LR; gaussian_texture is fitted on the images of its WEIGHTS, which stand as srresnet, too.
+Writes RUN/table-SPLIT/: metrics.csv (as notebook 05's), unpaired.csv (as 07's), table.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from pathlib import Path
+
+import pandas as pd
+from srlib.commands.report import markdown
+from srlib.data.reading import jpeg_tables, read_pair
+from srlib.degrade import held_by
+from srlib.device import pick_device
+from srlib.evaluation.methods import METHODS, Method, named
+from srlib.evaluation.run import choose, fit_linear, measured_images, write_table
+from srlib.evaluation.statistics import (
+    AIMED,
+    MEASURES,
+    caution,
+    readable_unpaired,
+    summarise,
+    verdict,
+    with_intervals,
+)
+from srlib.metrics.regions import valid_region
+from srlib.sampler.evaluation import FITTED, Patches
+from srlib.sampler.gaussian import GaussianTexture
+from srlib.series.run_folder import Run, read_config
+from srlib.trained import load_generator
+from srlib.upscaling import upscale
+
+SRGAN = METHODS["srgan"]
+OTHERS = {  # what RESULTS has beside the methods of the series
+    "srresnet_paper": METHODS["srresnet"]._replace(title="SRResNet (paper's)"),
+    "srgan_vgg22": SRGAN._replace(title="SRGAN-VGG22"),
+    "srgan_mse": SRGAN._replace(title="SRGAN-MSE", aimed="-"),
+}
+SHOWN = (
+    "psnr",
+    "gain_db",
+    "ssim",
+    "lpips",
+    "texture_error_db",
+    "stripe_db",
+    "checkerboard",
+    "consistency",
+)
+
+
+def main() -> None:
+    words = argparse.ArgumentParser(
+        description="Any number of networks in one table, on a run's test scans."
+    )
+    words.add_argument("run", type=Path, metavar="RUN", help="a run folder in which notebook 01 has run")
+    words.add_argument("networks", nargs="+", metavar="NAME=WEIGHTS")
+    words.add_argument("--split", default="test", choices=("test", "val"))
+    words.add_argument(
+        "--images", type=int, default=0, help="at most so many scans, patients first (default: all)"
+    )
+    words.add_argument(
+        "--steps", type=int, default=200, help="steps of each classifier, 0: none (default: 200)"
+    )
+    args = words.parse_args()
+    run = Run(args.run, read_config(args.run / "config.json"))
+    config, root, device, out = (
+        run.config,
+        run.root,
+        pick_device(run.config.device),
+        args.run / f"table-{args.split}",
+    )
+    files = dict(pair.split("=", 1) for pair in args.networks)
+    networks = {name: load_generator(file, device) for name, file in files.items()} | {
+        "linear": fit_linear(config, root, run.manifest)
+    }
+    if "gaussian_texture" in networks:
+        train = choose(run.manifest[run.manifest.split == "train"], FITTED).path
+        pairs, base = (read_pair(root / path, config) for path in train), networks["gaussian_texture"]
+        networks["gaussian_texture"] = GaussianTexture(config.scale, held_by(config)).fit(
+            (upscale(lr, base), lr, hr) for lr, hr in pairs
+        )
+    rows = {name: row_of(name) for name in ("bicubic", "linear", *files)}
+    METHODS.clear()  # the tables have this one's rows, in this order
+    METHODS.update(rows)
+
+    manifest = run.manifest[run.manifest.split == args.split].assign(split="test")
+    manifest, everything = choose(manifest, args.images), dataclasses.replace(config, max_test_images=0)
+    patches, measured = Patches([*files]), []
+    for item, hr, _, image, values in measured_images("05", everything, root, manifest, out, networks):
+        measured += values
+        shown = {name: image[name] for name in files} | {"hr": hr}
+        patches.add(
+            shown, valid_region(hr), item.patient, image.seed % 2**32, jpeg_tables(root / item.path)
+        )
+    table = write_table(measured, out / "metrics.csv")
+    unpaired = write_table(patches.measure(args.steps, config.seed, device), out / "unpaired.csv")
+    text = "\n\n".join(
+        [verdict(table, unpaired), caution(table), markdown(readable(table, unpaired)), AIMED]
+    )
+    (out / "table.md").write_text(text + "\n", encoding="utf-8")
+    print(text)
+
+
+def row_of(name: str) -> Method:
+    """The method of a name; of one that is not known, SR of its network."""
+    like = METHODS["srgan_projected" if name.endswith("_projected") else "srgan"]
+    method = (METHODS | OTHERS).get(name) or like._replace(title=name.replace("_", " "), colour=None)
+    return method._replace(notebook="05", needs="" if name == "bicubic" else name)
+
+
+def readable(table: pd.DataFrame, unpaired: pd.DataFrame) -> pd.DataFrame:
+    """A row for each method: what SHOWN names, the power by band, the least data consistency, patches against HR's."""
+    numbers, valid = with_intervals(summarise(table)).T, table[table.region == "valid"]
+    powers = numbers[[c for c in numbers if c.startswith("band")]].replace(r" \[.*\]", "", regex=True)
+    text = numbers[list(SHOWN)].rename(columns={name: MEASURES[name][0] for name in SHOWN})
+    text.insert(5, "power by band (mean absolute)", powers.agg("; ".join, axis=1))
+    text["least data consistency (dB)"] = valid.groupby("method").consistency.min().map("{:.0f}".format)
+    return (
+        text.rename(index=named)
+        .join(readable_unpaired(unpaired).T)
+        .fillna("")
+        .reset_index(names="method")
+    )
+
+
+if __name__ == "__main__":
+    main()
