@@ -187,7 +187,7 @@ def test_ds_mean_logit_is_held_at_zero(batch, monkeypatch):
 
 
 def test_first_losses_by_hand(batch):
-    """Of a head that is awake: D's pairing loss of the logits that it gave, its penalty on what it saw, the pixel term of two samples."""
+    """D's pairing loss of the logits that it gave, its penalty on what it saw, the pixel term of two samples."""
     training = begin(batch)
     nn.init.normal_(training.generator.head.tail.weight, std=0.05)
     lr, hr = batch

@@ -154,7 +154,7 @@ def test_crops_avoid_fill(tmp_path):
 
 
 def test_the_split_of_the_real_scans_stays(real_scans, tmp_path):
-    """Image by image, whatever the seed: released weights must not meet their training patients in a test."""
+    """Whatever the seed: released weights must not meet their training patients in a test."""
     table = open_run("01", "paper", str(tmp_path), str(real_scans), {"channels": 1, "seed": 7}).make_manifest()
     lines = "\n".join(sorted(f"{path} {split}" for path, split in zip(table.path, table.split)))
     assert table.split.value_counts().to_dict() == {"train": 346, "val": 54, "test": 109} and not table.attrs["skipped"]

@@ -33,7 +33,7 @@ LINEAR = [kind for kind in KINDS if kind != "speckle"]
 
 @pytest.mark.parametrize("scale", SCALES)
 def test_agrees_with_pillow_and_opencv(scale):
-    """Pillow rounds to 8 bit between its two passes; the smaller the kernel, the more of that rounding is left."""
+    """Pillow rounds to 8 bit between its two passes, of which a small kernel leaves more."""
     hr = crop_to_multiple(bscan(3, 240, 264), scale)
     size = hr.shape[1] // scale, hr.shape[0] // scale
     pillow, opencv = Image.fromarray(hr).resize(size, Image.Resampling.BICUBIC), cv2.resize(hr, size, interpolation=cv2.INTER_AREA)

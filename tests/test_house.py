@@ -138,7 +138,7 @@ def test_every_room_is_installed():
 
 @pytest.mark.slow
 def test_an_installed_srlib_works_elsewhere(tmp_path):
-    """`pip install`ed, without a clone: the `srlib` command draws a phantom, upscales it, finds the notebooks."""
+    """`pip install`ed, without a clone: `srlib` draws a phantom, upscales it, finds the notebooks."""
     site, pip = tmp_path / "site", [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--disable-pip-version-check"]
     done = subprocess.run([*pip, "--target", str(site), str(REPOSITORY)], capture_output=True, text=True)
     if done.returncode and ("No matching distribution" in done.stderr or "connection" in done.stderr.lower()):

@@ -54,7 +54,7 @@ def test_two_builds_are_the_same_bytes(out):
 
 
 def test_the_first_cell_finds_srlib(out, tmp_path):
-    """Attached in the old way or the new, a copy in the working folder first; without it it is asked for."""
+    """In the old place or the new, a copy in the working folder first; else it is asked for."""
     working, attached = tmp_path / "kaggle/working", kaggle.build_dataset("someone")
     working.mkdir(parents=True)
     cell = kaggle.attached("someone").replace("/kaggle/", f"{tmp_path}/kaggle/")

@@ -36,7 +36,7 @@ def pair(scale=4, channels=1, images=2, height=8, width=10):
 
 # --------------------------------------------------------------------------------------------- noise
 def test_noise_is_a_function_of_its_seed():
-    """Not of the global generator; seeds that share their last 32 bits differ, too."""
+    """Seeds that share their last 32 bits differ, too."""
     torch.manual_seed(1)
     first = normal_noise(5, 2, 100, 120)
     torch.manual_seed(2)

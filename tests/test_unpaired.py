@@ -89,7 +89,7 @@ def test_kid_by_its_formula():
 
 
 def test_what_two_sides_share_of_a_place_does_not_bring_them_nearer():
-    """One distribution, of which two sides share 0.9 of a place's variance: the mean KID is 0 within its noise, the interval holds 0. Under other
+    """Two sides that share 0.9 of a place's variance: the mean KID is 0 within its noise, the interval holds 0. Under other
     names of the patients the pairs of one place stay in the cross sum, and it is below."""
     rng, patients, values = np.random.default_rng(0), np.repeat(list("abcdefgh"), 40), []
     for _ in range(40):
