@@ -88,7 +88,7 @@ class Config:
     content_features: str = _setting(
         "vgg19:relu5_4", "srgan", "network:layer of the content loss; none: pixels (SRGAN-MSE)", EXTRACTORS, own=True
     )
-    feature_weights: str = _setting("", "srgan", "state dict of its network, a file or folder; '': data/weights, or torchvision's download")
+    feature_weights: str = _setting("", "srgan", "file with its network's state dict; '': data/weights, or torchvision's download")
     content_weight: float = _setting((1 / 12.75) ** 2, "srgan", "factor of the content loss; 0: calibrated from adversarial_share", low=0)
     adversarial_loss: str = _setting(
         "standard", "srgan", "standard: the paper's; MODULE:NAME of your own (losses.py)", ("standard",), own=True

@@ -156,7 +156,7 @@ def test_weights_of_the_content_loss_are_asked_for_before_the_pretraining(tmp_pa
     run = Run(tmp_path, load_config("smoke", content_features="vgg19:relu5_4", feature_weights=str(tmp_path / "nowhere")))
     run.write_config()
     (tmp_path / "manifest.csv").touch()
-    with pytest.raises(UserError, match=r"no vgg19 weights there; .*change it in 01_explore_data"):
+    with pytest.raises(UserError, match=r"nowhere. is no file; .*change it in 01_explore_data"):
         open_run("03", "smoke", str(tmp_path))
     asked = []
     monkeypatch.setattr(features, "feature_extractor", lambda name, weights: asked.append(name))

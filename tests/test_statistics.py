@@ -49,6 +49,7 @@ def test_beyond_patients_and_seeds():
     one, two = (statistics.between(runs[::step], "psnr", "srgan", "base").loc["other"] for step in (2, 1))
     assert one.patients == 1 and np.isnan(one.low) and one.verdict == "not beyond patients" and one.difference == pytest.approx(10)
     assert two.patients == 2 and two.verdict == "beyond both"
+    assert two.seeds_margin == pytest.approx(4.303 * 0.001 / 2**0.5, rel=1e-3)  # Student's t of two degrees of freedom; seeds .001 apart
     assert statistics.between(runs[runs.seed == 0], "psnr", "srgan", "base").verdict["other"] == "one seed: unknown"
     wide = runs.assign(psnr=runs.psnr + 40 * (runs.seed == 1) * (runs.group == "other"))
     assert statistics.between(wide, "psnr", "srgan", "base").verdict["other"] == "not beyond seeds"

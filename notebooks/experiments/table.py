@@ -1,8 +1,8 @@
 """Any number of networks in one table, on a run's test scans: the table of real scans in RESULTS, and a network of yours beside others.
 
-    python notebooks/experiments/table.py RUN NAME=WEIGHTS [NAME=WEIGHTS ...]
+    python -m notebooks.experiments.table RUN NAME=WEIGHTS [NAME=WEIGHTS ...]
 
-RUN is a run folder in which notebook 01 has run; its scans, patients and settings are taken. NAME is a method of the series, as srgan, or any other
+in an active environment, from the repository. RUN is a run folder in which notebook 01 has run; its scans, patients and settings are taken. NAME is a method of the series, as srgan, or any other
 name. A NAME that ends in _projected is projected onto LR; gaussian_texture is fitted on the images of its WEIGHTS, which stand as srresnet, too.
 Writes RUN/table-SPLIT/: metrics.csv (as notebook 05's), unpaired.csv (as 07's), table.md.
 """
@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import sys
 from pathlib import Path
 
 import pandas as pd
+from srlib.commands import in_one_line
 from srlib.commands.report import markdown
-from srlib.data.reading import jpeg_tables, read_pair
-from srlib.degrade import held_by
+from srlib.data.reading import jpeg_tables
 from srlib.device import pick_device
 from srlib.evaluation.methods import METHODS, Method, named
 from srlib.evaluation.run import choose, fit_linear, measured_images, write_table
@@ -30,11 +31,9 @@ from srlib.evaluation.statistics import (
     with_intervals,
 )
 from srlib.metrics.regions import valid_region
-from srlib.sampler.evaluation import FITTED, Patches
-from srlib.sampler.gaussian import GaussianTexture
+from srlib.sampler.evaluation import Patches, fit_texture
 from srlib.series.run_folder import Run, read_config
 from srlib.trained import load_generator
-from srlib.upscaling import upscale
 
 SRGAN = METHODS["srgan"]
 OTHERS = {  # what RESULTS has beside the methods of the series
@@ -56,7 +55,8 @@ SHOWN = (
 
 def main() -> None:
     words = argparse.ArgumentParser(
-        description="Any number of networks in one table, on a run's test scans."
+        prog="python -m notebooks.experiments.table",
+        description="Any number of networks in one table, on a run's test scans.",
     )
     words.add_argument("run", type=Path, metavar="RUN", help="a run folder in which notebook 01 has run")
     words.add_argument("networks", nargs="+", metavar="NAME=WEIGHTS")
@@ -80,10 +80,8 @@ def main() -> None:
         "linear": fit_linear(config, root, run.manifest)
     }
     if "gaussian_texture" in networks:
-        train = choose(run.manifest[run.manifest.split == "train"], FITTED).path
-        pairs, base = (read_pair(root / path, config) for path in train), networks["gaussian_texture"]
-        networks["gaussian_texture"] = GaussianTexture(config.scale, held_by(config)).fit(
-            (upscale(lr, base), lr, hr) for lr, hr in pairs
+        networks["gaussian_texture"] = fit_texture(
+            config, root, run.manifest, networks["gaussian_texture"]
         )
     rows = {name: row_of(name) for name in ("bicubic", "linear", *files)}
     METHODS.clear()  # the tables have this one's rows, in this order
@@ -130,4 +128,4 @@ def readable(table: pd.DataFrame, unpaired: pd.DataFrame) -> pd.DataFrame:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(in_one_line(main))

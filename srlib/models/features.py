@@ -15,11 +15,11 @@ from torch import nn
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
 from ..config import VGG, UserError, is_own, nearest, own_part, vgg_layers
-from ..files import HOME, WEIGHTS, mounts, released
+from ..files import HOME, WEIGHTS, released
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 WEIGHTS_HELP = (
-    "set feature_weights to a file or folder with torchvision's {network}-*.pth (vgg19-dcbb9e9d.pth, vgg16-397923af.pth, "
+    "set feature_weights to torchvision's {network}-*.pth (vgg19-dcbb9e9d.pth, vgg16-397923af.pth, "
     "resnet50-0676ba61.pth; of a VGG the convolutions suffice), or take vgg19 without feature_weights: data/weights holds it"
 )
 SHA256 = {  # of the convolutions in data/weights (its README says whose they are)
@@ -62,7 +62,7 @@ def feature_extractor(name: str = "vgg19:relu5_4", weights: str | Path | None = 
     training, a control that knows nothing of images; 'none' gives the image itself (the paper's SRGAN-MSE); 'MODULE:NAME' calls your own function
     of `weights`, which gives a module from ImageNet's normalisation to feature maps.
 
-    `weights`: a state dict file or a folder that holds one, full or convolutions only; without it VGG-19 is the original one in data/weights,
+    `weights`: a state dict file, full or convolutions only; without it VGG-19 is the original one in data/weights,
     the others torchvision's IMAGENET1K_V1, which is downloaded once. Raises UserError for an unknown name, WeightsMissing for weights that cannot be had.
     """
     network, _, layer = name.partition(":")
@@ -118,7 +118,9 @@ def _state(network: str, weights: str | Path | None) -> dict[str, torch.Tensor]:
     """ImageNet's weights of a network, of `weights` or where there is none those at hand."""
     help = WEIGHTS_HELP.format(network=network)
     if weights:
-        path = find_weights(weights, network)
+        path = HOME / Path(weights).expanduser()
+        if not path.is_file():
+            raise WeightsMissing(f"feature_weights={str(weights)!r} is no file; {help}")
         try:
             state = dict(torch.load(path, map_location="cpu", weights_only=True))
             return {f"features.{key}" if key[0].isdigit() else key: value for key, value in state.items()}  # (of convolutions saved alone)
@@ -130,19 +132,6 @@ def _state(network: str, weights: str | Path | None) -> dict[str, torch.Tensor]:
         return torchvision.models.get_model_weights(network).IMAGENET1K_V1.get_state_dict(progress=False)
     except Exception as error:
         raise WeightsMissing(f"{network}'s ImageNet weights could not be downloaded ({type(error).__name__}); {help}") from None
-
-
-def find_weights(weights: str | Path, network: str) -> Path:
-    """The weights file that `feature_weights` means (a relative path from the repository, on Kaggle from the working folder): itself, or
-    the first .pth/.pt file with the network's name in a folder, or in the data set OWNER/SLUG where Kaggle has mounted it. Raises WeightsMissing."""
-    path = HOME / Path(weights).expanduser()
-    if path.is_file():
-        return path
-    folders = [path, *mounts("datasets", str(weights))]
-    files = [p for f in folders for p in sorted((*f.glob("*.pt*"), *f.glob("*/*.pt*"))) if network in p.name]
-    if not files:
-        raise WeightsMissing(f"feature_weights={str(weights)!r}: no {network} weights there; {WEIGHTS_HELP.format(network=network)}")
-    return files[0]
 
 
 def lpips() -> nn.Module:

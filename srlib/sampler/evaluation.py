@@ -40,10 +40,8 @@ def evaluate_sampler(config: Config, root: Path, manifest: pd.DataFrame, folder:
     - unpaired.csv, patches against HR's (`Patches`).
     """
     networks, out = load_networks(config, folder, ("srresnet", "srgan", "sampler")), folder / "sampler"
-    train = choose(manifest[manifest.split == "train"], FITTED).path
-    pairs, kind = (read_pair(root / path, config) for path in train), held_by(config)
-    networks["gaussian"] = GaussianTexture(config.scale, kind).fit((upscale(lr, networks["srresnet"]), lr, hr) for lr, hr in pairs)
-    if kind:
+    networks["gaussian"] = fit_texture(config, root, manifest, networks["srresnet"])
+    if held_by(config):
         networks["srgan_projected"] = networks["srgan"]
     sampled = {*choose(choose(manifest[manifest.split == "test"], config.max_test_images), config.sample_images).path}
     shown = [name for name, method in METHODS.items() if method.texture and method.needs in networks]
@@ -61,6 +59,13 @@ def evaluate_sampler(config: Config, root: Path, manifest: pd.DataFrame, folder:
     write_table(shares, out / "ranks.csv")
     write_table(patches.measure(config.classifier_steps, config.seed, pick_device(config.device)), out / "unpaired.csv")
     return write_table(rows, out / "metrics.csv")
+
+
+def fit_texture(config: Config, root: Path, manifest: pd.DataFrame, srresnet: torch.nn.Module) -> GaussianTexture:
+    """The Gaussian texture on the images of `srresnet`, fitted on FITTED training scans."""
+    train = choose(manifest[manifest.split == "train"], FITTED).path
+    pairs = (read_pair(root / path, config) for path in train)
+    return GaussianTexture(config.scale, held_by(config)).fit((upscale(lr, srresnet), lr, hr) for lr, hr in pairs)
 
 
 def measure_samples(image: TestImage, hr: np.ndarray, truth=None) -> tuple[dict[str, float], dict[str, np.ndarray]]:
