@@ -9,54 +9,51 @@ import torch
 from srlib.data import phantom
 from srlib.degrade import crop_to_multiple, downsample, to_image, to_tensor, upsample
 from srlib.evaluation.protocol import Protocol
-from srlib.evaluation.statistics import MEASURES, POWERS
+from srlib.evaluation.statistics import MEASURES
 from srlib.models import features
 
 
-def measured(hr, scale=4, truth=None, change=lambda sr: sr):
+def measured(hr, scale=4, change=lambda sr: sr):
     hr = crop_to_multiple(hr, scale)
     lr = to_image(downsample(to_tensor(hr), scale))
     sr = change(to_image(upsample(to_tensor(lr), scale)))
-    rows = Protocol(lr, hr, (scale, "bicubic"), truth).measure(sr)
+    rows = Protocol(lr, hr, (scale, "bicubic")).measure(sr)
     return {row["region"]: row for row in rows}
 
 
 @pytest.mark.parametrize(("scale", "bands"), [(3, 3), (8, 6)])
-def test_a_phantom_with_its_truth(scale, bands):
+def test_a_phantom(scale, bands):
     """Every measure that the tables know, and as many bands of power as the scale has."""
-    drawn = phantom.draw(1, 250, 310, "dme")
-    rows = measured(drawn.image, scale, drawn)
+    rows = measured(phantom.bscan(1, 250, 310, "dme"), scale)
     assert list(rows) == ["whole", "valid", "retina"]
-    more = {f"{start}{k}_db" for start in POWERS for k in range(bands + 1, 7)}
+    more = {f"band{k}_db" for k in range(bands + 1, 7)}
     for row in rows.values():
         assert set(row) - {"region"} == set(MEASURES) - {"gain_db", "lpips"} - more
         assert all(np.isfinite(value) for name, value in row.items() if name != "region")
     whole = rows["whole"]
     assert whole["band1_db"] < -3 and whole[f"band{bands}_db"] < -6
-    assert whole["texture_error_db"] > 3 and whole["epi"] < 1 and whole["enl_db"] > 0 and whole["boundary_px"] > 0.1
+    assert whole["texture_error_db"] > 3
     assert rows["retina"]["psnr"] != whole["psnr"]
 
 
 def test_hr_itself_is_at_every_goal():
-    drawn = phantom.draw(1, 250, 310, "dme")
-    hr = crop_to_multiple(drawn.image, 4)
-    rows = measured(drawn.image, 4, drawn, change=lambda sr: hr)["retina"]
-    one = ("ssim", "checkerboard", "epi", "lesion_contrast")
+    hr = crop_to_multiple(phantom.bscan(1, 250, 310, "dme"), 4)
+    rows = measured(hr, change=lambda sr: hr)["retina"]
+    one = ("ssim", "checkerboard")
     zero = rows.keys() - {"region", "psnr", "consistency", *one}
-    assert [rows[name] for name in one] == pytest.approx([1] * 4) and [rows[name] for name in zero] == pytest.approx(
+    assert [rows[name] for name in one] == pytest.approx([1] * 2) and [rows[name] for name in zero] == pytest.approx(
         [0] * len(zero), abs=1e-9
     )
-    assert len(zero) == 18 and rows["psnr"] == np.inf and rows["consistency"] == 80
+    assert len(zero) == 6 and rows["psnr"] == np.inf and rows["consistency"] == 80
 
 
 def test_colour_has_no_retina_but_a_grey_scan_in_colour_has():
     grey = phantom.bscan(2, 160, 200)
     three = np.repeat(grey[..., None], 3, 2)
     assert set(measured(three)) == {"whole", "valid", "retina"}
-    assert measured(three)["retina"]["speckle"] == pytest.approx(measured(grey)["retina"]["speckle"])
+    assert measured(three)["retina"]["band1_db"] == pytest.approx(measured(grey)["retina"]["band1_db"])
     three[..., 2] //= 2
-    rows = measured(three)
-    assert set(rows) == {"whole", "valid"} and np.isnan(rows["whole"]["cnr_db"])
+    assert set(measured(three)) == {"whole", "valid"}
 
 
 def test_an_image_of_nothing_but_fill_has_no_numbers():

@@ -109,7 +109,7 @@ def test_smoke_run_makes_everything(smoke_run):
     assert list(pd.read_csv(folder / "sampler/metrics.csv").method.unique()) == ["srgan_projected", "sampler", "gaussian_texture"]
     assert list(table.columns[:7]) == ["image", "patient", "label", "method", "region", "psnr", "ssim"]
     assert table.psnr.between(10, 60).all() and set(table.region) == {"whole", "valid", "retina"}
-    assert table[["lpips", "texture_error_db", "depth1_db", "speckle", "epi", "boundary_px"]].notna().all().all()
+    assert table[["lpips", "texture_error_db", "band1_db", "checkerboard"]].notna().all().all()
     for name, _, _ in NOTEBOOKS.values():
         shown = outputs(folder / "notebooks" / f"{name}.ipynb")
         assert not any(o.output_type == "error" for o in shown)

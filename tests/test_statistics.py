@@ -59,11 +59,11 @@ def test_beyond_patients_and_seeds():
 
 def test_too_smooth_and_too_noisy_do_not_cancel():
     """A power has the mean of its absolute value by scan beside it, in the summary and in what readers see; other measures have none."""
-    rows = table({"srgan": [10, 10, 10, 10]}).assign(band1_db=[3.0, -1.0, -2.0, 1.0], cnr_db=[1.0, -1, -1, 1])
+    rows = table({"srgan": [10, 10, 10, 10]}).assign(band1_db=[3.0, -1.0, -2.0, 1.0], stripe_db=[1.0, -1, -1, 1])
     summary = statistics.summarise(rows)
     assert summary.band1_db["srgan"] == 0 and summary.band1_db_abs["srgan"] == pytest.approx(5 / 3, abs=1e-4)
-    assert "cnr_db_abs" not in summary and "0.0 (1.7)" in statistics.with_intervals(summary).loc["band1_db", "srgan"]
-    assert statistics.is_power("across6_db") and not statistics.is_power("stripe_db")
+    assert "stripe_db_abs" not in summary and "0.0 (1.7)" in statistics.with_intervals(summary).loc["band1_db", "srgan"]
+    assert statistics.is_power("band6_db") and not statistics.is_power("stripe_db")
 
 
 def test_what_is_no_number_is_left_out_and_counted():

@@ -90,7 +90,7 @@ def main() -> None:
     manifest = run.manifest[run.manifest.split == args.split].assign(split="test")
     manifest, everything = choose(manifest, args.images), dataclasses.replace(config, max_test_images=0)
     patches, measured = Patches([*files]), []
-    for item, hr, _, image, values in measured_images("05", everything, root, manifest, out, networks):
+    for item, hr, image, values in measured_images("05", everything, root, manifest, out, networks):
         measured += values
         shown = {name: image[name] for name in files} | {"hr": hr}
         patches.add(

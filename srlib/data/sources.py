@@ -59,13 +59,6 @@ def make_phantoms(config) -> Path:
     return folder
 
 
-def phantom_truth(path: str | Path, config) -> phantom.Phantom:
-    """What the phantom file `path` was drawn from, with its surfaces and lesions."""
-    label, eye, number = Path(path).stem.split("-")
-    shape = config.phantom_height, config.phantom_width
-    return phantom.draw(int(eye) - EYES, *shape, label.lower(), POSITIONS[int(number)])
-
-
 def phantom_tables() -> dict[int, list[int]]:
     """The quantisation tables of the JPEG that phantoms have passed through."""
     buffer = io.BytesIO()

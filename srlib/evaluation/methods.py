@@ -90,7 +90,7 @@ class Method(NamedTuple):
 
 
 _FIT = "psnr|gain_db"
-_POWER = r"(band|depth|across)\d_db|texture_error_db"
+_POWER = r"band\d_db|texture_error_db"
 METHODS: dict[str, Method] = {
     "bicubic": Method("bicubic", "#0072B2", "s", "05", "", lambda x, _: to_image(upsample(to_tensor(x.lr), x.config.scale))),
     "linear": Method("linear", "#56B4E9", "D", "05", "linear", lambda x, f: to_image(f(to_tensor(x.lr))), (), _FIT),

@@ -17,7 +17,6 @@ from tqdm import tqdm
 from .. import metrics
 from ..config import Config, UserError
 from ..data.reading import png_names, read_image, read_pair
-from ..data.sources import phantom_truth
 from ..degrade import crop_to_multiple
 from ..device import pick_device
 from ..files import read_table, write, write_image
@@ -42,8 +41,8 @@ def evaluate_run(config: Config, root: Path, manifest: pd.DataFrame, folder: Pat
 def measured_images(
     notebook: str, config: Config, root: Path, manifest: pd.DataFrame, folder: Path, networks: dict, given: tuple = ()
 ) -> Iterator[tuple]:
-    """Measure a notebook's methods that have their network on each test image, and write their SR images; yields (its line of the manifest, HR, what a
-    phantom was drawn from or None, the `TestImage`, rows of metrics.csv). `given`: methods whose images another notebook wrote."""
+    """Measure a notebook's methods that have their network on each test image, and write their SR images; yields (its line of the manifest, HR,
+    the `TestImage`, rows of metrics.csv). `given`: methods whose images another notebook wrote."""
     chosen = choose(manifest[manifest.split == "test"], config.max_test_images)
     methods = [name for name, method in METHODS.items() if method.notebook == notebook and method.needs in ("", *networks)]
     names, device = png_names(chosen.path), pick_device(config.device)
@@ -52,8 +51,7 @@ def measured_images(
         lr, hr = read_pair(root / item.path, config)
         if metrics.too_small(hr.shape, BORDER):
             raise UserError(f"{item.path}: {hr.shape[1]} x {hr.shape[0]} pixels are too small to be measured; leave it out")
-        truth = phantom_truth(item.path, config) if config.data == "phantom" else None
-        image, protocol = TestImage(lr, item.path, config, networks), Protocol(lr, hr, config.reduction, truth, distance, device)
+        image, protocol = TestImage(lr, item.path, config, networks), Protocol(lr, hr, config.reduction, distance, device)
         image.made |= evaluated_images(folder, root, item.path, config, given) if given else {}
         facts, rows = {"image": item.path, "patient": item.patient, "label": item.label}, []
         images = [image[method] for method in methods]
@@ -62,7 +60,7 @@ def measured_images(
                 size = {"height": len(hr), "width": hr.shape[1]}
                 rows += [facts | {"method": method} | values | size for values in measured]
                 write_image(folder / "evaluation" / "sr" / method / names[item.path], Image.fromarray(sr), compress_level=1)
-        yield item, hr, truth, image, rows
+        yield item, hr, image, rows
 
 
 def write_table(rows: list[dict], file: Path) -> pd.DataFrame:

@@ -19,25 +19,22 @@ from .panels import finish
 TERMS = {"adversarial": ("#222222", "-"), "content": ("#E69F00", "--"), "pixel": ("#6A3D9A", "-."), "penalty": ("#8C564B", ":")}
 
 
-def spectra(curves: dict[str, dict[str, tuple[np.ndarray, np.ndarray]]], scale: int) -> plt.Figure:
-    """SR over HR in dB by spatial frequency (`metrics.against_hr`), a panel for each direction ('all', 'depth', 'across'). 0 is
-    HR's power; the bands above LR's Nyquist frequency are marked, and 'rounding', below which rounding to 8 bit decides."""
-    titles = {"all": "All directions", "depth": "Along depth", "across": "Across"}
-    fig, axes = plt.subplots(1, len(curves), figsize=(4.0 * len(curves), 3.9), sharey=True, squeeze=False)
-    for ax, (direction, lines) in zip(axes[0], curves.items(), strict=True):
-        for low, _ in bands(scale):
-            ax.axvline(low, color="#999999", ls=":", lw=0.8)
-        ax.axhline(0, color=colour_of("hr"), lw=1.2)
-        for name, (f, db) in lines.items():
-            if name == "rounding":
-                ax.fill_between(f, -80, db, color="#dddddd", zorder=0, label="rounding to 8 bit")
-            else:
-                ax.plot(f, db, label=named(name), color=colour_of(name), lw=1.6)
-        ax.text(0.5 / scale + 0.004, 0.97, "LR's Nyquist", transform=ax.get_xaxis_transform(), fontsize=8, color="#444444", va="top")
-        ax.set(xlabel="cycles per HR pixel", xlim=(0, 0.5), ylim=(-32, 12), title=titles[direction])
-        ax.grid(axis="x", visible=False)
-    axes[0][0].set_ylabel("power, SR over HR (dB)")
-    fig.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=7)
+def spectra(curves: dict[str, tuple[np.ndarray, np.ndarray]], scale: int) -> plt.Figure:
+    """SR over HR in dB by spatial frequency (`metrics.against_hr`). 0 is HR's power; the bands above LR's Nyquist frequency are marked, and
+    'rounding', below which rounding to 8 bit decides."""
+    fig, ax = plt.subplots(figsize=(7.2, 4.2))
+    for low, _ in bands(scale):
+        ax.axvline(low, color="#999999", ls=":", lw=0.8)
+    ax.axhline(0, color=colour_of("hr"), lw=1.2)
+    for name, (f, db) in curves.items():
+        if name == "rounding":
+            ax.fill_between(f, -80, db, color="#dddddd", zorder=0, label="rounding to 8 bit")
+        else:
+            ax.plot(f, db, label=named(name), color=colour_of(name), lw=1.6)
+    ax.text(0.5 / scale + 0.004, 0.97, "LR's Nyquist", transform=ax.get_xaxis_transform(), fontsize=8, color="#444444", va="top")
+    ax.set(xlabel="cycles per HR pixel", ylabel="power, SR over HR (dB)", xlim=(0, 0.5), ylim=(-32, 12))
+    ax.grid(axis="x", visible=False)
+    fig.legend(loc="outside lower center", ncols=7)
     return fig
 
 

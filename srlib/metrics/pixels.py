@@ -42,11 +42,6 @@ def _pair(sr, hr, border):
     return _inner(luma(sr), border), _inner(luma(hr), border)
 
 
-def per_region(mean, region):
-    """`mean` of the region, or a list of it where `region` is a list."""
-    return [mean(r) for r in region] if isinstance(region, list) else mean(region)
-
-
 def psnr(sr: np.ndarray, hr: np.ndarray, border: int = 4, region: np.ndarray | None = None) -> float:
     """10 log10(255^2 / MSE) in dB; inf for equal images, nan for an empty region. Raises ValueError for sizes that differ."""
     a, b = _pair(sr, hr, border)
@@ -68,7 +63,7 @@ def ssim(sr: np.ndarray, hr: np.ndarray, border: int = 4, region: np.ndarray | l
         inside = full[... if region is None else _inner(region, border + SSIM_PAD)]
         return float(inside.mean()) if inside.size else float("nan")
 
-    return per_region(mean, region)
+    return [mean(r) for r in region] if isinstance(region, list) else mean(region)
 
 
 def consistency(sr: np.ndarray, lr: np.ndarray, scale: int = 4, kind: str = "bicubic") -> float:

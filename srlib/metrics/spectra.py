@@ -15,7 +15,6 @@ from scipy.ndimage import distance_transform_edt
 
 from .pixels import luma
 
-DIRECTIONS = ("all", "depth", "across")
 FLAT = 0.01 / 12  # variance in squared grey levels, a hundredth of what rounding to whole ones leaves
 
 
@@ -51,31 +50,21 @@ def _frequencies(shape) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return fy, fx, np.maximum(np.abs(fy), np.abs(fx))
 
 
-@lru_cache(64)
-def _part(shape, scale: int, direction: str) -> np.ndarray:
-    """The frequencies of a direction: 'all'; along 'depth' those with |fx| <= f0 / 2, 'across' those with |fy| <= f0 / 2."""
-    fy, fx, f = _frequencies(shape)
-    other = {"all": 0.0, "depth": np.abs(fx), "across": np.abs(fy)}[direction]
-    return (f > 0) & (other <= 0.25 / scale)
-
-
-def psd(power: np.ndarray, scale: int = 4, direction: str = "all", bins: int = 90) -> tuple[np.ndarray, np.ndarray]:
+def psd(power: np.ndarray, bins: int = 90) -> tuple[np.ndarray, np.ndarray]:
     """(frequency max(|fx|, |fy|) in cycles a pixel, mean power): a `spectrum` averaged over square rings, at most `bins`, none empty."""
     bins = min(bins, min(power.shape) // 2)
     edges = np.linspace(0, 0.5, bins + 1)
     which = np.digitize(_frequencies(power.shape)[2], edges, right=True) - 1
-    inside = _part(power.shape, scale, direction) & (which < bins)
+    inside = (which >= 0) & (which < bins)  # without the mean
     count = np.bincount(which[inside], minlength=bins)
     return (edges[1:] + edges[:-1]) / 2, np.bincount(which[inside], power[inside], bins) / np.maximum(count, 1)
 
 
-def against_hr(
-    images: dict[str, np.ndarray], hr: np.ndarray, region: np.ndarray | None = None, scale: int = 4, direction: str = "all"
-) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def against_hr(images: dict[str, np.ndarray], hr: np.ndarray, region: np.ndarray | None = None) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """{name: (frequency, dB)}: the `psd` of each image over HR's, on a grid of 90 frequencies to 1/2; 'rounding': what rounding to whole grey
     levels alone has, over HR's. nan where HR is flat."""
-    f, reference = psd(spectrum(hr, region), scale, direction)
-    powers = {name: psd(spectrum(image, region), scale, direction)[1] for name, image in images.items()}
+    f, reference = psd(spectrum(hr, region))
+    powers = {name: psd(spectrum(image, region))[1] for name, image in images.items()}
     powers["rounding"] = np.full_like(reference, rounding_floor(hr.shape, region))
     reference = reference + 1e-9 if reference.any() else np.full_like(reference, np.nan)
     grid = np.linspace(0, 0.5, 91)[1:]
@@ -91,10 +80,10 @@ def bands(scale: int = 4) -> list[tuple[float, float]]:
 
 
 @lru_cache(64)
-def _in_bands(shape, scale: int, direction: str = "all") -> list[np.ndarray]:
-    """For each of the `bands`, where its frequencies of a direction stand in a spectrum (np.nonzero)."""
-    f, part = _frequencies(shape)[2], _part(shape, scale, direction)
-    return [np.nonzero(part & (f > low) & (f <= high)) for low, high in bands(scale)]
+def _in_bands(shape, scale: int) -> list[np.ndarray]:
+    """For each of the `bands`, where its frequencies stand in a spectrum (np.nonzero)."""
+    f = _frequencies(shape)[2]
+    return [np.nonzero((f > low) & (f <= high)) for low, high in bands(scale)]
 
 
 @lru_cache(8)
@@ -108,10 +97,10 @@ def _db(sr: float, hr: float) -> float:
     return float(10 * np.log10(max(sr, 1e-12) / hr)) if hr else float("nan")
 
 
-def band_power_db(sr_power: np.ndarray, hr_power: np.ndarray, scale: int = 4, direction: str = "all") -> list[float]:
+def band_power_db(sr_power: np.ndarray, hr_power: np.ndarray, scale: int = 4) -> list[float]:
     """Power of SR against HR, both `spectrum`s, in each of the `bands` of max(|fx|, |fy|), dB: 0 as much, below blurred, above too rough; nan where HR
-    has none. `direction`: 'all', along 'depth' (|fx| <= f0 / 2), 'across' (|fy| <= f0 / 2)."""
-    return [_db(sr_power[w].sum(), hr_power[w].sum()) for w in _in_bands(hr_power.shape, scale, direction)]
+    has none."""
+    return [_db(sr_power[w].sum(), hr_power[w].sum()) for w in _in_bands(hr_power.shape, scale)]
 
 
 def stripe_index(sr_power: np.ndarray, hr_power: np.ndarray, scale: int = 4) -> float:

@@ -46,10 +46,10 @@ def evaluate_sampler(config: Config, root: Path, manifest: pd.DataFrame, folder:
     sampled = {*choose(choose(manifest[manifest.split == "test"], config.max_test_images), config.sample_images).path}
     shown = [name for name, method in METHODS.items() if method.texture and method.needs in networks]
     patches, rows, samples, ranks = Patches(shown), [], [], []
-    for item, hr, truth, image, measured in measured_images("07", config, root, manifest, folder, networks, ("srresnet", "srgan")):
+    for item, hr, image, measured in measured_images("07", config, root, manifest, folder, networks, ("srresnet", "srgan")):
         rows += measured
         if item.path in sampled:
-            row, shares = measure_samples(image, hr, truth)
+            row, shares = measure_samples(image, hr)
             samples.append({"image": item.path, "patient": item.patient, "label": item.label} | row)
             ranks += [(region, rank, share) for region in shares for rank, share in enumerate(shares[region])]
         jpeg = phantom_tables() if config.data == "phantom" else jpeg_tables(root / item.path)
@@ -68,7 +68,7 @@ def fit_texture(config: Config, root: Path, manifest: pd.DataFrame, srresnet: to
     return GaussianTexture(config.scale, held_by(config)).fit((upscale(lr, srresnet), lr, hr) for lr, hr in pairs)
 
 
-def measure_samples(image: TestImage, hr: np.ndarray, truth=None) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+def measure_samples(image: TestImage, hr: np.ndarray) -> tuple[dict[str, float], dict[str, np.ndarray]]:
     """Of SAMPLES samples of the sampler: a row of samples.csv, and the shares of HR's ranks in each region (`rank_regions`).
 
     The row: psnr and gain_db (over bicubic) of the first sample, of the mean of all and of SRResNet, in the valid region; `against_hr`; rank_REGION
@@ -82,7 +82,7 @@ def measure_samples(image: TestImage, hr: np.ndarray, truth=None) -> tuple[dict[
     row |= {f"gain_{name}_db": value - bicubic for name, value in psnr.items()}
     row |= against_hr(images, hr, valid)
     shares = {}
-    for name, region in rank_regions(image["srresnet"], valid, truth).items():
+    for name, region in rank_regions(image["srresnet"], valid).items():
         counts = statistics.ranks(images, hr, region, image.seed % 2**32)
         row[f"rank_{name}"] = statistics.rank_distance(counts)
         shares[name] = counts / counts.sum() if counts.any() else np.full(len(counts), np.nan)
@@ -98,13 +98,13 @@ def against_hr(images: list[np.ndarray], hr: np.ndarray, valid: np.ndarray) -> d
     return {"regain_db": statistics.regain(images, hr, region=valid)} | errors
 
 
-def rank_regions(image: np.ndarray, valid: np.ndarray, truth=None) -> dict[str, np.ndarray]:
+def rank_regions(image: np.ndarray, valid: np.ndarray) -> dict[str, np.ndarray]:
     """Where HR's rank is counted, bool (H, W): of a grey image tissue and vitreous, of colour the whole valid region, and edges. `image` is
     SRResNet's, which knows LR alone: places chosen by HR's own texture would make the ranks of right samples unequal."""
     steep = gaussian_gradient_magnitude(metrics.luma(image), 2)
     edges = valid & (steep > np.quantile(steep[valid], STEEPEST)) if valid.any() else valid
     if image.ndim == 2 or (image == image[..., :1]).all():
-        tissue, vitreous = retina(image, truth)
+        tissue, vitreous = retina(image)
         return {"tissue": tissue & valid, "vitreous": vitreous & valid, "edges": edges}
     return {"valid": valid, "edges": edges}
 
