@@ -182,7 +182,7 @@ def test_a_blank_frame_does_not_rule_the_power(tmp_path, capsys):
         save(tmp_path / f"sr/{name}.png", sr.astype(np.uint8))
     result = evaluate_folders(tmp_path / "sr", tmp_path / "hr", steps=0)
     blank = result.table[result.table.image == "blank"]
-    assert blank[["band1_db", "depth2_db", "texture_error_db", "stripe_db", "checkerboard"]].isna().all(axis=None)
+    assert blank[["band1_db", "band2_db", "texture_error_db", "stripe_db", "checkerboard"]].isna().all(axis=None)
     assert np.isfinite(blank.psnr[blank.region != "retina"]).all()
     said = as_text(result)
     assert "1 image(s) left out of power: blank" in said and "1 image(s) left out of PSNR: SR equals HR" in said
