@@ -41,16 +41,16 @@ def no_vgg():
 
 @pytest.fixture(scope="session")
 def random_weights(tmp_path_factory):
-    """A folder of random state dicts of three networks, named as torchvision names them."""
+    """Network to a file with a random state dict of it, of three networks."""
     folder, rng = tmp_path_factory.mktemp("weights"), torch.Generator().manual_seed(0)
-    for name, hash in (("vgg19", "dcbb9e9d"), ("vgg16", "397923af"), ("resnet50", "0676ba61")):
+    for name in ("vgg19", "vgg16", "resnet50"):
         with torch.device("meta"):
             network = getattr(torchvision.models, name)(weights=None)
         shapes = getattr(network, "features", network).state_dict().items()
         state = {k: torch.rand(v.shape, generator=rng) - (0.5 if v.ndim == 4 else 0) for k, v in shapes}  # variances are above 0
         state = {k: v if v.ndim < 4 else v / v[0].numel() ** 0.5 for k, v in state.items()}
-        torch.save(state, folder / f"{name}-{hash}.pth")
-    return folder
+        torch.save(state, folder / f"{name}.pth")
+    return {name: folder / f"{name}.pth" for name in ("vgg19", "vgg16", "resnet50")}
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from srlib.training.losses import ContentLoss, adversarial_loss, discriminator_l
 
 @pytest.fixture(scope="module")
 def random_vgg(random_weights):
-    return random_weights / "vgg19-dcbb9e9d.pth"
+    return random_weights["vgg19"]
 
 
 def test_content_loss_has_a_gradient_and_the_extractor_none(random_vgg):

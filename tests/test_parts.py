@@ -111,20 +111,20 @@ def test_misspelt_parts(setting, words):
 )
 def test_extractors_of_other_networks(random_weights, name, channels, stride):
     """Each finds its own file in the folder, and stops at its layer."""
-    net = feature_extractor(name, random_weights)
+    net = feature_extractor(name, random_weights[name.partition(":")[0]])
     maps = net.train()(torch.rand(1, 1, 64, 64))
     assert maps.shape == (1, channels, 64 // stride, 64 // stride)
     assert not any(p.requires_grad for p in net.parameters()) and not any(m.training for m in net.modules())
 
 
 def test_resnet_has_its_files_weights(random_weights):
-    state = torch.load(random_weights / "resnet50-0676ba61.pth", weights_only=True)
-    taken = feature_extractor("resnet50:layer2", random_weights).body.state_dict()
+    state = torch.load(random_weights["resnet50"], weights_only=True)
+    taken = feature_extractor("resnet50:layer2", random_weights["resnet50"]).body.state_dict()
     assert all(torch.equal(value, state[name]) for name, value in taken.items()) and "layer2.3.bn3.weight" in taken
     with pytest.raises(UserError, match="another network than resnet50"):
-        feature_extractor("resnet50:layer2", random_weights / "vgg16-397923af.pth")
+        feature_extractor("resnet50:layer2", random_weights["vgg16"])
     with pytest.raises(UserError, match="has no layer 'layer5'"):
-        feature_extractor("resnet50:layer5", random_weights)
+        feature_extractor("resnet50:layer5", random_weights["resnet50"])
 
 
 def test_a_random_network_is_the_same_each_time_and_disturbs_nothing():
