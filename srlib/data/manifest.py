@@ -23,6 +23,8 @@ from .formats import kind, opened
 from .reading import EXTENSIONS, few_values, find_images, read_image, read_pair, read_scan, slices, subfolder
 
 MIN_SIDE = 32
+SHARED = 3  # patients in whom one picture is no scan of theirs: a legend, a logo, a copy that went about
+MASK = 16  # grey levels or fewer in every image of a folder are a mask's or a label map's
 SPLITS = ("train", "val", "test")
 
 
@@ -44,16 +46,18 @@ def build_manifest(root: str | Path, config: Config | None = None) -> pd.DataFra
         looked = pool.map(lambda file: inspect(root, file, config), files.file)
         progress = tqdm(looked, total=len(files), desc="files", unit="file", disable=len(files) < 1000, ncols=100, file=sys.stdout)
         rows = pd.DataFrame([row for slices_of_file in progress for row in slices_of_file])
+    rows = name_strangers(rows.merge(files, on="file"))
     skipped = [(_printable(path.relative_to(root).as_posix()), reason) for path, reason in left_out]
     skipped += list(rows.loc[rows.reason != "", ["path", "reason"]].itertuples(index=False, name=None))
     first = f"; {len(skipped)} were left out, the first: {' '.join(skipped[0])}" if skipped else ""
-    table = rows[rows.reason == ""].merge(files, on="file")
+    table = rows[rows.reason == ""].reset_index(drop=True)
     groups = group(table) if len(table) else table.file
     if groups.nunique() < 3:
         what = f"{groups.nunique()} patient(s) cannot be split into train, val and test; at least 3 are needed"
         raise UserError(f"{root}: {what if len(table) else f'none of the {len(files)} image files can be used'}{first}")
     table["label"] = [Path(file).parent.name or "image" for file in table.file]
-    table["split"] = groups.map(deal(table.label.groupby(groups).first(), config.val_share, config.test_share))
+    sizes = table.patient.groupby(groups).nunique()
+    table["split"] = groups.map(deal(table.label.groupby(groups).first(), config.val_share, config.test_share, sizes))
     doubtful = list(table.loc[table.doubt != "", ["path", "doubt"]].itertuples(index=False, name=None))
     table = table[["path", "sha256", "height", "width", "label", "patient", "split"]].astype({"height": int, "width": int})
     table.attrs.update(skipped=skipped, unnamed=unnamed, doubtful=doubtful)
@@ -118,6 +122,7 @@ def inspect(root: Path, file: str, config: Config) -> list[dict]:
         row["height"], row["width"] = image.shape
         row["sha256"] = hashlib.sha256(stored).hexdigest()
         row["pixels"] = hashlib.sha256(repr(image.shape).encode() + image.tobytes()).hexdigest()
+        row["levels"] = len(np.unique(image))
         row["doubt"] = few_values(scan)
         if image.min() == image.max():
             row["reason"] = "every pixel has the same value"
@@ -135,6 +140,22 @@ def _printable(name: str) -> str:
     return name.encode(errors="backslashreplace").decode()
 
 
+def name_strangers(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows of `inspect`, with patients, where images that are no scan of one patient have a reason, too: a picture that SHARED patients have
+    (it would join them, and what they are joined to, in one split), and all of a folder whose images have at most MASK grey levels."""
+    rows = rows.reindex(columns=[*rows, *{"pixels", "levels"} - {*rows}])
+    usable, place = (
+        rows[rows.reason == ""],
+        rows.file.where(rows.path != rows.file, rows.file.map(os.path.dirname)),
+    )  # a volume, or a folder
+    most = usable.groupby(place).levels.transform("max").reindex(rows.index)
+    rows.loc[most <= MASK, "reason"] = f"is a mask: none of the images beside it has more than {MASK} grey levels"
+    owners = usable[usable.patient != usable.file].groupby("pixels").patient.transform("nunique").reindex(rows.index)
+    shared = owners >= SHARED
+    rows.loc[shared, "reason"] = owners[shared].map("is the same picture in {:.0f} patients, and would join them in one split".format)
+    return rows
+
+
 def group(table: pd.DataFrame) -> pd.Series:
     """For each row the smallest patient that it is linked to through shared patients, inside or by path, and shared hashes, of files and of
     what they show: such a group stands in one split."""
@@ -149,15 +170,16 @@ def group(table: pd.DataFrame) -> pd.Series:
     return table.patient.astype(str).groupby(parts).transform("min")
 
 
-def deal(label_of: pd.Series, val_share: float, test_share: float) -> dict[str, str]:
-    """Group to split, of a class for each group. Groups are dealt out class by class, in a random order that is always the same, each to the
-    split that lacks most of its share. Of three groups or more every split has one: one without takes the first of the largest split."""
+def deal(label_of: pd.Series, val_share: float, test_share: float, sizes: pd.Series) -> dict[str, str]:
+    """Group to split, of a class and a number of patients for each group. Groups are dealt out class by class, in a random order that is always the
+    same, each to the split that lacks most of its share of the patients. Of three groups or more every split has one: one without takes the first
+    of the largest split."""
     rng, result, owed = np.random.default_rng([0, 1]), {}, np.zeros(3)
     for label in sorted(label_of.unique()):
         for name in rng.permutation(sorted(label_of.index[label_of == label])):
-            owed += np.array([1 - val_share - test_share, val_share, test_share])
+            owed += sizes[name] * np.array([1 - val_share - test_share, val_share, test_share])
             pick = int(np.argmax(owed))
-            owed[pick] -= 1
+            owed[pick] -= sizes[name]
             result[name] = SPLITS[pick]
     for split in ("val", "test", "train"):
         dealt = list(result.values())
