@@ -104,6 +104,13 @@ def rle(path, share=1.0):
     cut(path, share)
 
 
+def compressed(path, syntax):
+    """A file of RLE says that it has another transfer syntax."""
+    data = pydicom.dcmread(path)
+    data.file_meta.TransferSyntaxUID = syntax
+    data.save_as(path, enforce_file_format=True)
+
+
 def cut(path, share):
     content = path.read_bytes()
     path.write_bytes(content[: int(len(content) * share)])
@@ -149,13 +156,14 @@ def with_alpha(mode, alpha):
 ICC = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 LEFT = np.where(np.arange(136) < 40, 0, 255)
 FLOATS, PLANES = "holds fractions or values below 0", "values a pixel; save it as grey or RGB"
-NO_BSCAN = "is a DICOM file without a B-scan"
+SIGNED = np.round(SCAN * (128 * 255 / 32767))  # int16 that uses its upper half
+WINDOW = np.round((((SCAN - 99.5) / 100 + 0.5) * 255).clip(0, 255))  # centre 100, width 101, by DICOM's formula (PS3.3, C.11.2.1.2)
 CASES = {  # file name: (how it is made, the pixels that are read or, of what is refused, words of the sentence)
     "grey.png": (pillow(SCAN), SCAN),
     "colour.png": (pillow(COLOUR), LUMA),
     "grey.jpg": (pillow(SCAN, quality=97), "close"),
     "cmyk.jpg": (pillow(Image.fromarray(SCAN).convert("RGB").convert("CMYK"), quality=97), "close"),
-    "several.jpg": (pillow(SCAN, format="MPO", save_all=True, append_images=[Image.fromarray(SCAN)], quality=97), "close"),
+    "several.jpg": (pillow(SCAN, format="MPO", save_all=True, append_images=[Image.fromarray(SCAN)]), "holds 2 pictures"),
     "palette.png": (pillow(Image.fromarray(SCAN).convert("P")), SCAN),
     "one bit.png": (pillow(Image.fromarray(SCAN).convert("1")), ONE_BIT),
     "profile.png": (pillow(SCAN, icc_profile=ICC), SCAN),
@@ -167,8 +175,11 @@ CASES = {  # file name: (how it is made, the pixels that are read or, of what is
     "clear level.png": (pillow(np.where(LEFT == 0, 12345, WIDE).astype(np.uint16), transparency=12345), CLEAR),
     "twelve in sixteen.png": (pillow(TWELVE), DIM),
     "turned.jpg": (pillow(TURNED[6], exif=exif(6), quality=97), "close"),
+    "bad exif.jpg": (pillow(SCAN, exif=b"Exif\0\0MM\0*\0\0\0\xff", quality=97), "close"),
+    "bad exif.png": (pillow(SCAN, exif=b"nonsense"), SCAN),
+    "turned in words.png": (pillow(SCAN, exif=b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x02\0\0\0\x026\0\0\0\0\0\0\0"), SCAN),
     "turned.png": (pillow(np.ascontiguousarray(TURNED[8]), exif=exif(8)), SCAN),
-    "animated.png": (pillow(SCAN, save_all=True, append_images=[Image.fromarray(255 - SCAN)]), "is animated"),
+    "animated.png": (pillow(SCAN, save_all=True, append_images=[Image.fromarray(255 - SCAN)]), "holds 2 pictures"),
     "png of another name.jpeg": (pillow(SCAN, format="PNG"), SCAN),
     "colours of 16 bit.png": (lambda path: cv2.imwrite(str(path), COLOUR.astype(np.uint16) * 257), "holds 16-bit colours"),
     "gif.png": (pillow(SCAN, format="GIF"), "not an image of a format that is read"),
@@ -193,8 +204,8 @@ CASES = {  # file name: (how it is made, the pixels that are read or, of what is
     "fax.tif": (pillow(Image.fromarray(SCAN).convert("1"), compression="group4"), ONE_BIT),
     "half.tif": (pillow(with_alpha("LA", 128)), "half"),
     "multiplied.tif": (tiff(np.stack([SCAN // 2] * 2, -1), photometric="minisblack", extrasamples=["assocalpha"]), PLANES),
-    "int16.tif": (tiff(SCAN.astype(np.int16) * 100), np.round(SCAN * (100 / 257)).astype(np.uint8)),
-    "int8.tif": (tiff((SCAN // 2).astype(np.int8)), SCAN // 2),
+    "int16.tif": (tiff(SCAN.astype(np.int16) * 128), SIGNED),
+    "int8.tif": (tiff((SCAN // 2).astype(np.int8)), np.round(SCAN // 2 * (255 / 127))),
     "below 0.tif": (tiff(SCAN.astype(np.int16) - 100), FLOATS),
     "uint32.tif": (tiff(SCAN.astype(np.uint32) * 1000), "are not 16-bit"),
     "complex.tif": (tiff(SCAN.astype(np.complex64)), FLOATS),
@@ -213,9 +224,17 @@ CASES = {  # file name: (how it is made, the pixels that are read or, of what is
     "colour.dcm": (lambda path: dicom(path, COLOUR[None], photometric="RGB"), LUMA),
     "rle.dcm": (rle, PAGES[0]),
     "rle cut.dcm": (lambda path: rle(path, 0.7), "damaged|cannot be read"),
+    "signed.dcm": (lambda path: dicom(path, SCAN[None].astype(np.int16) * 128, bits=16, PixelRepresentation=1), SIGNED),
+    "window.dcm": (lambda path: dicom(path, SCAN[None], WindowCenter=100, WindowWidth=101), WINDOW),
+    "signed window.dcm": (lambda path: dicom(path, SCAN[None].astype(np.int16) * 2 - 300, bits=16, PixelRepresentation=1, RescaleSlope=0.5,
+                                             RescaleIntercept=150, WindowCenter=100, WindowWidth=101), WINDOW),
+    "window of colour.dcm": (lambda path: dicom(path, COLOUR[None], photometric="RGB", WindowCenter=9, WindowWidth=9), LUMA),
+    "falling.dcm": (lambda path: dicom(path, SCAN[None], RescaleSlope=-1, RescaleIntercept=255), "RescaleSlope"),
+    "film.dcm": (lambda path: (rle(path), compressed(path, "1.2.840.10008.1.2.4.102")), "its compression is not read"),
+    "unheard of.dcm": (lambda path: (rle(path), compressed(path, "1.2.826.0.1.3680043.1.1")), "its compression is not read"),
     "above its depth.dcm": (lambda path: dicom(path, WIDE[None], bits=12), "are not of 12 bits; set bits to their depth"),
-    "fundus.dcm": (lambda path: dicom(path, SCAN[None], sop=UID + "77.1.5.1"), NO_BSCAN),
-    "labels.dcm": (lambda path: dicom(path, SCAN[None], sop=UID + "66.7"), NO_BSCAN),
+    "fundus.dcm": (lambda path: dicom(path, SCAN[None], sop=UID + "77.1.5.1"), "its kind in DICOM is Ophthalmic Photography 8"),
+    "labels.dcm": (lambda path: dicom(path, SCAN[None], sop=UID + "66.7"), "is no OCT scan; its kind in DICOM is"),
     "many.dcm": (lambda path: dicom(path, SCAN[None], NumberOfFrames=2_000_000_000), "is cut off"),
     "a.e2e": (content(b"CMDb" * 400), "not an image of a format that is read"),
     "cut.vol": (lambda path: (vol(path), cut(path, 0.9)), "cut off|cannot be read"),

@@ -30,7 +30,7 @@ logging.getLogger("eyepy").setLevel(logging.CRITICAL)
 
 MAX_PIXELS = 100_000_000  # refuse a larger image before it is decoded
 EMPTY = np.finfo(np.float32).max  # what .vol holds where nothing was measured
-TOMOGRAPHY, NO_SCANS = "1.2.840.10008.5.1.4.1.1.77.1.5.4", ("1.2.840.10008.5.1.4.1.1.77.1.5.", "1.2.840.10008.5.1.4.1.1.66")
+TOMOGRAPHY = "1.2.840.10008.5.1.4.1.1.77.1.5.4"  # DICOM's class of ophthalmic tomography
 FLIPS = {2: 1, 3: (0, 1), 4: 0, 6: 1, 7: (0, 1), 8: 0}  # TIFF's orientations: axes to flip, from 5 on after a transposition
 
 
@@ -105,7 +105,7 @@ def _page(path: Path, values: np.ndarray, bits: int, inverted: bool) -> Page:
     """A page of `values` with so many bits, of which `inverted` ones are white for 0."""
     if values.dtype.kind not in "uib" or values.min() < 0:
         raise UserError(f"{path}: holds fractions or values below 0 ({values.dtype}), whose range is unknown; save it as 8 or 16 bit")
-    white = (1 << min(bits, 16)) - 1
+    white = (1 << min(bits - (values.dtype.kind == "i"), 16)) - 1  # of signed ones the sign's bit says nothing
     values = values.astype(f"u{values.dtype.itemsize}")
     values = white - np.minimum(values, white) if inverted else values
     if bits <= 8 and values.max() <= white:
@@ -116,18 +116,21 @@ def _page(path: Path, values: np.ndarray, bits: int, inverted: bool) -> Page:
 def _picture(path: Path) -> Volume:
     image = Image.open(path, formats=("PNG", "JPEG", "BMP"))  # by content; none that starts another program
     check_size(path, image.width, image.height)
+    if getattr(image, "n_frames", 1) > 1:  # an animated PNG, a JPEG of a camera that takes several
+        raise UserError(f"{path}: holds {image.n_frames} pictures; save each as a file, or all as a TIFF")
     if image.format == "PNG":  # decoding alone skips the checksums
         with Image.open(path, formats=("PNG",)) as again:
             again.verify()
-        if getattr(image, "n_frames", 1) > 1:
-            raise UserError(f"{path}: is animated; save each of its {image.n_frames} pictures as a file")
         if image.mode in ("RGB", "RGBA", "LA") and ";16" in str(image.tile):  # Pillow keeps 8 of 16 bits
             raise UserError(f"{path}: holds 16-bit colours; save it as 8-bit RGB or 16-bit grey")
 
     def page(_: int) -> Page:
-        shown = ImageOps.exif_transpose(image)
+        image.load()
+        try:
+            shown = ImageOps.exif_transpose(image)
+        except Exception:  # its metadata cannot be read; the picture can
+            shown = image
         if not shown.mode.startswith("I"):
-            shown.load()
             return shown, 0
         stated = re.fullmatch(r"0 to (\d+)", str(shown.info.get("Values", "")))  # by `upscale`
         values, hidden = np.asarray(shown), shown.info.get("transparency")  # one grey level that is transparent
@@ -237,29 +240,66 @@ def _xml(path: Path) -> Volume:
 def _dicom(path: Path) -> Volume:
     """DICOM with pixel data, each frame a page."""
     from pydicom import config, dcmread
-    from pydicom.pixels import pixel_array
+    from pydicom.pixels import get_decoder, pixel_array
+    from pydicom.uid import UID
 
     config.settings.reading_validation_mode = config.IGNORE  # its warnings quote values
     data = dcmread(path, stop_before_pixels=True)
-    sop, colours = str(data.get("SOPClassUID", "")), data.get("PhotometricInterpretation", "")
-    if "Rows" not in data or (sop.startswith(NO_SCANS) and sop != TOMOGRAPHY):
-        raise UserError(f"{path}: is a DICOM file without a B-scan: a report, a fundus photograph, an en-face image or a segmentation")
+    sop, colours = UID(str(data.get("SOPClassUID", ""))), data.get("PhotometricInterpretation", "")
+    if sop and sop != TOMOGRAPHY:
+        raise UserError(f"{path}: is no OCT scan; its kind in DICOM is {sop.name}")
+    if "Rows" not in data:
+        raise UserError(f"{path}: is a DICOM file without an image")
     width, height, frames = int(data.Columns), int(data.Rows), int(data.get("NumberOfFrames") or 1)
     check_size(path, width, height)
-    bits, compressed = int(data.BitsStored), data.file_meta.TransferSyntaxUID.is_compressed
-    if not 0 < frames * (1 if compressed else width * height * int(data.BitsAllocated) // 8) <= path.stat().st_size:
+    bits, syntax = int(data.BitsStored), data.file_meta.TransferSyntaxUID
+    plain = syntax.is_transfer_syntax and not syntax.is_compressed
+    if not 0 < frames * (width * height * int(data.BitsAllocated) // 8 if plain else 1) <= path.stat().st_size:
         raise UserError(f"{path}: is cut off; it says that it holds {frames} frames of {width} x {height} pixels")
-    if int(data.get("HighBit", bits - 1)) != bits - 1 or not colours.startswith(("MONOCHROME", "RGB", "YBR")):
-        raise UserError(f"{path}: keeps its values in a way that is not read ({colours}); convert it to 8 or 16 bit, grey or RGB")
+    if bits > 16 or int(data.get("HighBit", bits - 1)) != bits - 1 or not colours.startswith(("MONOCHROME", "RGB", "YBR")):
+        raise UserError(
+            f"{path}: keeps its values in a way that is not read ({bits} bits, {colours}); convert it to 8 or 16 bit, grey or RGB"
+        )
+    try:
+        decoded = plain or get_decoder(syntax).is_available
+    except NotImplementedError:  # a syntax that pydicom does not know
+        decoded = False
+    if not decoded:
+        raise UserError(f"{path}: its compression is not read ({syntax.name}); save it uncompressed")
 
     def page(k: int) -> Page:
         try:
             values = pixel_array(path, index=k, correct_unused_bits=bool(data.get("PixelRepresentation")))
-        except (RuntimeError, NotImplementedError):
-            raise UserError(f"{path}: frame {k + 1} is damaged, or its compression cannot be undone here; save it uncompressed") from None
-        return _page(path, values, bits, colours == "MONOCHROME1")
+        except RuntimeError:
+            raise UserError(f"{path}: frame {k + 1} is damaged; get the file again, or save it uncompressed") from None
+        grey = colours.startswith("MONOCHROME")
+        return _page(path, _windowed(path, values, data, k) if grey else values, bits, colours == "MONOCHROME1")
 
     return Volume(frames, page, str(data.get("PatientID") or data.get("PatientName") or "").strip())
+
+
+def _windowed(path: Path, values: np.ndarray, data, k: int) -> np.ndarray:
+    """A grey DICOM frame's values, where the file names a window those that it shows, unsigned, of all the stored bits (by pydicom)."""
+    from pydicom import Dataset
+    from pydicom.pixels import apply_rescale, apply_windowing
+
+    bits, signed, named = int(data.BitsStored), int(data.PixelRepresentation), Dataset()
+    named.BitsStored, named.PixelRepresentation, named.PhotometricInterpretation = bits, signed, data.PhotometricInterpretation
+    groups = [*data.get("SharedFunctionalGroupsSequence", []), *data.get("PerFrameFunctionalGroupsSequence", [])[k : k + 1]]
+    for part in (data, *(inner[0] for group in groups for inner in (element.value for element in group) if inner)):
+        if "ModalityLUTSequence" in part or "VOILUTSequence" in part:
+            raise UserError(f"{path}: its grey levels stand in a table of its own, which is not read; save it as 8 or 16 bit")
+        for name in ("RescaleSlope", "RescaleIntercept", "WindowCenter", "WindowWidth", "VOILUTFunction"):
+            if name in part:
+                setattr(named, name, part[name].value)
+    if "WindowCenter" not in named and named.get("RescaleSlope", 1) > 0:  # the range of the values decides
+        return values
+    if "WindowCenter" not in named:
+        raise UserError(f"{path}: its values fall where it is brighter (RescaleSlope) and it names no window; save it as 8 or 16 bit")
+    rescaled = apply_rescale if "RescaleSlope" in named else lambda array, _: array
+    low, high = rescaled(np.array([-signed << (bits - 1), (1 << (bits - signed)) - 1]), named)
+    shown = apply_windowing(rescaled(values, named), named)
+    return np.round((shown - low) * (((1 << bits) - 1) / (high - low))).astype(np.uint16 if bits > 8 else np.uint8)
 
 
 READERS = {"tiff": _tiff, "vol": _vol, "xml": _xml, "dicom": _dicom, "picture": _picture}
