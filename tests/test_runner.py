@@ -7,8 +7,10 @@ from running import said, srlib
 
 from srlib.__main__ import main
 from srlib.config import UserError
+from srlib.data import sources
 from srlib.series.opening import open_run
 from srlib.series.run_folder import locked
+from srlib.training import checkpoint
 
 
 def test_later_notebooks_name_the_missing_stage(tmp_path):
@@ -24,6 +26,30 @@ def test_later_notebooks_name_the_missing_stage(tmp_path):
     changed = open_run("03", "smoke", str(tmp_path / "new"), overrides={"pretrain_steps": 5, "pretrain_lr": "2.5E-3"})
     assert changed.config.pretrain_steps == 5 and changed.config.pretrain_lr == 2.5e-3  # YAML takes it for text
     assert json.loads((tmp_path / "new/config.json").read_text())["pretrain_steps"] == 5
+
+
+def test_images_that_were_moved_are_found_by_data(scan_folder, tmp_path, monkeypatch):
+    """Scans where the manifest's hashes fit, and nothing else changes; phantoms by themselves."""
+    run = open_run("01", "smoke", str(tmp_path / "run"), str(scan_folder))
+    run.make_manifest()
+    checkpoint.save(run.folder / "pretrain/checkpoint.pt", {})
+    run.record("stages", "pretrain", made_from=run.made_from("pretrain"), finished="yes")
+    moved, call = scan_folder.rename(tmp_path / "moved"), ("smoke", str(run.folder))
+    with pytest.raises(UserError, match=r"is gone; name the folder where they are now with data \(--data\)"):
+        open_run("03", *call).images("val")
+    for notebook in ("03", "01"):
+        again = open_run(notebook, *call, str(moved))
+        assert again.config == run.config and not again.changed("pretrain") and all(file.exists() for file in again.images("val"))
+        again.make_manifest()
+    next(moved.rglob("*.png")).rename(tmp_path / "other.png")
+    moved = moved.rename(tmp_path / "fewer")
+    with pytest.raises(UserError, match=f"the images in {moved} changed since {run.folder} was trained"):
+        open_run("03", *call, str(moved))
+    run = open_run("01", "smoke", str(tmp_path / "phantoms"))
+    run.make_manifest()
+    monkeypatch.setattr(sources, "DATA", tmp_path / "another clone/data")
+    run.record("data", "images", root=str(tmp_path / "gone" / run.root.name))
+    assert run.root.parent == tmp_path / "another clone/data/phantoms" and run.images("val")[0].exists()
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,9 @@ def open_run(notebook: str, profile: str = "quick", run_dir: str = "", data: str
     given = (overrides or {}) | ({"data": data} if data else {})
     config, folder = load_config(profile, **given), run_path(profile, run_dir)
     stored = read_config(folder / "config.json") if (folder / "config.json").exists() else None
+    if stored and given.get("data", stored.data) not in (stored.data, "phantom") and Run(folder, stored).is_trained("pretrain"):
+        _find_moved(Run(folder, stored), given.pop("data"))
+        config = dataclasses.replace(config, data=stored.data)
     if notebook == "01":
         _refuse_scans(folder, config)
     elif not stored:
@@ -50,6 +53,15 @@ def open_run(notebook: str, profile: str = "quick", run_dir: str = "", data: str
         if config != stored:
             run.write_config()
     return run
+
+
+def _find_moved(run: Run, data: str) -> None:
+    """Note that the images of a trained run are in `data` now. Raises UserError where other images are."""
+    from ..data import sources
+
+    if str(sources.locate(data).absolute()) != run.provenance["data"]["images"]["root"]:
+        with locked(run.folder):
+            run.make_manifest(data)
 
 
 def _refuse_scans(folder: Path, config: Config) -> None:

@@ -145,15 +145,16 @@ class Run:
             self.record("stages", name, finished=timestamp(), seconds=round(time.monotonic() - start, 1))
 
     # -------------------------------------------------------------------------------------------- its images
-    def make_manifest(self) -> pd.DataFrame:
-        """Find or make the images, split them by patient, write manifest.csv (and skipped.csv); the table. Raises UserError where a training in the
-        folder was made from other images."""
+    def make_manifest(self, moved: str = "") -> pd.DataFrame:
+        """Find or make the images, split them by patient, write manifest.csv (and skipped.csv); the table. `moved`: where the images of the setting
+        `data` are now. Raises UserError where a training in the folder was made from other images."""
         from ..data import manifest, sources
 
-        c = self.config
+        c, noted = self.config, self.provenance.get("data", {}).get("images", {})
         if self.is_phantom and not c.phantoms:
             raise UserError("data='phantom' needs phantoms > 0 (quick has 120)")
-        root = sources.make_phantoms(c) if self.is_phantom else sources.locate(c.data).absolute()
+        known = noted["root"] if noted.get("data") == c.data and Path(noted["root"]).is_dir() else c.data
+        root = sources.make_phantoms(c) if self.is_phantom else sources.locate(moved or known).absolute()
         _check_pairs(c, root)
         table = manifest.build_manifest(root, c)
         text, file = table.to_csv(index=False), self.folder / "manifest.csv"
@@ -162,7 +163,7 @@ class Run:
         write(file, text)
         skipped = pd.DataFrame(table.attrs["skipped"], columns=["path", "reason"])
         write(self.folder / "skipped.csv", skipped.to_csv(index=False))
-        self.record("data", "images", root=str(root), kind="phantom" if self.is_phantom else "files", count=len(table))
+        self.record("data", "images", root=str(root), data=c.data, kind="phantom" if self.is_phantom else "files", count=len(table))
         if doubtful := table.attrs["doubtful"]:
             print(f"warning: {len(doubtful)} image(s) may have fewer bits than their files say: {', '.join(doubtful[0])}")
         return table
@@ -181,9 +182,15 @@ class Run:
     def root(self) -> Path:
         """The folder that the manifest's paths start from."""
         root = Path(self.provenance["data"]["images"]["root"])
-        if not root.is_dir():
-            raise UserError(f"{root}, where this run's images were, is gone; run 01_explore_data with another run_dir")
-        return root
+        if root.is_dir():
+            return root
+        if not self.is_phantom:
+            raise UserError(f"{root}, where this run's images were, is gone; name the folder where they are now with data (--data)")
+        from ..data import sources
+
+        if (drawn := sources.make_phantoms(self.config)).name != root.name:
+            raise UserError(f"{root}, where this run's phantoms were, is gone, and this version draws others; {ANOTHER}")
+        return drawn
 
     @property
     def is_phantom(self) -> bool:
