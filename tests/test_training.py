@@ -335,10 +335,20 @@ def test_not_a_number_stops_and_keeps_the_last_state(images, tmp_path, monkeypat
         return original(*args) * (float("nan") if len(calls) == 9 else 1)  # twice a step: what is logged, what is minimised
 
     monkeypatch.setattr(F, "mse_loss", poisoned)
-    with pytest.raises(UserError, match="loss is not a number at step 5"):
+    with pytest.raises(
+        UserError, match=r"loss is not a number at step 5; set pretrain_lr lower, with another run_dir \(.*holds the last good"
+    ):
         pretraining.pretrain_generator(config, *images, tmp_path)
     state = checkpoint.load(tmp_path / "pretrain/checkpoint.pt")
     assert state["step"] == 4 and all(v.isfinite().all() for v in state["parts"]["generator"].values())
+
+
+def test_steps_that_all_overflow_in_float16_are_said(images, tmp_path, monkeypatch):
+    """The scaler leaves them out without a word, and halves its scale, 65536 at first."""
+    monkeypatch.setattr(pretraining, "PRETRAIN", {"mse": lambda sr, hr: (sr - hr).square().mean() / 0})
+    config = load_config("smoke", **TINY | {"precision": "fp16", "pretrain_loss": "mse", "pretrain_steps": 18, "checkpoint_every": 18})
+    with pytest.raises(UserError, match=r"overflows in float16 and is left out; set precision to 'fp32', or set pretrain_lr lower$"):
+        pretraining.pretrain_generator(config, *images, tmp_path)
 
 
 def test_checkpoint_survives_damage(tmp_path, capsys):

@@ -69,15 +69,15 @@ class RunningMeans:
             when = torch.where(value.isfinite(), torch.inf, float(step))
             self.bad[key] = torch.minimum(self.bad[key], when) if key in self.bad else when
 
-    def joint(self, advice: str) -> dict[str, torch.Tensor]:
-        """The sums, averaged over all processes. Raises UserError, which ends with `advice`, for the first number that was not finite."""
+    def joint(self, advice: Callable[[], str]) -> dict[str, torch.Tensor]:
+        """The sums, averaged over all processes. Raises UserError, which ends with `advice()`, for the first number that was not finite."""
         first = {key: -parallel.largest(-float(step)) for key, step in self.bad.items()}
         key = min(first, key=first.get, default="")
         if key and first[key] < np.inf:
-            raise UserError(f"{key} is not a number at step {int(first[key])}; {advice}")
+            raise UserError(f"{key} is not a number at step {int(first[key])}; {advice()}")
         return {key: parallel.mean(value) for key, value in self.sums.items()}
 
-    def take(self, advice: str) -> dict[str, float]:
+    def take(self, advice: Callable[[], str]) -> dict[str, float]:
         """{name: mean}, over all processes; then it begins anew."""
         means = {key: float(value) / self.count for key, value in self.joint(advice).items()}
         self.__init__()
@@ -113,7 +113,11 @@ def run_steps(stage: Stage, config: Config, folder: Path, fingerprint: str) -> p
     session = state["session"] + 1
     if first:
         print(f"{name}: " + (f"continuing at step {first} of {total}" if first < total else f"finished earlier, {total} steps"))
-    advice = f"{file} holds the last good state, a lower learning rate may help"
+    rate = {"pretrain": "pretrain_lr", "srgan": "gan_lr"}.get(name, "sampler_lr")
+
+    def advice() -> str:
+        return f"set {rate} lower" + (f", with another run_dir ({file} holds the last good state of this one)" if file.exists() else "")
+
     started, end = time.monotonic() - state["seconds"], parallel.session_end(config)
     show = dict(unit="step", mininterval=1.0, ncols=100, file=sys.stdout, disable=parallel.rank() > 0)
     with Stop() as stop, tqdm(total=total, initial=first, desc=name, **show) as bar:
@@ -131,6 +135,8 @@ def run_steps(stage: Stage, config: Config, folder: Path, fingerprint: str) -> p
             late = time.time() > end
             ends = parallel.largest(2.0 if late else float(stop.asked))  # all processes end at one step
             if (k + 1) % config.checkpoint_every == 0 or last or ends:
+                if (scaler := stage.parts.get("scaler")) and scaler.is_enabled() and scaler.get_scale() < 1:
+                    raise UserError(f"{name}: every step overflows in float16 and is left out; set precision to 'fp32', or {advice()}")
                 state = {"fingerprint": fingerprint, "step": k + 1, "history": rows, "sums": means.joint(advice), "count": means.count}
                 _save(file, state | {"seconds": seconds, "session": session}, stage.parts)
             if ends and not last:
