@@ -71,9 +71,9 @@ elif [ "$(cat "$here/$folder/pins" 2>/dev/null)" != "$stamp" ]; then
   there=false
 fi
 
-# Run a module with srlib at hand, wherever this is called from (PYTHONPATH cannot hold a path with a colon).
+# Run a module with srlib at hand, wherever this is called from (PYTHONPATH cannot hold a path with a colon; -P: the current folder's random.py stays out).
 module() {
-  exec "$python" -c 'import runpy, sys; sys.path.insert(0, sys.argv.pop(1)); import srlib; runpy.run_module(sys.argv.pop(1), run_name="__main__", alter_sys=True)' "$here" "$@"
+  exec "$python" -P -c 'import runpy, sys; sys.path.insert(0, sys.argv.pop(1)); import srlib; runpy.run_module(sys.argv.pop(1), run_name="__main__", alter_sys=True)' "$here" "$@"
 }
 
 if $help; then
@@ -102,7 +102,7 @@ if ! $there; then
     esac
     base="$(find_python)"
     say "$making"
-    { [ -x "$python" ] && new_enough "$python"; } || "$base" -m venv --clear "$here/.venv"
+    { [ -x "$python" ] && new_enough "$python" && "$python" -m pip --version >/dev/null 2>&1; } || "$base" -m venv --clear "$here/.venv"
     "$python" -m pip install --quiet --disable-pip-version-check $(pins) >&2
   fi
   echo "$stamp" >"$here/$folder/pins"

@@ -23,12 +23,6 @@ def pick_device(name: str = "auto") -> torch.device:
     return torch.device(name)
 
 
-def memory_ran_out(error: BaseException) -> bool:
-    """Whether Python, torch's allocator or a GPU had no memory left. (torch says it on the CPU by a RuntimeError.)"""
-    words = ("can't allocate memory", "not enough memory", "out of memory")
-    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(word in str(error) for word in words))
-
-
 def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
     """The type for autocast, None for float32. 'auto': bf16 where the hardware computes it, fp16 on an older GPU."""
     if precision != "auto":

@@ -106,6 +106,8 @@ def test_a_reader_that_has_enough_and_a_full_output():
             done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, stdout=output, stderr=subprocess.PIPE, text=True)
             assert (done.returncode, done.stderr) == (1, said)
     os.close(writer)
+    done = subprocess.run(["sh", "-c", 'exec "$0" -c "$1" >&-', sys.executable, code], cwd=REPOSITORY, stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr) == (0, "")  # closed: nobody wants to hear it
 
 
 @pytest.mark.parametrize(

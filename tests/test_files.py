@@ -166,6 +166,7 @@ def test_only_what_the_user_can_mend_is_one_line(monkeypatch, capsys):
         (OSError(28, "No space left on device"), "a file or the output: No space left on device"),
         (MemoryError(), "memory ran out"),
         (torch.OutOfMemoryError("CUDA out of memory"), "memory ran out"),
+        (ImportError("libtorch_cpu.so: failed to map segment from shared object"), "memory ran out"),
     ):
         monkeypatch.setattr(run, "run_series", Mock(side_effect=error))
         assert main(["run"]) == 1 and words in one_line(capsys)
@@ -196,12 +197,15 @@ def run_all(tmp_path):
     """`run_all.sh` with a python that says where, and with which words after its program."""
     fake = tmp_path / "bin/python3"
     fake.parent.mkdir()
-    fake.write_text('#!/usr/bin/env bash\necho "$PWD:" "${@:3}"\n')
+    fake.write_text('#!/usr/bin/env bash\necho "$PWD:" "${@:4}"\n')
     fake.chmod(0o755)
 
-    def call(*words, **around):
-        around = os.environ | {"KAGGLE_KERNEL_RUN_TYPE": "Batch", "PATH": f"{fake.parent}:{os.environ['PATH']}"} | around
-        return subprocess.run(["bash", str(REPOSITORY / "run_all.sh"), *words], cwd=tmp_path, env=around, capture_output=True, text=True)
+    def call(*words):
+        return subprocess.run(
+            ["bash", str(REPOSITORY / "run_all.sh"), *words], cwd=tmp_path, env=call.around, capture_output=True, text=True
+        )
+
+    call.around = os.environ | {"KAGGLE_KERNEL_RUN_TYPE": "Batch", "PATH": f"{fake.parent}:{os.environ['PATH']}"}
 
     return call
 
@@ -215,7 +219,7 @@ def test_run_all_hands_every_word_on(run_all, tmp_path):
     assert run_all("lab", "--no-browser").stdout == f"{REPOSITORY}/notebooks: {REPOSITORY} jupyterlab --no-browser\n"
 
 
-def test_run_all_help_makes_no_environment(run_all, tmp_path):
+def test_help_makes_no_environment_and_half_a_one_is_made_anew(run_all, tmp_path):
     said = run_all("--help").stdout
     ours = f"{tmp_path}: {REPOSITORY} srlib"
     assert all(word in said for word in ("test", "lab", "--conda", f"{ours} --help", f"{ours} run --help"))
@@ -228,3 +232,11 @@ def test_run_all_help_makes_no_environment(run_all, tmp_path):
         done = subprocess.run(["bash", str(copy / "run_all.sh"), *words], env=os.environ | bare, capture_output=True, text=True, timeout=60)
         assert done.returncode == 0 and "./run_all.sh test" in done.stdout and not done.stderr
     assert sorted(path.name for path in copy.iterdir()) == ["environment.yml", "run_all.sh"]
+    (copy / ".venv/bin").mkdir(parents=True)  # as an interrupt or a Debian without python3-venv leaves it
+    (copy / ".venv/bin/python").write_text('#!/bin/sh\n[ "$2" != pip ]')
+    (copy / ".venv/bin/python").chmod(0o755)
+    (tmp_path / "bin/python3").write_text('#!/bin/sh\n[ "$1" = -c ] || echo "$@"')
+    done = subprocess.run(
+        ["bash", str(copy / "run_all.sh"), "phantom"], env=run_all.around | bare, capture_output=True, text=True, timeout=60
+    )
+    assert f"--clear {copy}/.venv" in done.stdout

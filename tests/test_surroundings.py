@@ -56,6 +56,8 @@ def test_a_clone_in_a_folder_with_a_colon(tmp_path):
     (bin / "python3").chmod(0o755)
     around = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV", "CONDA_PREFIX")}
     around |= {"PATH": f"{bin}:{os.environ['PATH']}", "CDPATH": str(tmp_path)}
+    for name in ("random", "torch"):  # the user's own, in the folder where the command is given
+        (tmp_path / f"{name}.py").write_text("raise SystemExit(9)\n")
 
     def call(*words, **more):
         command = ["sh", str((clone / "run_all.sh").relative_to(tmp_path)), *words]

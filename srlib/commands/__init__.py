@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from ..config import UserError
+from ..config import UserError, memory_ran_out
 
 
 def parser(command: str, about: str) -> argparse.ArgumentParser:
@@ -65,6 +65,7 @@ def value(text: str):
 def in_one_line(work: Callable[[], int | None]) -> int:
     """Run `work`; returns the exit status: 0 done, 1 a failure that the user can mend (one line on stderr), 130 interrupted. Other errors pass,
     with their traceback."""
+    sys.stdout, sys.stderr = (stream or open(os.devnull, "w") for stream in (sys.stdout, sys.stderr))  # noqa: SIM115 (closed by the caller)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # one that cannot show a character loses the character, not the run
             stream.reconfigure(errors="replace")
@@ -88,9 +89,7 @@ def in_one_line(work: Callable[[], int | None]) -> int:
             sys.stdout.flush()
         except OSError:  # what is left goes nowhere: Python would try again at its end and complain
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (MemoryError, RuntimeError) as error:
-        from ..device import memory_ran_out
-
+    except (MemoryError, RuntimeError, ImportError) as error:
         if not memory_ran_out(error):
             raise
         print("error: memory ran out; close other programs, or give smaller images or a smaller batch", file=sys.stderr)

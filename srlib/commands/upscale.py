@@ -12,9 +12,9 @@ from PIL.PngImagePlugin import PngInfo
 from tqdm import tqdm
 
 from .. import upscaling
-from ..config import UserError, load_config
+from ..config import UserError, load_config, memory_ran_out
 from ..data.reading import EXTENSIONS, few_values, find_images, png_names, read_image, read_scan, slices
-from ..device import memory_ran_out, pick_device
+from ..device import pick_device
 from ..files import write_image
 from ..sampler.network import Sampler
 from ..trained import choose
