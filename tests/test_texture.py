@@ -151,9 +151,10 @@ def test_the_head_can_make_skewed_texture():
         assert (((texture - texture.mean()) / texture.std()) ** 3).mean() < -0.2
 
 
-@pytest.mark.parametrize("level", [0.0, 1.0])
-def test_texture_is_absent_where_lr_is_saturated(level):
-    """Black or white LR whose neighbours are so too has no texture; a pixel at the edge of such a patch, and another grey, have."""
+@pytest.mark.parametrize(("level", "absent"), [(0.0, (slice(5, 11), slice(9, 16))), (1.0, (slice(3, 13), slice(7, 16)))])
+def test_texture_is_absent_where_lr_is_saturated(level, absent):
+    """Black LR whose neighbours are so too has no texture; a pixel at the edge of such a patch, and another grey, have. Nor have fill and the pixel
+    around it."""
     lr, net = torch.full((1, 1, 16, 16), 0.5), awake(Sampler(trunk(), 4))
     lr[..., 4:12, 8:] = level
     noise = normal_noise(0, 1, 64, 64)
@@ -161,9 +162,9 @@ def test_texture_is_absent_where_lr_is_saturated(level):
         _, *known = net.prepare(lr)
         textured = net.head(*known, noise).abs()[0, 0].unfold(0, 4, 4).unfold(1, 4, 4).amax((2, 3)) > 0  # by LR pixel
     expected = torch.ones(16, 16, dtype=torch.bool)
-    expected[5:11, 9:] = False
+    expected[absent] = False
     assert torch.equal(textured, expected)
-    assert saturated(torch.full((1, 3, 8, 8), 254 / 255)).sum() == 0 and saturated(torch.full((2, 3, 1, 9), level)).mean() == 1
+    assert saturated(torch.full((1, 3, 8, 8), 249 / 255)).sum() == 0 and saturated(torch.full((2, 3, 1, 9), level)).mean() == 1
 
 
 def test_local_noise_tells_a_noisy_image_from_a_smooth_one():
@@ -222,15 +223,6 @@ def test_discriminator_sees_the_difference_at_its_contrast_and_the_place():
     assert "contrast" in D.state_dict()
     detail = D.see(image, base)
     assert (D(detail, base) - D(2 * detail, base)).abs() > 1e-4 and (D(detail, base) - D(detail, base.flip(2))).abs() > 1e-4
-
-
-def test_discriminators_sizes_are_the_papers_eight_without_strides():
-    D = SamplerDiscriminator(3, 32)
-    threes = [m for m in D.modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (3, 3)]
-    assert [c.out_channels for c in threes] == [32, 32, 64, 64, 128, 128, 256, 256] and threes[0].in_channels == 6
-    assert all(c.stride == (1, 1) for c in threes)
-    assert sum(p.numel() for p in SamplerDiscriminator(1, 32).parameters()) == pytest.approx(1.2e6, rel=0.05)
-    assert [head[0].in_channels for head in D.heads] == [64, 256]
 
 
 def test_receptive_fields():

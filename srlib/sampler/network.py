@@ -86,9 +86,11 @@ def sinh_arcsinh(x: torch.Tensor, skew: torch.Tensor, tails: torch.Tensor) -> to
 
 
 def saturated(lr: torch.Tensor) -> torch.Tensor:
-    """1 where LR (N, C, h, w) is black, or white, with its eight neighbours, else 0: the white fill of a turned scan has no texture in HR either."""
+    """1 where LR (N, C, h, w) is black, or white, with its eight neighbours, or fill, else 0. Fill, the white of a turned scan, has no texture in HR
+    either: 5 x 5 pixels of 250 or more, and the pixel around them, which the edge and the projection would give specks."""
     highest, lowest = (F.max_pool2d(sign * lr, 3, stride=1, padding=1) * sign for sign in (1, -1))
-    return ((highest < 0.5 / 255) | (lowest > 254.5 / 255)).to(lr.dtype)
+    fill = (-F.max_pool2d(-lr, 5, stride=1, padding=2) > 249.5 / 255).to(lr.dtype)
+    return ((highest < 0.5 / 255) | (lowest > 254.5 / 255) | (F.max_pool2d(fill, 7, stride=1, padding=3) > 0)).to(lr.dtype)
 
 
 def local_noise(lr: torch.Tensor) -> torch.Tensor:
