@@ -1,6 +1,5 @@
 """Packaging a finished run, and using what was released as a user does."""
 
-import dataclasses
 import hashlib
 import json
 import os
@@ -27,7 +26,7 @@ from srlib.__main__ import main
 from srlib.commands import onnx
 from srlib.commands import run as runner
 from srlib.commands.onnx import export_onnx
-from srlib.commands.release import model_card, release
+from srlib.commands.release import release
 from srlib.commands.report import build_report
 from srlib.commands.upscale import upscale_files
 from srlib.config import UserError, load_config
@@ -54,21 +53,8 @@ from srlib.upscaling import upscale
 
 pytestmark = pytest.mark.usefixtures("no_vgg")
 
-TINY = dict(
-    test_share=0.34,
-    pretrain_steps=4,
-    gan_steps=2,
-    sampler_steps=2,
-    validate_every=2,
-    checkpoint_every=2,
-    crop=32,
-    gan_crop=32,
-    content_features="vgg19:relu1_2",
-    classifier_steps=2,
-    sample_images=2,
-)
-
-
+TINY = dict(test_share=0.34, pretrain_steps=4, gan_steps=2, sampler_steps=2, validate_every=2, checkpoint_every=2)
+TINY |= dict(crop=32, gan_crop=32, content_features="vgg19:relu1_2", classifier_steps=2, sample_images=2)
 TRAININGS = {"pretrain": pretrain_generator, "srgan": train_srgan, "sampler": train_sampler}
 EVALUATIONS = {"evaluation": evaluate_run, "samples": evaluate_sampler}
 
@@ -159,16 +145,6 @@ def test_the_card(run, packed):
     entry = json.loads((packed / "released.json").read_text())["sampler-x4"]
     assert all(entry[n][k] in card for n in ("srresnet", "sampler") for k in ("sha256", "onnx_sha256"))
     assert str(run) not in card and "/tmp" not in card
-
-
-def test_the_start_of_a_training_stands_in_the_card(run, packed, tmp_path):
-    """As a file: 'released' means another network as soon as the card is written."""
-    config = dataclasses.replace(open_run("05", "smoke", str(run)).config, start="released")
-    begun, entry = Run(shutil.copytree(run, tmp_path / "run"), config), json.loads((packed / "released.json").read_text())["sampler-x4"]
-    begun.record("networks", "start", file="/somewhere/srresnet-x4.pt", sha256="12ab")
-    facts = dict.fromkeys(("rounding", "onnx", "parameters", "head", "warned", "tested", "source"), 0) | {"shape": {}}
-    card = model_card(begun, "sampler", Run(run, read_config(run / "config.json")).metrics, entry, facts)
-    assert "began with the weights srresnet-x4.pt (SHA-256 `12ab`)" in card and "somewhere" not in card and "-p start START" in card
 
 
 @pytest.mark.parametrize(

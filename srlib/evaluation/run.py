@@ -14,7 +14,6 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from .. import metrics
 from ..config import Config, UserError
 from ..data.reading import png_names, read_image, read_pair
 from ..degrade import crop_to_multiple
@@ -24,7 +23,7 @@ from ..models.features import lpips
 from ..trained import load_generator
 from ..training.stage import training_pairs
 from .methods import METHODS, LinearFilter, TestImage
-from .protocol import BORDER, Protocol
+from .protocol import Protocol
 
 MEASURED = 2  # methods that are measured at once: most measures use one core
 CROPS = 256  # training crops that the linear filter is fitted on
@@ -49,8 +48,6 @@ def measured_images(
     distance = lpips().to(device)
     for item in tqdm(chosen.itertuples(), total=len(chosen), desc="evaluate", unit="image", mininterval=1.0, ncols=100, file=sys.stdout):
         lr, hr = read_pair(root / item.path, config)
-        if metrics.too_small(hr.shape, BORDER):
-            raise UserError(f"{item.path}: {hr.shape[1]} x {hr.shape[0]} pixels are too small to be measured; leave it out")
         image, protocol = TestImage(lr, item.path, config, networks), Protocol(lr, hr, config.reduction, distance, device)
         image.made |= evaluated_images(folder, root, item.path, config, given) if given else {}
         facts, rows = {"image": item.path, "patient": item.patient, "label": item.label}, []

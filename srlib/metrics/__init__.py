@@ -4,5 +4,5 @@
 nothing of files and runs.
 """
 
-from .pixels import consistency, luma, psnr, ssim, too_small
+from .pixels import consistency, luma, psnr, ssim
 from .spectra import against_hr, band_power_db, bands, checkerboard, psd, rounding_floor, spectrum, stripe_index

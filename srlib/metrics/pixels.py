@@ -22,11 +22,6 @@ def luma(image: np.ndarray) -> np.ndarray:
     return image.astype(np.float64) if image.ndim == 2 else image @ (np.array([65.481, 128.553, 24.966]) / 255) + 16
 
 
-def too_small(shape: tuple, border: int) -> bool:
-    """Whether an image (H, W) or (H, W, 3) less its border has no room for one window of SSIM."""
-    return min(shape[:2]) < 2 * border + 2 * SSIM_PAD + 1
-
-
 def _inner(image: np.ndarray, border: int) -> np.ndarray:
     """An image or region (H, W) less its border."""
     return image[border : image.shape[0] - border, border : image.shape[1] - border]
@@ -37,7 +32,7 @@ def _pair(sr, hr, border):
     (height, width), (h, w) = hr.shape[:2], sr.shape[:2]
     if sr.shape != hr.shape:
         raise ValueError(f"SR is {w} x {h} pixels and HR {width} x {height}; they must have the same size: is the scale right?")
-    if too_small(hr.shape, border):
+    if min(height, width) < 2 * border + 2 * SSIM_PAD + 1:  # no room for one window of SSIM
         raise ValueError(f"an image of {width} x {height} pixels is too small to measure with a border of {border}")
     return _inner(luma(sr), border), _inner(luma(hr), border)
 
