@@ -157,10 +157,10 @@ def name_strangers(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def group(table: pd.DataFrame) -> pd.Series:
-    """For each row the smallest patient that it is linked to through shared patients, inside or by path, and shared hashes, of files and of
-    what they show: such a group stands in one split."""
+    """For each row the smallest patient that it is linked to through shared patients, inside or by path, and equal pixels: such a group stands in
+    one split."""
     nodes, count = [], len(table)  # of a graph: the rows, and each value that links them
-    for column in (table.sha256, table.pixels, table.patient, table.by_path.where(table.by_path != "", table.patient)):
+    for column in (table.pixels, table.patient, table.by_path.where(table.by_path != "", table.patient)):
         codes, values = pd.factorize(column)
         nodes.append(count + codes)
         count += len(values)
