@@ -35,14 +35,14 @@ say() { printf '%s\n' "$*" >&2; }
 
 # True where the python $1 has every pin at its version.
 matches() {
-  "$1" - $(pins) <<'EOF' 2>/dev/null
+  "$1" -P - $(pins) <<'EOF' 2>/dev/null
 import sys
 from importlib.metadata import version
 sys.exit(any(version(name) != pin for name, pin in (p.split("==") for p in sys.argv[1:])))
 EOF
 }
 
-new_enough() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; }
+new_enough() { "$1" -P -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; }
 
 find_python() {
   local name
@@ -71,7 +71,8 @@ elif [ "$(cat "$here/$folder/pins" 2>/dev/null)" != "$stamp" ]; then
   there=false
 fi
 
-# Run a module with srlib at hand, wherever this is called from (PYTHONPATH cannot hold a path with a colon; -P: the current folder's random.py stays out).
+# Run a module with srlib at hand, wherever this is called from (PYTHONPATH cannot hold a path with a colon). -P, here and above: a random.py of the
+# current folder is not Python's.
 module() {
   exec "$python" -P -c 'import runpy, sys; sys.path.insert(0, sys.argv.pop(1)); import srlib; runpy.run_module(sys.argv.pop(1), run_name="__main__", alter_sys=True)' "$here" "$@"
 }
@@ -102,8 +103,8 @@ if ! $there; then
     esac
     base="$(find_python)"
     say "$making"
-    { [ -x "$python" ] && new_enough "$python" && "$python" -m pip --version >/dev/null 2>&1; } || "$base" -m venv --clear "$here/.venv"
-    "$python" -m pip install --quiet --disable-pip-version-check $(pins) >&2
+    { [ -x "$python" ] && new_enough "$python" && "$python" -P -m pip --version >/dev/null 2>&1; } || "$base" -P -m venv --clear "$here/.venv"
+    "$python" -P -m pip install --quiet --disable-pip-version-check $(pins) >&2
   fi
   echo "$stamp" >"$here/$folder/pins"
 fi

@@ -3,6 +3,8 @@
 import importlib
 import sys
 
+if __name__ == "__main__" and not sys.flags.safe_path:  # a random.py of the current folder is not Python's
+    sys.path[0] = __file__.rpartition("srlib")[0]
 from .commands import in_one_line
 from .config import nearest
 
@@ -15,10 +17,8 @@ def main(argv: list[str] | None = None) -> int:
     if name in COMMANDS:
         return in_one_line(lambda: importlib.import_module(f".commands.{name}", __package__).main(rest))
     if name not in ("-h", "--help"):
-        print(f"error: there is no command {name!r}; {nearest(name, COMMANDS)}", file=sys.stderr)
-        return 2
-    usage = "usage: python -m srlib COMMAND ...\n\nCOMMAND is one of (COMMAND --help lists its arguments):\n  " + "\n  ".join(COMMANDS)
-    return in_one_line(lambda: print(usage))
+        return print(f"error: there is no command {name!r}; {nearest(name, COMMANDS)}", file=sys.stderr) or 2
+    return in_one_line(lambda: print("usage: COMMAND ..., each with --help, one of", *COMMANDS, sep="\n  "))
 
 
 if __name__ == "__main__":

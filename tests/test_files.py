@@ -233,9 +233,9 @@ def test_help_makes_no_environment_and_half_a_one_is_made_anew(run_all, tmp_path
         assert done.returncode == 0 and "./run_all.sh test" in done.stdout and not done.stderr
     assert sorted(path.name for path in copy.iterdir()) == ["environment.yml", "run_all.sh"]
     (copy / ".venv/bin").mkdir(parents=True)  # as an interrupt or a Debian without python3-venv leaves it
-    (copy / ".venv/bin/python").write_text('#!/bin/sh\n[ "$2" != pip ]')
+    (copy / ".venv/bin/python").write_text('#!/bin/sh\n[ "$3" != pip ]')
     (copy / ".venv/bin/python").chmod(0o755)
-    (tmp_path / "bin/python3").write_text('#!/bin/sh\n[ "$1" = -c ] || echo "$@"')
+    (tmp_path / "bin/python3").write_text('#!/bin/sh\n[ "$2" = -c ] || echo "$@"')
     done = subprocess.run(
         ["bash", str(copy / "run_all.sh"), "phantom"], env=run_all.around | bare, capture_output=True, text=True, timeout=60
     )
