@@ -4,7 +4,7 @@ import importlib
 import sys
 
 if __name__ == "__main__" and not sys.flags.safe_path:  # a random.py of the current folder is not Python's
-    sys.path[0] = __file__.rpartition("srlib")[0]
+    sys.path.append(sys.path.pop(0))
 from .commands import in_one_line
 from .config import nearest
 

@@ -15,6 +15,7 @@ import pydicom
 import pytest
 import tifffile
 from PIL import Image, ImageCms
+from PIL.PngImagePlugin import PngInfo
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, OphthalmicTomographyImageStorage, RLELossless, generate_uid
 
@@ -130,6 +131,13 @@ def content(values):
     return lambda path: path.write_bytes(values)
 
 
+def changed(path, make, old, new):
+    make(path)
+    values = path.read_bytes()
+    at = values.index(old)
+    path.write_bytes(values[:at] + new + values[at + len(new) :])
+
+
 def with_thumbnail(path):
     with tifffile.TiffWriter(path) as file:
         file.write(SCAN[::4, ::4].copy(), subfiletype=1, metadata=None)
@@ -154,6 +162,11 @@ def with_alpha(mode, alpha):
 
 
 ICC = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+LONG = PngInfo()
+LONG.add_text("notes", "x" * 2_000_000, zip=True)
+TURNED_BADLY = b"Exif\0\0MM\0*" + struct.pack(
+    ">IHHHIHHHHI4sI", 8, 2, 0x0112, 3, 1, 6, 0, 0x011A, 2, 2, b"6\0\0\0", 0
+)  # and a resolution in words
 LEFT = np.where(np.arange(136) < 40, 0, 255)
 FLOATS, PLANES = "holds fractions or values below 0", "values a pixel; save it as grey or RGB"
 SIGNED = np.round(SCAN * (128 * 255 / 32767))  # int16 that uses its upper half
@@ -177,6 +190,9 @@ CASES = {  # file name: (how it is made, the pixels that are read or, of what is
     "turned.jpg": (pillow(TURNED[6], exif=exif(6), quality=97), "close"),
     "bad exif.jpg": (pillow(SCAN, exif=b"Exif\0\0MM\0*\0\0\0\xff", quality=97), "close"),
     "bad exif.png": (pillow(SCAN, exif=b"nonsense"), SCAN),
+    "turned and more.jpg": (pillow(TURNED[6], exif=TURNED_BADLY, quality=97), "close"),
+    "long text.png": (pillow(SCAN, pnginfo=LONG), SCAN),
+    "checksum of its size.png": (lambda path: changed(path, pillow(SCAN, dpi=(72, 72)), b"pHYs", b"pHYs\1"), SCAN),
     "turned in words.png": (pillow(SCAN, exif=b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x02\0\0\0\x026\0\0\0\0\0\0\0"), SCAN),
     "turned.png": (pillow(np.ascontiguousarray(TURNED[8]), exif=exif(8)), SCAN),
     "animated.png": (pillow(SCAN, save_all=True, append_images=[Image.fromarray(255 - SCAN)]), "holds 2 pictures"),
@@ -213,6 +229,7 @@ CASES = {  # file name: (how it is made, the pixels that are read or, of what is
     "cmyk.tif": (pillow(Image.fromarray(SCAN).convert("RGB").convert("CMYK")), "SEPARATED colours"),
     "ten.tif": (tiff(TEN, bitspersample=10), np.round(TEN / 1023 * 255)),
     "twelve.tif": (tiff(TWELVE, bitspersample=12), SHOWN),
+    "jbig.tif": (lambda path: changed(path, tiff(SCAN), struct.pack("<HHIH", 259, 3, 1, 1), struct.pack("<HHIH", 259, 3, 1, 34661)), "is not read"),
     "thumbnail.tif": (with_thumbnail, SCAN),
     "pyramid.tif": (pyramid, SCAN),
     "cut.tif": (tiff(SCAN, share=0.8, metadata=None), "cut off|cannot be read"),
@@ -228,6 +245,9 @@ CASES = {  # file name: (how it is made, the pixels that are read or, of what is
     "window.dcm": (lambda path: dicom(path, SCAN[None], WindowCenter=100, WindowWidth=101), WINDOW),
     "signed window.dcm": (lambda path: dicom(path, SCAN[None].astype(np.int16) * 2 - 300, bits=16, PixelRepresentation=1, RescaleSlope=0.5,
                                              RescaleIntercept=150, WindowCenter=100, WindowWidth=101), WINDOW),
+    "empty window.dcm": (lambda path: dicom(path, SCAN[None], WindowCenter=None, WindowWidth=None, RescaleSlope=None), SCAN),
+    "no width.dcm": (lambda path: dicom(path, SCAN[None], WindowCenter=100), SCAN),
+    "zero width.dcm": (lambda path: dicom(path, SCAN[None], WindowCenter=100, WindowWidth=0), "cannot be applied"),
     "window of colour.dcm": (lambda path: dicom(path, COLOUR[None], photometric="RGB", WindowCenter=9, WindowWidth=9), LUMA),
     "falling.dcm": (lambda path: dicom(path, SCAN[None], RescaleSlope=-1, RescaleIntercept=255), "RescaleSlope"),
     "film.dcm": (lambda path: (rle(path), compressed(path, "1.2.840.10008.1.2.4.102")), "its compression is not read"),

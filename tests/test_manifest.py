@@ -40,9 +40,11 @@ def test_patients_of_earlier_runs_do_not_move(shares, digest):
 
 
 def test_joined_patients_count_as_so_many():
-    """Seven patients in one group of ten are no val split of 70 %."""
-    sizes = pd.Series([7, 1, 1, 1], index=list("abcd"))
-    assert deal(pd.Series("x", sizes.index), 0.2, 0.2, sizes)["a"] == "train"
+    """Seven patients in one group of ten are no val split of 70 %, wherever the group stands."""
+    for k in range(4):
+        sizes = pd.Series([1, 1, 1, 1], index=list("abcd"))
+        sizes.iloc[k] = 7
+        assert deal(pd.Series("x", sizes.index), 0.1, 0.2, sizes)["abcd"[k]] == "train"
 
 
 def test_what_is_no_scan_of_one_patient_is_left_out(tmp_path):

@@ -110,7 +110,7 @@ def test_misspelt_parts(setting, words):
     [("vgg16:relu5_3", 512, 16), ("resnet50:layer1", 256, 4), ("resnet50:layer3", 1024, 16)],
 )
 def test_extractors_of_other_networks(random_weights, name, channels, stride):
-    """Each finds its own file in the folder, and stops at its layer."""
+    """Each stops at its layer."""
     net = feature_extractor(name, random_weights[name.partition(":")[0]])
     maps = net.train()(torch.rand(1, 1, 64, 64))
     assert maps.shape == (1, channels, 64 // stride, 64 // stride)

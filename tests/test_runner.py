@@ -43,10 +43,13 @@ def test_images_that_were_moved_are_found_by_data(scan_folder, tmp_path, monkeyp
         again.make_manifest()
     next(moved.rglob("*.png")).rename(tmp_path / "other.png")
     moved = moved.rename(tmp_path / "fewer")
-    with pytest.raises(UserError, match=f"the images in {moved} changed since {run.folder} was trained"):
+    with pytest.raises(UserError, match=f"{moved} does not hold its .*png; choose another folder"):
         open_run("03", *call, str(moved))
     run = open_run("01", "smoke", str(tmp_path / "phantoms"))
     run.make_manifest()
+    checkpoint.save(run.folder / "pretrain/checkpoint.pt", {})
+    with pytest.raises(UserError, match="was made with data='phantom', not"):
+        open_run("01", "smoke", str(tmp_path / "phantoms"), str(moved))
     monkeypatch.setattr(sources, "DATA", tmp_path / "another clone/data")
     run.record("data", "images", root=str(tmp_path / "gone" / run.root.name))
     assert run.root.parent == tmp_path / "another clone/data/phantoms" and run.images("val")[0].exists()

@@ -69,6 +69,8 @@ def test_a_clone_in_a_folder_with_a_colon(tmp_path):
         done = call(*words, KAGGLE_KERNEL_RUN_TYPE="Batch")  # takes the python that there is
         assert done.returncode == 0, done.stderr
     assert (tmp_path / "y.png").exists()
+    more = around | {"PYTHONPATH": str(REPOSITORY)}
+    assert subprocess.run([sys.executable, "-m", "srlib", "phantom", "z.png"], cwd=tmp_path, env=more, capture_output=True).returncode == 0
 
 
 @pytest.mark.slow

@@ -347,7 +347,9 @@ def test_steps_that_all_overflow_in_float16_are_said(images, tmp_path, monkeypat
     """The scaler leaves them out without a word, and halves its scale, 65536 at first."""
     monkeypatch.setattr(pretraining, "PRETRAIN", {"mse": lambda sr, hr: (sr - hr).square().mean() / 0})
     config = load_config("smoke", **TINY | {"precision": "fp16", "pretrain_loss": "mse", "pretrain_steps": 18, "checkpoint_every": 18})
-    with pytest.raises(UserError, match=r"overflows in float16 and is left out; set precision to 'fp32', or set pretrain_lr lower$"):
+    with pytest.raises(
+        UserError, match=r"overflows in float16 and is left out; set precision to 'fp32' with another run_dir, or set pretrain_lr lower$"
+    ):
         pretraining.pretrain_generator(config, *images, tmp_path)
 
 

@@ -7,12 +7,14 @@ file's fields, are named by their kind alone.
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import os
 import re
 import struct
 import threading
 import warnings
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path, PureWindowsPath
 from typing import NamedTuple
@@ -20,7 +22,8 @@ from xml.etree import ElementTree
 
 import numpy as np
 import tifffile
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL.Image import Transpose as Turn
 
 from ..config import UserError
 
@@ -31,6 +34,13 @@ logging.getLogger("eyepy").setLevel(logging.CRITICAL)
 MAX_PIXELS = 100_000_000  # refuse a larger image before it is decoded
 EMPTY = np.finfo(np.float32).max  # what .vol holds where nothing was measured
 TOMOGRAPHY = "1.2.840.10008.5.1.4.1.1.77.1.5.4"  # DICOM's class of ophthalmic tomography
+TURNS = dict(
+    zip(
+        range(2, 9),
+        (Turn.FLIP_LEFT_RIGHT, Turn.ROTATE_180, Turn.FLIP_TOP_BOTTOM, Turn.TRANSPOSE, Turn.ROTATE_270, Turn.TRANSVERSE, Turn.ROTATE_90),
+        strict=True,
+    )
+)  # EXIF's
 FLIPS = {2: 1, 3: (0, 1), 4: 0, 6: 1, 7: (0, 1), 8: 0}  # TIFF's orientations: axes to flip, from 5 on after a transposition
 
 
@@ -113,23 +123,48 @@ def _page(path: Path, values: np.ndarray, bits: int, inverted: bool) -> Page:
     return values, white
 
 
+def _opened_picture(content: bytes) -> Image.Image:
+    image = Image.open(io.BytesIO(content), formats=("PNG", "JPEG", "BMP"))  # by content; none that starts another program
+    if image.format == "PNG":  # decoding alone skips the checksums
+        with Image.open(io.BytesIO(content), formats=("PNG",)) as again:
+            again.verify()
+    return image
+
+
+def _without_metadata(png: bytes) -> bytes:
+    """The chunks of a PNG that make its picture, and its EXIF where that is whole."""
+    kept, at = [png[:8]], 8
+    while at < len(png):
+        size, name = int.from_bytes(png[at : at + 4]), png[at + 4 : at + 8]
+        chunk = png[at : at + 12 + size]
+        if name in (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND") or (
+            name == b"eXIf" and zlib.crc32(chunk[4:-4]) == int.from_bytes(chunk[-4:])
+        ):
+            kept.append(chunk)
+        at += 12 + size
+    return b"".join(kept)
+
+
 def _picture(path: Path) -> Volume:
-    image = Image.open(path, formats=("PNG", "JPEG", "BMP"))  # by content; none that starts another program
+    content = path.read_bytes()
+    try:
+        image = _opened_picture(content)
+    except Exception:  # of the picture, or of what is said of it
+        if not content.startswith(b"\x89PNG"):
+            raise
+        image = _opened_picture(_without_metadata(content))
     check_size(path, image.width, image.height)
     if getattr(image, "n_frames", 1) > 1:  # an animated PNG, a JPEG of a camera that takes several
         raise UserError(f"{path}: holds {image.n_frames} pictures; save each as a file, or all as a TIFF")
-    if image.format == "PNG":  # decoding alone skips the checksums
-        with Image.open(path, formats=("PNG",)) as again:
-            again.verify()
-        if image.mode in ("RGB", "RGBA", "LA") and ";16" in str(image.tile):  # Pillow keeps 8 of 16 bits
-            raise UserError(f"{path}: holds 16-bit colours; save it as 8-bit RGB or 16-bit grey")
+    if image.mode in ("RGB", "RGBA", "LA") and ";16" in str(image.tile):  # Pillow keeps 8 of 16 bits
+        raise UserError(f"{path}: holds 16-bit colours; save it as 8-bit RGB or 16-bit grey")
 
     def page(_: int) -> Page:
         image.load()
-        try:
-            shown = ImageOps.exif_transpose(image)
-        except Exception:  # its metadata cannot be read; the picture can
-            shown = image
+        turn = None
+        with contextlib.suppress(Exception):  # what cannot be read of its metadata says nothing
+            turn = TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
+        shown = image if turn is None else image.transpose(turn)
         if not shown.mode.startswith("I"):
             return shown, 0
         stated = re.fullmatch(r"0 to (\d+)", str(shown.info.get("Values", "")))  # by `upscale`
@@ -167,6 +202,10 @@ def _tiff(path: Path) -> Volume:
     def page(k: int) -> Page:
         page, values = planes[k]
         page = page if isinstance(page, tifffile.TiffPage) else page.aspage()
+        if page.compression not in tifffile.TIFF.DECOMPRESSORS:
+            raise UserError(
+                f"{path}: its compression is not read ({getattr(page.compression, 'name', page.compression)}); save it uncompressed"
+            )
         parts = list(zip(page.dataoffsets, page.databytecounts, strict=False))
         if values is None and (not parts or any(not count or not offset or offset + count > size for offset, count in parts)):
             raise UserError(f"{path}: is cut off; parts of the image are missing")  # tifffile takes them for empty
@@ -253,7 +292,7 @@ def _dicom(path: Path) -> Volume:
     width, height, frames = int(data.Columns), int(data.Rows), int(data.get("NumberOfFrames") or 1)
     check_size(path, width, height)
     bits, syntax = int(data.BitsStored), data.file_meta.TransferSyntaxUID
-    plain = syntax.is_transfer_syntax and not syntax.is_compressed
+    plain = syntax.is_transfer_syntax and not (syntax.is_compressed or syntax.is_deflated)
     if not 0 < frames * (width * height * int(data.BitsAllocated) // 8 if plain else 1) <= path.stat().st_size:
         raise UserError(f"{path}: is cut off; it says that it holds {frames} frames of {width} x {height} pixels")
     if bits > 16 or int(data.get("HighBit", bits - 1)) != bits - 1 or not colours.startswith(("MONOCHROME", "RGB", "YBR")):
@@ -271,7 +310,8 @@ def _dicom(path: Path) -> Volume:
         try:
             values = pixel_array(path, index=k, correct_unused_bits=bool(data.get("PixelRepresentation")))
         except RuntimeError:
-            raise UserError(f"{path}: frame {k + 1} is damaged; get the file again, or save it uncompressed") from None
+            what = f"frame {k + 1} cannot be read ({syntax.name}, {bits} bits): it is cut off, or of a kind that no decoder here knows"
+            raise UserError(f"{path}: {what}; save it uncompressed") from None
         grey = colours.startswith("MONOCHROME")
         return _page(path, _windowed(path, values, data, k) if grey else values, bits, colours == "MONOCHROME1")
 
@@ -286,19 +326,25 @@ def _windowed(path: Path, values: np.ndarray, data, k: int) -> np.ndarray:
     bits, signed, named = int(data.BitsStored), int(data.PixelRepresentation), Dataset()
     named.BitsStored, named.PixelRepresentation, named.PhotometricInterpretation = bits, signed, data.PhotometricInterpretation
     groups = [*data.get("SharedFunctionalGroupsSequence", []), *data.get("PerFrameFunctionalGroupsSequence", [])[k : k + 1]]
-    for part in (data, *(inner[0] for group in groups for inner in (element.value for element in group) if inner)):
+    for part in (data, *(inner.value[0] for group in groups for inner in group if inner.VR == "SQ" and inner.value)):
         if "ModalityLUTSequence" in part or "VOILUTSequence" in part:
             raise UserError(f"{path}: its grey levels stand in a table of its own, which is not read; save it as 8 or 16 bit")
         for name in ("RescaleSlope", "RescaleIntercept", "WindowCenter", "WindowWidth", "VOILUTFunction"):
-            if name in part:
+            if part.get(name) not in (None, ""):
                 setattr(named, name, part[name].value)
-    if "WindowCenter" not in named and named.get("RescaleSlope", 1) > 0:  # the range of the values decides
+    window = "WindowCenter" in named and "WindowWidth" in named
+    if not window and named.get("RescaleSlope", 1) > 0:  # the range of the values decides
         return values
-    if "WindowCenter" not in named:
+    if not window:
         raise UserError(f"{path}: its values fall where it is brighter (RescaleSlope) and it names no window; save it as 8 or 16 bit")
     rescaled = apply_rescale if "RescaleSlope" in named else lambda array, _: array
     low, high = rescaled(np.array([-signed << (bits - 1), (1 << (bits - signed)) - 1]), named)
-    shown = apply_windowing(rescaled(values, named), named)
+    try:
+        shown = apply_windowing(rescaled(values, named), named)
+    except (ValueError, TypeError, NotImplementedError):
+        raise UserError(
+            f"{path}: its window (WindowCenter, WindowWidth, VOILUTFunction) cannot be applied; save it as 8 or 16 bit"
+        ) from None
     return np.round((shown - low) * (((1 << bits) - 1) / (high - low))).astype(np.uint16 if bits > 8 else np.uint8)
 
 

@@ -24,7 +24,10 @@ from .reading import EXTENSIONS, few_values, find_images, read_image, read_pair,
 
 MIN_SIDE = 32
 SHARED = 3  # patients in whom one picture is no scan of theirs: a legend, a logo, a copy that went about
-MASK = 16  # grey levels or fewer in every image of a folder are a mask's or a label map's
+MASK, SHARE = (
+    16,
+    0.98,
+)  # grey levels or fewer that so many pixels have, in every image of a folder, are a mask's or a label map's, a JPEG's too
 SPLITS = ("train", "val", "test")
 
 
@@ -122,7 +125,7 @@ def inspect(root: Path, file: str, config: Config) -> list[dict]:
         row["height"], row["width"] = image.shape
         row["sha256"] = hashlib.sha256(stored).hexdigest()
         row["pixels"] = hashlib.sha256(repr(image.shape).encode() + image.tobytes()).hexdigest()
-        row["levels"] = len(np.unique(image))
+        row["levels"] = 1 + int((np.sort(np.bincount(image.ravel()))[::-1].cumsum() < SHARE * image.size).sum())
         row["doubt"] = few_values(scan)
         if image.min() == image.max():
             row["reason"] = "every pixel has the same value"
@@ -172,8 +175,8 @@ def group(table: pd.DataFrame) -> pd.Series:
 
 def deal(label_of: pd.Series, val_share: float, test_share: float, sizes: pd.Series) -> dict[str, str]:
     """Group to split, of a class and a number of patients for each group. Groups are dealt out class by class, in a random order that is always the
-    same, each to the split that lacks most of its share of the patients. Of three groups or more every split has one: one without takes the first
-    of the largest split."""
+    same, each to the split that lacks most of its share of the patients. Of three groups or more every split has one: one without takes the
+    smallest of the largest split."""
     rng, result, owed = np.random.default_rng([0, 1]), {}, np.zeros(3)
     for label in sorted(label_of.unique()):
         for name in rng.permutation(sorted(label_of.index[label_of == label])):
@@ -182,10 +185,10 @@ def deal(label_of: pd.Series, val_share: float, test_share: float, sizes: pd.Ser
             owed[pick] -= sizes[name]
             result[name] = SPLITS[pick]
     for split in ("val", "test", "train"):
-        dealt = list(result.values())
-        if split not in dealt:
-            largest = max(SPLITS, key=dealt.count)
-            result[min(name for name in result if result[name] == largest)] = split
+        groups = {each: [name for name in result if result[name] == each] for each in SPLITS}
+        if not groups[split]:
+            able = [names for names in groups.values() if len(names) > 1]
+            result[min(max(able, key=lambda names: sizes[names].sum()), key=lambda name: (sizes[name], name))] = split
     return result
 
 

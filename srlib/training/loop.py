@@ -136,7 +136,9 @@ def run_steps(stage: Stage, config: Config, folder: Path, fingerprint: str) -> p
             ends = parallel.largest(2.0 if late else float(stop.asked))  # all processes end at one step
             if (k + 1) % config.checkpoint_every == 0 or last or ends:
                 if (scaler := stage.parts.get("scaler")) and scaler.is_enabled() and scaler.get_scale() < 1:
-                    raise UserError(f"{name}: every step overflows in float16 and is left out; set precision to 'fp32', or {advice()}")
+                    raise UserError(
+                        f"{name}: every step overflows in float16 and is left out; set precision to 'fp32' with another run_dir, or {advice()}"
+                    )
                 state = {"fingerprint": fingerprint, "step": k + 1, "history": rows, "sums": means.joint(advice), "count": means.count}
                 _save(file, state | {"seconds": seconds, "session": session}, stage.parts)
             if ends and not last:
