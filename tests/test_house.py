@@ -22,8 +22,8 @@ FILES = sorted(SRLIB.rglob("*.py"))
 COMMAND_FILES = sorted((SRLIB / "commands").glob("*.py"))
 CORE = [f for f in FILES if f not in COMMAND_FILES]
 # What was reached; a feature that needs room says what leaves. Lines do not grow wider instead.
-BUDGETS = {"srlib outside of commands": (CORE, 6_136, 332_900), "srlib/commands": (COMMAND_FILES, 1_703, 97_500),
-           "tests": (sorted((REPOSITORY / "tests").glob("*.py")), 6_996, 363_800)}  # fmt: skip
+BUDGETS = {"srlib outside of commands": (CORE, 6_110, 330_800), "srlib/commands": (COMMAND_FILES, 1_702, 97_200),
+           "tests": (sorted((REPOSITORY / "tests").glob("*.py")), 6_970, 363_800)}  # fmt: skip
 
 
 def imports(file: Path):
