@@ -18,7 +18,7 @@ def main(argv: list[str] | None = None) -> int:
         return in_one_line(lambda: importlib.import_module(f".commands.{name}", __package__).main(rest))
     if name not in ("-h", "--help"):
         return print(f"error: there is no command {name!r}; {nearest(name, COMMANDS)}", file=sys.stderr) or 2
-    return in_one_line(lambda: print("usage: COMMAND ..., each with --help, one of", *COMMANDS, sep="\n  "))
+    return in_one_line(lambda: print("usage: python -m srlib COMMAND ... (or --help), one of", *COMMANDS, sep="\n  "))
 
 
 if __name__ == "__main__":

@@ -54,9 +54,7 @@ NOISE_INPUT = (
 )
 
 
-def release(
-    run_dir: str, network: str = "sampler", out: str = "", data: str = "", source: str = "", allow_phantom: bool = False
-) -> list[Path]:
+def release(run_dir: str, network: str = "sampler", out: str = "", source: str = "", allow_phantom: bool = False) -> list[Path]:
     """Package `network`, 'sampler' or 'srgan', of the run in `run_dir`, and the SRResNet that it was trained from (`trained.BASES` has its name), into `out`
     ('': data/weights), in the place of an earlier release of its scale; returns the files.
 
@@ -66,7 +64,7 @@ def release(
     run = _finished(folder, network)
     if run.is_phantom and not allow_phantom:
         raise UserError(f"{folder} was trained on phantoms, which is no result on OCT; release a run on scans, or say --allow-phantom")
-    root = Path(data) if data else run.root
+    root = run.root
     source = source or (PHANTOM if run.is_phantom else KERMANY if "OCT2017" in (root.name.strip(), *root.parts) else "")
     if not source:
         raise UserError(f"{root}: whose scans are these? Say it for the model card: --source 'NAME, LICENCE, CITATION'")
@@ -216,9 +214,8 @@ def main(argv: list[str]) -> None:
     words.add_argument("run_dir", type=given, metavar="RUN", help="folder of a run that was evaluated")
     words.add_argument("network", nargs="?", default="sampler", choices=sorted(trained.BASES), help="which one (default: sampler)")
     words.add_argument("--out", default="", metavar="DIR", help="folder to write to (default: data/weights)")
-    words.add_argument("--data", default="", metavar="DIR", help="where the run's scans are now (default: where they were)")
     words.add_argument("--source", default="", metavar="TEXT", help="whose scans these are, with licence and citation (known: Kermany's)")
     words.add_argument("--allow-phantom", action="store_true", help="package a run on phantoms, and say so wherever it is used")
     args = words.parse_args(argv)
-    for file in release(absolute(args.run_dir), args.network, absolute(args.out), absolute(args.data), args.source, args.allow_phantom):
+    for file in release(absolute(args.run_dir), args.network, absolute(args.out), args.source, args.allow_phantom):
         print(file)

@@ -23,7 +23,6 @@ from xml.etree import ElementTree
 import numpy as np
 import tifffile
 from PIL import ExifTags, Image, UnidentifiedImageError
-from PIL.Image import Transpose as Turn
 
 from ..config import UserError
 
@@ -34,13 +33,7 @@ logging.getLogger("eyepy").setLevel(logging.CRITICAL)
 MAX_PIXELS = 100_000_000  # refuse a larger image before it is decoded
 EMPTY = np.finfo(np.float32).max  # what .vol holds where nothing was measured
 TOMOGRAPHY = "1.2.840.10008.5.1.4.1.1.77.1.5.4"  # DICOM's class of ophthalmic tomography
-TURNS = dict(
-    zip(
-        range(2, 9),
-        (Turn.FLIP_LEFT_RIGHT, Turn.ROTATE_180, Turn.FLIP_TOP_BOTTOM, Turn.TRANSPOSE, Turn.ROTATE_270, Turn.TRANSVERSE, Turn.ROTATE_90),
-        strict=True,
-    )
-)  # EXIF's
+TURNS = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}  # EXIF's orientations: Pillow's transpositions
 FLIPS = {2: 1, 3: (0, 1), 4: 0, 6: 1, 7: (0, 1), 8: 0}  # TIFF's orientations: axes to flip, from 5 on after a transposition
 
 
@@ -123,10 +116,10 @@ def _page(path: Path, values: np.ndarray, bits: int, inverted: bool) -> Page:
     return values, white
 
 
-def _opened_picture(content: bytes) -> Image.Image:
-    image = Image.open(io.BytesIO(content), formats=("PNG", "JPEG", "BMP"))  # by content; none that starts another program
+def _opened_picture(source: Callable) -> Image.Image:
+    image = Image.open(source(), formats=("PNG", "JPEG", "BMP"))  # by content; none that starts another program
     if image.format == "PNG":  # decoding alone skips the checksums
-        with Image.open(io.BytesIO(content), formats=("PNG",)) as again:
+        with Image.open(source(), formats=("PNG",)) as again:
             again.verify()
     return image
 
@@ -137,22 +130,20 @@ def _without_metadata(png: bytes) -> bytes:
     while at < len(png):
         size, name = int.from_bytes(png[at : at + 4]), png[at + 4 : at + 8]
         chunk = png[at : at + 12 + size]
-        if name in (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND") or (
-            name == b"eXIf" and zlib.crc32(chunk[4:-4]) == int.from_bytes(chunk[-4:])
-        ):
+        whole = zlib.crc32(chunk[4:-4]) == int.from_bytes(chunk[-4:])
+        if name in (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND") or (name == b"eXIf" and whole):
             kept.append(chunk)
         at += 12 + size
     return b"".join(kept)
 
 
 def _picture(path: Path) -> Volume:
-    content = path.read_bytes()
     try:
-        image = _opened_picture(content)
+        image = _opened_picture(lambda: path)
     except Exception:  # of the picture, or of what is said of it
-        if not content.startswith(b"\x89PNG"):
+        if not (content := path.read_bytes()).startswith(b"\x89PNG"):
             raise
-        image = _opened_picture(_without_metadata(content))
+        image = _opened_picture(lambda: io.BytesIO(_without_metadata(content)))
     check_size(path, image.width, image.height)
     if getattr(image, "n_frames", 1) > 1:  # an animated PNG, a JPEG of a camera that takes several
         raise UserError(f"{path}: holds {image.n_frames} pictures; save each as a file, or all as a TIFF")

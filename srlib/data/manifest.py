@@ -24,10 +24,8 @@ from .reading import EXTENSIONS, few_values, find_images, read_image, read_pair,
 
 MIN_SIDE = 32
 SHARED = 3  # patients in whom one picture is no scan of theirs: a legend, a logo, a copy that went about
-MASK, SHARE = (
-    16,
-    0.98,
-)  # grey levels or fewer that so many pixels have, in every image of a folder, are a mask's or a label map's, a JPEG's too
+MASK = 16  # grey levels or fewer in every image of a folder are a mask's or a label map's
+SHARE = 0.98  # of an image's pixels: the rest may have any level, as a mask's that was a JPEG
 SPLITS = ("train", "val", "test")
 
 
@@ -147,10 +145,8 @@ def name_strangers(rows: pd.DataFrame) -> pd.DataFrame:
     """The rows of `inspect`, with patients, where images that are no scan of one patient have a reason, too: a picture that SHARED patients have
     (it would join them, and what they are joined to, in one split), and all of a folder whose images have at most MASK grey levels."""
     rows = rows.reindex(columns=[*rows, *{"pixels", "levels"} - {*rows}])
-    usable, place = (
-        rows[rows.reason == ""],
-        rows.file.where(rows.path != rows.file, rows.file.map(os.path.dirname)),
-    )  # a volume, or a folder
+    usable = rows[rows.reason == ""]
+    place = rows.file.where(rows.path != rows.file, rows.file.map(os.path.dirname))  # a volume, or a folder
     most = usable.groupby(place).levels.transform("max").reindex(rows.index)
     rows.loc[most <= MASK, "reason"] = f"is a mask: none of the images beside it has more than {MASK} grey levels"
     owners = usable[usable.patient != usable.file].groupby("pixels").patient.transform("nunique").reindex(rows.index)

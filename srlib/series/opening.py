@@ -24,7 +24,7 @@ def open_run(notebook: str, profile: str = "quick", run_dir: str = "", data: str
     given = (overrides or {}) | ({"data": data} if data else {})
     config, folder = load_config(profile, **given), run_path(profile, run_dir)
     stored = read_config(folder / "config.json") if (folder / "config.json").exists() else None
-    named = {stored.data, given.get("data", stored.data)} if stored else {}
+    named = {stored.data, given.get("data", stored.data)} if stored else set()
     if len(named) > 1 and "phantom" not in named and Run(folder, stored).is_trained("pretrain"):
         _find_moved(Run(folder, stored), given.pop("data"))
         config = dataclasses.replace(config, data=stored.data)
@@ -61,11 +61,12 @@ def _find_moved(run: Run, data: str) -> None:
     from ..data import reading, sources
 
     root = sources.locate(data).absolute()
+    if str(root) == run.provenance["data"]["images"]["root"]:
+        return
     if lost := next((path for path in run.manifest.path if not reading.page_of(root / path)[0].exists()), ""):
         raise UserError(f"{run.folder} was made with data={run.config.data!r}, and {root} does not hold its {lost}; {ANOTHER}")
-    if str(root) != run.provenance["data"]["images"]["root"]:
-        with locked(run.folder):
-            run.make_manifest(data)
+    with locked(run.folder):
+        run.make_manifest(data)
 
 
 def _refuse_scans(folder: Path, config: Config) -> None:
