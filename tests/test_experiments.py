@@ -251,7 +251,7 @@ def test_a_real_sweep(tmp_path):
     words = ["-m", "notebooks.experiments.table", tmp_path / "plain", *(f"{n}={tmp_path}/plain/{file}.pt" for n, file in networks.items())]
     subprocess.run([sys.executable, *words, "--steps", "1"], cwd=REPOSITORY, check=True)
     both = [pd.read_csv(tmp_path / "plain" / f).query("image == image.min() and region == 'valid'").set_index("method").psnr.to_dict()
-            for f in ("evaluation/metrics.csv", "sampler/metrics.csv", "table-test/metrics.csv")]  # fmt: skip
+            for f in ("evaluation/metrics.csv", "sampler/metrics.csv", "table-test/evaluation/metrics.csv")]  # fmt: skip
     same = both[0] | both[1]
     assert both[2] == {n: same["srgan_projected" if n == "mine_projected" else n] for n in ("bicubic", "linear", *networks)}
     again = srlib("sweep", file, "--run-dir", tmp_path / "out")

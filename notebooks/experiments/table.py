@@ -4,7 +4,7 @@
 
 in an active environment, from the repository. RUN is a run folder in which notebook 01 has run; its scans, patients and settings are taken. NAME is a method of the series, as srgan, or any other
 name. A NAME that ends in _projected is projected onto LR; gaussian_texture is fitted on the images of its WEIGHTS, which stand as srresnet, too.
-Writes RUN/table-SPLIT/: metrics.csv (as notebook 05's), unpaired.csv (as 07's), table.md.
+Writes RUN/table-SPLIT/: evaluation/ (as notebook 05's), unpaired.csv (as 07's), table.md, and pictures of the scan with SRGAN's (else the first network's) median LPIPS.
 """
 
 from __future__ import annotations
@@ -20,7 +20,14 @@ from srlib.commands.report import markdown
 from srlib.data.reading import jpeg_tables
 from srlib.device import pick_device
 from srlib.evaluation.methods import METHODS, Method, named
-from srlib.evaluation.run import choose, fit_linear, measured_images, write_table
+from srlib.evaluation.run import (
+    captions,
+    choose,
+    evaluated_images,
+    fit_linear,
+    measured_images,
+    write_table,
+)
 from srlib.evaluation.statistics import (
     AIMED,
     MEASURES,
@@ -30,6 +37,7 @@ from srlib.evaluation.statistics import (
     verdict,
     with_intervals,
 )
+from srlib.figures import panels
 from srlib.metrics.regions import valid_region
 from srlib.sampler.evaluation import Patches, fit_texture
 from srlib.series.run_folder import Run, read_config
@@ -67,6 +75,9 @@ def main() -> None:
     words.add_argument(
         "--steps", type=int, default=200, help="steps of each classifier, 0: none (default: 200)"
     )
+    words.add_argument(
+        "--pictures", default="", metavar="NAME,NAME", help="methods in the pictures (default: all)"
+    )
     args = words.parse_args()
     run = Run(args.run, read_config(args.run / "config.json"))
     config, root, device, out = (
@@ -89,19 +100,24 @@ def main() -> None:
 
     manifest = run.manifest[run.manifest.split == args.split].assign(split="test")
     manifest, everything = choose(manifest, args.images), dataclasses.replace(config, max_test_images=0)
-    patches, measured = Patches([*files]), []
+    patches, measured = Patches(rows), []
     for item, hr, image, values in measured_images("05", everything, root, manifest, out, networks):
         measured += values
-        shown = {name: image[name] for name in files} | {"hr": hr}
+        shown = {name: image[name] for name in rows} | {"hr": hr}
         patches.add(
             shown, valid_region(hr), item.patient, image.seed % 2**32, jpeg_tables(root / item.path)
         )
-    table = write_table(measured, out / "metrics.csv")
+    table = write_table(measured, out / "evaluation" / "metrics.csv")
     unpaired = write_table(patches.measure(args.steps, config.seed, device), out / "unpaired.csv")
     text = "\n\n".join(
         [verdict(table, unpaired), caution(table), markdown(readable(table, unpaired)), AIMED]
     )
     (out / "table.md").write_text(text + "\n", encoding="utf-8")
+    scan = median(table, "srgan" if "srgan" in files else next(iter(files)))
+    shown = args.pictures.split(",") if args.pictures else rows
+    images = evaluated_images(out, root, scan, config, shown)
+    panels.comparison(images, captions(table, scan)).save(out / "comparison.png")
+    panels.closeups(images).save(out / "closeups.png")
     print(text)
 
 
@@ -110,6 +126,12 @@ def row_of(name: str) -> Method:
     like = METHODS["srgan_projected" if name.endswith("_projected") else "srgan"]
     method = (METHODS | OTHERS).get(name) or like._replace(title=name.replace("_", " "), colour=None)
     return method._replace(notebook="05", needs="" if name == "bicubic" else name)
+
+
+def median(table: pd.DataFrame, method: str) -> str:
+    """The image with the method's median LPIPS."""
+    rows = table[(table.method == method) & (table.region == "valid")].sort_values("lpips")
+    return rows.image.iloc[len(rows) // 2]
 
 
 def readable(table: pd.DataFrame, unpaired: pd.DataFrame) -> pd.DataFrame:
