@@ -17,7 +17,7 @@ from pathlib import Path
 import pandas as pd
 from srlib.commands import in_one_line
 from srlib.commands.report import markdown
-from srlib.data.reading import jpeg_tables
+from srlib.data.reading import jpeg_tables, read_pair
 from srlib.device import pick_device
 from srlib.evaluation.methods import METHODS, Method, named
 from srlib.evaluation.run import (
@@ -115,8 +115,9 @@ def main() -> None:
     (out / "table.md").write_text(text + "\n", encoding="utf-8")
     scan = median(table, "srgan" if "srgan" in files else next(iter(files)))
     shown = args.pictures.split(",") if args.pictures else rows
-    images = evaluated_images(out, root, scan, config, shown)
-    panels.comparison(images, captions(table, scan)).save(out / "comparison.png")
+    low, images = read_pair(root / scan, config)[0], evaluated_images(out, root, scan, config, shown)
+    squares = {"lr": low.repeat(config.scale, 0).repeat(config.scale, 1)} | images
+    panels.comparison(squares, captions(table, scan), side=48).save(out / "comparison.png")
     panels.closeups(images).save(out / "closeups.png")
     print(text)
 

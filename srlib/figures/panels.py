@@ -100,14 +100,6 @@ def _squares(shape: tuple, side: int) -> list[tuple[tuple[int, int], tuple[slice
     return [((top, left), np.s_[top : top + side, left : left + side]) for top, left in itertools.product(*steps)]
 
 
-def zoom_box(hr: np.ndarray, side: int) -> tuple[int, int]:
-    """Top and left of the square with the most edges that are not those of fill."""
-    y = (hr if hr.ndim == 2 else hr.mean(2)).astype(float)
-    y[y >= 250] = 0
-    edges = gaussian_gradient_magnitude(y, 2)
-    return max(_squares(hr.shape, side), key=lambda square: edges[square[1]].mean(), default=((0, 0), None))[0]
-
-
 def tiles(squares: list[tuple[np.ndarray, str, str]], columns: int = 3) -> Image.Image:
     """Squares of one size in rows of `columns`, each (uint8 image, title, note under it), every pixel drawn as 4 x 4. Show it unscaled: texture is
     judged at whole factors only."""
@@ -125,13 +117,13 @@ def tiles(squares: list[tuple[np.ndarray, str, str]], columns: int = 3) -> Image
 
 
 def comparison(images: dict[str, np.ndarray], measures: dict[str, str], title: str = "", side: int = 64) -> Image.Image:
-    """The HR image with a frame, then the framed square of each image ('hr' among them) at four times its size, three in a row, and under it the
-    text in `measures`."""
+    """The HR image with a frame, then the framed square of each image ('hr' among them) at four times its size, three in a row (of seven and more,
+    four), and under it the text in `measures`."""
     hr = images["hr"]
     side = min(side, *hr.shape[:2])
-    top, left = zoom_box(hr, side)
+    top, left = corners(hr, side)["layer"]
     squares = [(image[top : top + side, left : left + side], named(name), measures.get(name, "")) for name, image in images.items()]
-    page = tiles([squares[0], *squares], 2 if len(squares) == 3 else 3)  # the first place is for the overview
+    page = tiles([squares[0], *squares], {3: 2}.get(len(squares), 3 + (len(squares) > 6)))  # the first place is for the overview
     size = 4 * side
     overview = Image.fromarray(hr).convert("RGB")
     scale = size / max(overview.size)
