@@ -120,7 +120,7 @@ def _notebook(user: str, parameters: dict, data: str):
     """All notebooks as one: what a reader sees first, srlib, the parameters, their cells."""
     page = read_text(REPOSITORY / "README.md")
     results = re.sub(*TO_REPOSITORY, page.partition("\n## Results\n")[2].partition("\n## ")[0].strip())
-    picture = base64.b64encode((NOTEBOOK_FOLDER / "pictures" / "comparison.jpg").read_bytes()).decode()
+    picture = base64.b64encode((NOTEBOOK_FOLDER / "pictures" / "real.jpg").read_bytes()).decode()
     text = Template(read_text(INTRO)).substitute(results=results, dataset=f"{user}/{DATASET}", data=data).rstrip()
     cells = [new_markdown_cell(text, attachments={"result.jpg": {"image/jpeg": picture}}, id="intro")]
     cells.append(new_code_cell(attached(user), id="srlib"))
