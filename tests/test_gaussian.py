@@ -39,7 +39,7 @@ def gaps(gaussian, scans):
 
 
 def test_a_sample_has_hrs_power_in_each_band_and_direction(fitted):
-    """On scans that it was not fitted on, whose bicubic image lacks 10 dB and more."""
+    """On other scans, whose bicubic image lacks 10 dB."""
     scans = [scan(seed) for seed in range(10, 14)]
     lacking = np.mean([metrics.band_power_db(metrics.spectrum(b), metrics.spectrum(hr)) for b, _, hr in scans], 0)
     assert lacking[1:].max() < -10 and np.abs(gaps(fitted, scans)).max() < 1
@@ -48,7 +48,6 @@ def test_a_sample_has_hrs_power_in_each_band_and_direction(fitted):
 
 
 def test_strength_follows_brightness(fitted):
-    """In the dark quarter and in the bright one a sample is as far from base as HR is."""
     base, lr, hr = scan(20)
     sr = fitted.sample(base, lr, 0)
     far = [(image.astype(float) - base)[:, part].std() for image in (sr, hr) for part in (np.s_[:56], np.s_[-56:])]
@@ -85,7 +84,7 @@ def test_samples_are_consistent_under_the_reduction_of_the_settings(kind):
 
 
 def test_without_a_projection_lr_is_not_asked():
-    """Kind '': LR may contradict base, as noisy LR does."""
+    """Kind '': LR may contradict base."""
     base, lr, hr = scan(0)
     gaussian = GaussianTexture(kind="").fit([(base, 255 - lr, hr)])
     sr = gaussian.sample(base, 255 - lr, 0)
@@ -106,7 +105,7 @@ def test_colour_has_grey_texture_of_the_same_strength(fitted):
 
 @pytest.mark.parametrize("case", ["no scan", "smaller than a block", "fill only", "base is HR"])
 def test_a_fit_without_anything_to_learn_gives_no_texture(case):
-    """SR is base, projected. The fit before is forgotten."""
+    """SR is base, projected."""
     base, lr, hr = scan(0)
     cases = {
         "no scan": [],

@@ -22,7 +22,7 @@ FILES = sorted(SRLIB.rglob("*.py"))
 COMMAND_FILES = sorted((SRLIB / "commands").glob("*.py"))
 CORE = [f for f in FILES if f not in COMMAND_FILES]
 # What was reached; a feature that needs room says what leaves. Lines do not grow wider instead.
-BUDGETS = {"srlib outside of commands": (CORE, 6_098, 330_600), "srlib/commands": (COMMAND_FILES, 1_699, 97_000),
+BUDGETS = {"srlib outside of commands": (CORE, 6_090, 330_300), "srlib/commands": (COMMAND_FILES, 1_699, 97_000),
            "tests": (sorted((REPOSITORY / "tests").glob("*.py")), 6_970, 363_800)}  # fmt: skip
 
 

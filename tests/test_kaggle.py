@@ -58,10 +58,8 @@ def test_the_first_cell_finds_srlib(out, tmp_path):
     working, attached = tmp_path / "kaggle/working", kaggle.build_dataset("someone")
     working.mkdir(parents=True)
     cell = kaggle.attached("someone").replace("/kaggle/", f"{tmp_path}/kaggle/")
-    more = "from srlib.files import HOME, NOTEBOOK_FOLDER, WEIGHTS\n"
-    more += (
-        "print(HOME, os.environ['PYTHONPATH'], (WEIGHTS / 'released.json').exists(), (NOTEBOOK_FOLDER / '01_explore_data.ipynb').exists())"
-    )
+    there = "(WEIGHTS / 'released.json').exists(), (NOTEBOOK_FOLDER / '01_explore_data.ipynb').exists()"
+    more = f"from srlib.files import HOME, NOTEBOOK_FOLDER, WEIGHTS\nprint(HOME, os.environ['PYTHONPATH'], {there})"
 
     def run():
         around = {"PATH": "", "SRLIB_KAGGLE": str(tmp_path / "kaggle"), "KAGGLE_KERNEL_RUN_TYPE": "Batch", "HOME": str(tmp_path)}

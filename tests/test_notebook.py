@@ -54,3 +54,6 @@ def test_a_figure_is_shown_marked_and_kept(tmp_path, monkeypatch):
     assert [s.data[:4] for s in shown] == [b"\x89PNG"] * 3 and not plt.get_fignums()
     assert sorted(p.name for p in (tmp_path / "figures").iterdir()) == ["image.png", "plot.png"]
     assert Image.open(tmp_path / "figures/image.png").size == (40, 48)  # a strip says that it is a phantom's
+    scan = 255 - notebook.np.pad(notebook.np.full((128, 88), 165, "u1"), ((0, 0), (40, 0)))
+    page = notebook.panels.comparison({"hr": scan}, {}, side=48)
+    assert page.crop((200, 20, 392, 212)).getextrema()[0][1] < 255

@@ -174,7 +174,7 @@ def test_an_exact_sample_passes_every_measure(table):
 
 
 def test_psnr_takes_the_blur(table):
-    """So it is none of these measures: a sample has twice the squared error of the mean."""
+    """A sample has twice the squared error of the mean."""
     assert table["blur"]["psnr"] - table["exact"]["psnr"] == pytest.approx(10 * np.log10(2), abs=0.15)
 
 

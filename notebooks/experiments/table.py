@@ -17,6 +17,7 @@ from pathlib import Path
 import pandas as pd
 from srlib.commands import in_one_line
 from srlib.commands.report import markdown
+from srlib.config import UserError
 from srlib.data.reading import jpeg_tables, read_pair
 from srlib.device import pick_device
 from srlib.evaluation.methods import METHODS, Method, named
@@ -95,6 +96,11 @@ def main() -> None:
             config, root, run.manifest, networks["gaussian_texture"]
         )
     rows = {name: row_of(name) for name in ("bicubic", "linear", *files)}
+    shown = args.pictures.split(",") if args.pictures else list(rows)
+    if unknown := [name for name in shown if name not in rows]:
+        raise UserError(
+            f"--pictures names {unknown[0]!r}, which is not in the table; name some of {', '.join(rows)}"
+        )
     METHODS.clear()  # the tables have this one's rows, in this order
     METHODS.update(rows)
 
@@ -103,9 +109,9 @@ def main() -> None:
     patches, measured = Patches(rows), []
     for item, hr, image, values in measured_images("05", everything, root, manifest, out, networks):
         measured += values
-        shown = {name: image[name] for name in rows} | {"hr": hr}
+        images = {name: image[name] for name in rows} | {"hr": hr}
         patches.add(
-            shown, valid_region(hr), item.patient, image.seed % 2**32, jpeg_tables(root / item.path)
+            images, valid_region(hr), item.patient, image.seed % 2**32, jpeg_tables(root / item.path)
         )
     table = write_table(measured, out / "evaluation" / "metrics.csv")
     unpaired = write_table(patches.measure(args.steps, config.seed, device), out / "unpaired.csv")
@@ -114,7 +120,6 @@ def main() -> None:
     )
     (out / "table.md").write_text(text + "\n", encoding="utf-8")
     scan = median(table, "srgan" if "srgan" in files else next(iter(files)))
-    shown = args.pictures.split(",") if args.pictures else rows
     low, images = read_pair(root / scan, config)[0], evaluated_images(out, root, scan, config, shown)
     squares = {"lr": low.repeat(config.scale, 0).repeat(config.scale, 1)} | images
     panels.comparison(squares, captions(table, scan), side=48).save(out / "comparison.png")
