@@ -120,10 +120,6 @@ class Config:
     max_test_images: int = _setting(0, "evaluation", "measure at most this many test images (0: all), patients first", low=0)
     # sampler: what is not the paper's
     sampler_width: int = _setting(32, "sampler", "feature maps of the sampler's head, on the frozen SRResNet (srlib/sampler)", low=4)
-    sampler_noise: bool = _setting(True, "sampler", "noise for the head; without it the sampler is a function of LR (an ablation)")
-    sampler_content: str = _setting(
-        "local-grain", "sampler", "its content loss: local-grain, statistics of texture; or none", ("local-grain", "none")
-    )
     sampler_penalty: float = _setting(8.0, "sampler", "factor of its discriminator's squared gradient, which keeps D from winning", low=0)
     sampler_d_width: int = _setting(32, "sampler", "feature maps of its discriminator's first layer", low=4)
     sampler_crop: int = _setting(96, "sampler", "side of the HR crops of the sampler's training, pixels", low=16)

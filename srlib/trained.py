@@ -68,14 +68,8 @@ def load_weights(path: str | Path) -> dict:
 
 def rebuild(settings: dict) -> torch.nn.Module:
     """The generator of stored `settings` (`models.networks.build`), or, with `texture` and `kind`, a `Sampler` on one."""
-    network = build({name: value for name, value in settings.items() if name not in ("texture", "kind", "amount")})
-    return Sampler(network, settings["texture"], reduction(settings)) if "texture" in settings else network
-
-
-def reduction(stored: dict, name: str = "kind") -> str:
-    """The kind of `degrade` in stored settings; earlier versions kept its number apart, as `amount`."""
-    amount = stored.get("amount")
-    return f"{stored[name]}:{amount:g}" if amount else stored[name]
+    network = build({k: v for k, v in settings.items() if k not in ("texture", "kind") and (k, v) != ("amount", 0)})  # (of before)
+    return Sampler(network, settings["texture"], settings["kind"]) if "texture" in settings else network
 
 
 def load_generator(path: str | Path, device: str | torch.device = "cpu") -> torch.nn.Module:
@@ -115,10 +109,9 @@ def choose(
         raise UserError(f"{weights} enlarges x{generator.settings['scale']}, not x{scale}; leave --scale out or name other weights")
     if entry:
         title = f"{path.name} (trained on phantoms)" if entry["phantom"] else path.name
-        return generator, title, entry["domain"], reduction(entry, "reduction")
+        return generator, title, entry["domain"], entry["reduction"]
     try:
-        config = json.loads((path.parent / "config.json").read_text(encoding="utf-8"))
-        learnt = reduction({"kind": config["degradation"], "amount": config.get("degradation_amount")})
+        learnt = json.loads((path.parent / "config.json").read_text(encoding="utf-8"))["degradation"]
     except (OSError, ValueError, KeyError):  # a file alone
         learnt = generator.settings.get("kind", "bicubic") or "paired"  # '' for speckle, too
     return generator, path.name, None, learnt

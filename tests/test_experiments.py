@@ -185,7 +185,7 @@ def test_sweeps_that_are_asked_for_wrongly(tmp_path):
 
 def test_shipped_sweeps(tmp_path):
     contents = {path.stem: sweep.read_sweep(path.stem)[1] for path in sweep.EXPERIMENTS.glob("*.yaml")}
-    assert set(contents) == {"scale", "features", "ablation"}
+    assert set(contents) == {"scale", "features"}
     points = {name: sweep.make_points(content, tmp_path) for name, content in contents.items()}
     for name, rows in points.items():
         assert len(rows) == sum(len(point.get("seeds", contents[name]["seeds"])) for point in contents[name]["points"]), name
@@ -196,8 +196,6 @@ def test_shipped_sweeps(tmp_path):
     assert all((weight == 0) == name.endswith("-equal-share") for name, weight in shares.items())  # 0: calibrated
     assert {p.config.content_features.partition(":")[0] for p in points["features"]} == {"vgg19", "random-vgg19", "none"}
     assert len({str(Run(p.folder, p.config).settings("pretrain")) for p in points["features"]}) == 3  # a seed's points share theirs
-    assert {p.until for p in points["ablation"]} == {"07"}
-    assert len({str(Run(p.folder, p.config).settings("srgan")) for p in points["ablation"]}) == 3
 
 
 def test_arguments_win_but_not_over_the_point(tmp_path):

@@ -87,7 +87,7 @@ def test_tiles_agree_with_the_whole(monkeypatch, blocks, shape, tile):
 
 def test_spans_cover_and_overlap():
     for size in (1, 39, 320, 321, 384, 1000, 4096):
-        spans = upscaling._spans(size)
+        spans = upscaling._spans(size, upscaling.TILE)
         assert spans[0][0] == 0 and spans[-1][1] == size and len({b - a for a, b in spans}) == 1
         assert all(b - a <= upscaling.TILE for a, b in spans)
         assert all(one[1] - two[0] >= upscaling.OVERLAP for one, two in itertools.pairwise(spans))
@@ -113,16 +113,6 @@ def test_load_generator_refuses_other_files(tmp_path):
     torch.save({"settings": {"scale": 4, "depth": 3}, "weights": {}}, tmp_path / "y.pt")
     with pytest.raises(UserError, match="do not fit"):
         load_generator(tmp_path / "y.pt")
-
-
-def test_weights_of_before_keep_their_reduction(generator, tmp_path):
-    """They have its number apart."""
-    for kind, amount, now in (("gaussian", 2.0, "gaussian:2"), ("area", 0.0, "area"), ("", 0.0, "")):
-        net = Sampler(generator, 8, kind)
-        net.settings |= {"amount": amount}
-        save_weights(tmp_path / "old.pt", net)
-        again = load_generator(tmp_path / "old.pt")
-        assert again.kind == again.settings["kind"] == now and "amount" not in again.settings
 
 
 # --------------------------------------------------------------------------------------------- files
@@ -253,7 +243,7 @@ def test_samples_show_no_seam(sampler, monkeypatch):
     whole = samples(image, sampler, [0, 1])
     monkeypatch.setattr(upscaling, "TILE", 64)
     tiled = samples(image, sampler, [0, 1])
-    assert len(upscaling._spans(150)) > 1 and upscaling.spread(whole).mean() > 1
+    assert len(upscaling._spans(150, 64)) > 1 and upscaling.spread(whole).mean() > 1
     assert max(np.abs(a.astype(int) - b).max() for a, b in zip(whole, tiled, strict=True)) <= 1
 
 
@@ -344,13 +334,11 @@ def test_consistent_command(srgan, generator, tmp_path, capsys):
     command = ["upscale", scan, sr, "--again", "--weights", tmp_path / "plain/srresnet.pt"]
     run(*command)
     assert "by srresnet.pt\n" in capsys.readouterr().out
-    of_before = '{"degradation": "gaussian", "degradation_amount": 2.0}'
     for text, options, kind in (
         ("{}", [], "bicubic"),
         ("{}", ["nearest"], "nearest"),
         ('{"degradation": "gaussian:2"}', [], "gaussian:2"),
         ('{"degradation": "gaussian:2"}', ["gaussian"], "gaussian:2"),
-        (of_before, [], "gaussian:2"),
     ):
         config.write_text(text)
         run(*command, "--consistent", *options)

@@ -135,7 +135,7 @@ def test_the_history_begins_before_the_first_step(images, tmp_path):
     assert released["loss_weights"]["content"] > 0 < released["loss_weights"]["pixel"]
     assert all(torch.equal(released["weights"][f"trunk.{name}"], value) for name, value in start.state_dict().items())
     parts = checkpoint.load(tmp_path / "sampler/checkpoint.pt")["parts"]
-    assert all(torch.equal(value, parts["average"][f"module.{name}"]) for name, value in released["weights"].items())
+    assert all(torch.equal(value, parts["averaged"][name]) for name, value in released["weights"].items())
     assert not same(released["weights"], parts["generator"])
 
 

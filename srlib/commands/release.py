@@ -139,7 +139,7 @@ def model_card(run: Run, network: str, table: pd.DataFrame, entry: dict, facts: 
         samples, patches = (read_table(run.folder / "sampler" / f"{name}.csv") for name in ("samples", "unpaired"))
         patches = markdown(readable_unpaired(patches).rename_axis("measure").reset_index())
         samples = PARTS.format(samples=markdown(readable_samples(samples).reset_index()), patches=patches)
-    content = config.content_features if network == "srgan" else config.sampler_content
+    content = config.content_features if network == "srgan" else "local-grain"
     words = _failures(table, network) | {
         "name": named(network),
         "network": network,

@@ -1,9 +1,7 @@
-"""Curves of spectra, and of a training while it runs. The style is that of `panels`."""
+"""Curves of spectra and of trainings. The style is that of `panels`."""
 
 from __future__ import annotations
 
-import contextlib
-import os
 import textwrap
 
 import matplotlib.pyplot as plt
@@ -13,7 +11,6 @@ import pandas as pd
 from ..evaluation.methods import colour_of, named
 from ..metrics import bands
 from ..training import diagnostics
-from .panels import finish
 
 # colour and dashes of the loss's terms: told apart in grey and by colour-blind readers
 TERMS = {"adversarial": ("#222222", "-"), "content": ("#E69F00", "--"), "pixel": ("#6A3D9A", "-."), "penalty": ("#8C564B", ":")}
@@ -36,25 +33,6 @@ def spectra(curves: dict[str, tuple[np.ndarray, np.ndarray]], scale: int) -> plt
     ax.grid(axis="x", visible=False)
     fig.legend(loc="outside lower center", ncols=7)
     return fig
-
-
-@contextlib.contextmanager
-def live(curves):
-    """Gives a `show(history)` that redraws `curves(history)` in JupyterLab while a training runs; elsewhere it does nothing. At the end
-    the picture goes, for the cell to show the last one as its result; where the training was stopped it stays."""
-    if "JPY_SESSION_NAME" not in os.environ:
-        yield lambda history: None
-        return
-    from IPython.display import HTML, display
-
-    handle = display(display_id=True)
-
-    def show(history: pd.DataFrame) -> None:
-        if len(history) > 1:
-            handle.update(finish(curves(history)))
-
-    yield show
-    handle.update(HTML(""))
 
 
 def pretrain_curves(history: pd.DataFrame) -> plt.Figure:

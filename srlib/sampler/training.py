@@ -4,6 +4,7 @@ Its arithmetic differs from Ledig's (`training.adversarial`) in the networks, th
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import itertools
 import math
@@ -13,7 +14,6 @@ from pathlib import Path
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from torch.optim.swa_utils import AveragedModel
 
 from ..config import Config
 from ..degrade import held_by
@@ -71,28 +71,19 @@ class MeanContentLoss(torch.nn.Module):
         return (first * (self.extractor(two).float() - target)).mean()
 
 
-def _average(averaged, current, count) -> None:
-    """The running mean of weights, its decay smaller in the first steps, which it would otherwise remember."""
-    n = count.item()
-    torch._foreach_lerp_(averaged, current, 1 - min(EMA, (n + 1) / (n + 10)))
-
-
 class SamplerTraining:
     """A head that samples texture from noise, on the frozen `generator`, and its discriminator D, in turn. D sees what lies between the base, the
     projected image of the generator, and HR or a sample.
 
-    `step`, `first_batches` and `parts` as in `training.adversarial.LedigTraining`. `average.module` is the sampler with averaged weights, which is released.
+    `step`, `first_batches` and `parts` as in `training.adversarial.LedigTraining`. `averaged` is the sampler with averaged weights, which is released.
     """
 
     def __init__(self, config: Config, device: torch.device, generator: torch.nn.Module, first_batches: Callable):
         self.config, self.device, self.first_batches = config, device, first_batches
         torch.manual_seed(config.seed + 1)
         self.generator = placed(Sampler(generator, config.sampler_width, held_by(config)), device)
-        if not config.sampler_noise:
-            for noise in self.generator.head.noises:
-                noise.strength.requires_grad_(False).zero_()
         self.discriminator = placed(SamplerDiscriminator(config.channels, config.sampler_d_width), device)
-        self.average = AveragedModel(self.generator, multi_avg_fn=_average)
+        self.averaged = copy.deepcopy(self.generator)
         self.g_optimizer, self.d_optimizer = (adam(model, config.sampler_lr, device) for model in (self.generator, self.discriminator))
         self.weights = LossWeights(adversarial=1.0, content=0.0, pixel=0.0)
         self.content_loss = MeanContentLoss(Frozen(LocalGrain())).to(device)
@@ -100,7 +91,7 @@ class SamplerTraining:
         # D and its penalty, whose squares leave float16's range
         self.d_dtype = None if config.sampler_penalty and self.dtype is torch.float16 else self.dtype
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype is torch.float16)
-        kept = ("generator", "discriminator", "g_optimizer", "d_optimizer", "scaler", "weights", "average")
+        kept = ("generator", "discriminator", "g_optimizer", "d_optimizer", "scaler", "weights", "averaged")
         self.parts = {name: getattr(self, name) for name in kept}
 
     def step(self, k: int, lr: torch.Tensor, hr: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -126,10 +117,16 @@ class SamplerTraining:
         D.requires_grad_(False)
         terms = self.weights.times(self._terms(base, one, two, hr))
         g_norm = update(sum(terms.values()), self.generator, self.g_optimizer, self.scaler, LONGEST)
-        self.average.update_parameters(self.generator)
+        self._average(k)
         self.scaler.update()
         d = dict(d_loss=d_loss, penalty=penalty, d_right=(d_hr - d_sr).sigmoid().mean(), d_norm=d_norm)
         return turn_log(terms, d_hr, d_sr, g_norm=g_norm, **d)
+
+    @torch.no_grad()
+    def _average(self, k: int) -> None:
+        """The running mean of weights, its decay smaller in the first steps, which it would otherwise remember. (torch's AveragedModel waits for the GPU.)"""
+        pair = [[*model.parameters()] for model in (self.averaged, self.generator)]
+        torch._foreach_lerp_(*pair, 1 - min(EMA, (k + 1) / (k + 10)) if k else 1.0)
 
     def _samples(self, k: int, lr: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """(base, a sample, another) of step k, in [0, 1]."""
@@ -142,7 +139,8 @@ class SamplerTraining:
     def _noise(self, k: int, call: int, shape: torch.Size) -> torch.Tensor:
         """This process's part of the joint batch's noise, a function of seed, step and call: a training that is continued needs no other state."""
         joint = normal_noise(((self.config.seed << 32) + k) * 2 + call, self.config.batch, *shape[-2:])
-        return joint[parallel.share(self.config.batch)].to(self.device)
+        part = joint[parallel.share(self.config.batch)]
+        return (part.pin_memory() if self.device.type == "cuda" else part).to(self.device, non_blocking=True)
 
     def _terms(self, base: torch.Tensor, one: torch.Tensor, two: torch.Tensor, hr: torch.Tensor) -> dict[str, torch.Tensor]:
         """The generator's losses, not weighted."""
@@ -151,9 +149,8 @@ class SamplerTraining:
             with torch.no_grad():
                 real = D(D.see(hr, base), base)
             terms["adversarial"] = pairing_loss(D(D.see(one, base), base), real)
-        if self.config.sampler_content != "none":
-            with autocast(self.device, self.dtype):
-                terms["content"] = self.content_loss(one, two, hr)
+        with autocast(self.device, self.dtype):
+            terms["content"] = self.content_loss(one, two, hr)
         return terms | {"pixel": ((one - hr) * (two - hr)).mean()}
 
     @torch.no_grad()
@@ -176,15 +173,15 @@ class SamplerTraining:
             group["lr"], group["betas"] = self.config.sampler_lr * rate, (0.0, 0.9 + 0.09 * min(1.0, 2 * part))
 
 
-def train_sampler(config: Config, train, val, folder, fingerprint: str = "", show=lambda history: None) -> pd.DataFrame:
+def train_sampler(config: Config, train, val, folder, fingerprint: str = "") -> pd.DataFrame:
     """The adversarial training of the sampler, on the frozen `folder/srresnet.pt`, on crops of the image files `train`, validated on `val`.
 
     `folder/sampler/` gets checkpoint.pt and history.csv, `folder/sampler.pt` the averaged weights. Returns the history, as of
     `training.adversarial.train_srgan`, with the term pixel, and penalty (weighted), D's."""
     folder, device = Path(folder), pick_device(config.device)
     if count := parallel.processes(config, device):
-        return parallel.launch("sampler", count, config, folder, show)
+        return parallel.launch("sampler", count, config, folder)
     crops = dataclasses.replace(config, crop=config.sampler_crop)
     stream = training_pairs(train, crops, device, config.sampler_steps, config.seed + 1)
     training = SamplerTraining(config, device, pretrained_generator(config, folder), lambda: stream(0))
-    return run_adversarial("sampler", config.sampler_steps, training, training.average.module, stream, val, folder, fingerprint, show)
+    return run_adversarial("sampler", config.sampler_steps, training, training.averaged, stream, val, folder, fingerprint)

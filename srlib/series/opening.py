@@ -136,7 +136,7 @@ def _take_networks(run: Run) -> None:
     for name in ("srresnet", "srgan", "sampler"):
         if not source or trained.listed(source):
             files[name], entry = trained.find(name, source, run.config.scale)
-            learnt = entry["scale"], trained.reduction(entry, "reduction")
+            learnt = entry["scale"], entry["reduction"]
         else:
             files[name], learnt = source / f"{name}.pt", None
         shape = trained.load_generator(files[name]).settings

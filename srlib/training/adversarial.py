@@ -20,7 +20,7 @@ from . import diagnostics, parallel
 from .loop import Stage, run_steps
 from .losses import ADVERSARIAL, ContentLoss, LossWeights, loss_of
 from .stage import adam, autocast, placed, pretrained_generator, training_pairs, turn_log, update
-from .validation import Validation, watcher
+from .validation import Validation
 
 CALIBRATION_BATCHES = 4
 
@@ -88,7 +88,7 @@ class LedigTraining:
         self.weights.calibrate(self.config.adversarial_share, terms)
 
 
-def train_srgan(config: Config, train, val, folder, fingerprint: str = "", show=lambda history: None) -> pd.DataFrame:
+def train_srgan(config: Config, train, val, folder, fingerprint: str = "") -> pd.DataFrame:
     """The adversarial training of Ledig's SRGAN, from `folder/srresnet.pt`, on crops of the image files `train`, validated on `val`.
 
     `folder/srgan/` gets checkpoint.pt and history.csv; `folder/srgan.pt` the last weights, as the paper's, never chosen by PSNR,
@@ -99,15 +99,15 @@ def train_srgan(config: Config, train, val, folder, fingerprint: str = "", show=
     """
     folder, device = Path(folder), pick_device(config.device)
     if count := parallel.processes(config, device):
-        return parallel.launch("srgan", count, config, folder, show)
+        return parallel.launch("srgan", count, config, folder)
     stream = training_pairs(train, dataclasses.replace(config, crop=config.gan_crop), device, config.gan_steps, config.seed + 1)
     extractor = feature_extractor(config.content_features, config.feature_weights)
     training = LedigTraining(config, device, pretrained_generator(config, folder), extractor, lambda: stream(0))
-    return run_adversarial("srgan", config.gan_steps, training, training.generator, stream, val, folder, fingerprint, show)
+    return run_adversarial("srgan", config.gan_steps, training, training.generator, stream, val, folder, fingerprint)
 
 
 def run_adversarial(
-    name: str, total: int, training, generator: torch.nn.Module, stream: Callable, val, folder: Path, fingerprint: str, show: Callable
+    name: str, total: int, training, generator: torch.nn.Module, stream: Callable, val, folder: Path, fingerprint: str
 ) -> pd.DataFrame:
     """Run `total` steps of `training`, a `LedigTraining` or one with its attributes; `generator` is validated, and in the end `folder`/`name`.pt."""
     config, validation = training.config, Validation(val, training.config, training.device)
@@ -124,6 +124,6 @@ def run_adversarial(
         step=training.step,
         validate=lambda: validation(generator),
         finish=finish,
-        watch=watcher(name, diagnostics.adversarial_warnings, show),
+        warnings=diagnostics.adversarial_warnings,
     )
     return run_steps(stage, often, folder, fingerprint)

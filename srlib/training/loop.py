@@ -96,7 +96,7 @@ class Stage:
     step: Callable[..., dict[str, torch.Tensor]]
     validate: Callable[[], dict[str, float]]
     finish: Callable[[], None]  # writes what the stage releases
-    watch: Callable[[pd.DataFrame], None]  # gets the history after each validation
+    warnings: Callable[[pd.DataFrame], dict[str, str]]  # {kind: sentence} of what is wrong by the history (`diagnostics`)
 
 
 def run_steps(stage: Stage, config: Config, folder: Path, fingerprint: str) -> pd.DataFrame:
@@ -110,7 +110,7 @@ def run_steps(stage: Stage, config: Config, folder: Path, fingerprint: str) -> p
     name, total, file = stage.name, stage.total, folder / stage.name / "checkpoint.pt"
     state = _restored(file, stage.parts, fingerprint)
     first, rows, means = state["step"], state["history"], RunningMeans(state["sums"], state["count"])
-    session = state["session"] + 1
+    session, warned = state["session"] + 1, set()
     if first:
         print(f"{name}: " + (f"continuing at step {first} of {total}" if first < total else f"finished earlier, {total} steps"))
     rate = {"pretrain": "pretrain_lr", "srgan": "gan_lr"}.get(name, "sampler_lr")
@@ -130,7 +130,10 @@ def run_steps(stage: Stage, config: Config, folder: Path, fingerprint: str) -> p
             if (k + 1) % config.validate_every == 0 or last:
                 rows.append({"step": k + 1, "session": session, "seconds": round(seconds, 1), **means.take(advice), **stage.validate()})
                 bar.set_postfix_str(" ".join(f"{key} {rows[-1][key]:.4g}" for key in ("loss", "gain_db")), refresh=False)
-                stage.watch(pd.DataFrame(rows))
+                for kind, sentence in stage.warnings(pd.DataFrame(rows)).items():
+                    if kind not in warned:
+                        tqdm.write(f"{name}: warning at step {k + 1}: {sentence}", file=sys.stdout)
+                        warned.add(kind)
             bar.update()
             late = time.time() > end
             ends = parallel.largest(2.0 if late else float(stop.asked))  # all processes end at one step

@@ -15,7 +15,7 @@ from . import diagnostics, parallel
 from .loop import Best, Stage, run_steps
 from .losses import PRETRAIN, loss_of
 from .stage import adam, autocast, first_generator, make_generator, placed, training_pairs, update
-from .validation import Validation, watcher
+from .validation import Validation
 
 
 class Pretraining:
@@ -51,17 +51,16 @@ def _schedule(optimizer, kind: str, total: int):
     return torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
 
 
-def pretrain_generator(config: Config, train, val, folder, fingerprint: str = "", show=lambda history: None) -> pd.DataFrame:
+def pretrain_generator(config: Config, train, val, folder, fingerprint: str = "") -> pd.DataFrame:
     """MSE pretraining (section 3.2), or another `pretrain_loss`: train on crops of the image files `train`, validate on `val`, write into `folder`.
 
     `folder/pretrain/` gets checkpoint.pt and history.csv, `folder/srresnet.pt` the weights with the best
-    validation PSNR. A checkpoint with the same `fingerprint` is continued. `show(history)` is
-    called after each validation. On a machine with several GPUs in a process for each (`parallel.launch`), and `show` is called at the end.
+    validation PSNR. A checkpoint with the same `fingerprint` is continued, on a machine with several GPUs in a process for each (`parallel.launch`).
     Returns the history: step, session, seconds, loss (MSE on [-1, 1], whatever is minimised), g_norm (of the gradient, before it is cut), gain_db
     (over bicubic, validation), consistency_db."""
     folder, device = Path(folder), pick_device(config.device)
     if count := parallel.processes(config, device):
-        return parallel.launch("pretrain", count, config, folder, show)
+        return parallel.launch("pretrain", count, config, folder)
     torch.manual_seed(config.seed)
     training, validation, best = Pretraining(config, device, first_generator(config, folder)), Validation(val, config, device), Best()
 
@@ -83,6 +82,6 @@ def pretrain_generator(config: Config, train, val, folder, fingerprint: str = ""
         step=training.step,
         validate=validate,
         finish=finish,
-        watch=watcher("pretrain", diagnostics.pretraining_warnings, show),
+        warnings=diagnostics.pretraining_warnings,
     )
     return run_steps(stage, config, folder, fingerprint)

@@ -1,14 +1,9 @@
-"""What is measured between steps, on centre crops of validation scans; and what is printed and kept of it."""
+"""What is measured between steps, on centre crops of validation scans."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable
-
 import numpy as np
-import pandas as pd
 import torch
-from tqdm import tqdm
 
 from .. import metrics
 from ..config import Config, UserError
@@ -53,17 +48,3 @@ class Validation:
         generator.train(was_training)
         names = ("gain_db", "consistency_db", "stripe_db", *(f"band{b}_db" for b in range(1, len(rows[0]) - 2)))
         return dict(zip(names, np.mean(rows, 0).tolist(), strict=True))
-
-
-def watcher(stage: str, find: Callable, show: Callable) -> Callable[[pd.DataFrame], None]:
-    """What is done with the history after each validation: print what `find` (of `diagnostics`) warns of, each kind once, and `show` it."""
-    printed = set()
-
-    def watch(history: pd.DataFrame) -> None:
-        for kind, sentence in find(history).items():
-            if kind not in printed:
-                tqdm.write(f"{stage}: warning at step {history.step.iloc[-1]}: {sentence}", file=sys.stdout)
-                printed.add(kind)
-        show(history)
-
-    return watch
