@@ -17,6 +17,8 @@ def pick_device(name: str = "auto") -> torch.device:
     name = next(k for k, exists in have.items() if exists) if name == "auto" else name
     if not have.get(name):
         raise UserError(f"device={name!r} is not on this machine; it has {', '.join(k for k in have if have[k])}")
+    torch.backends.cudnn.benchmark = True  # crops have one size
+    torch.backends.cudnn.allow_tf32 = False  # float32 means float32: two cards write the same SR
     if name == "cuda" and "LOCAL_RANK" in os.environ:  # started by torchrun: one of several processes, each with its GPU
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         return torch.device(name, int(os.environ["LOCAL_RANK"]))

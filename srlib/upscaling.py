@@ -98,24 +98,33 @@ def _sr(lr: torch.Tensor, generator: torch.nn.Module, noises: Sequence[torch.Ten
     return [sr.mean(1, keepdim=True) for sr in _tiled(lr.expand(-1, 3, -1, -1), generator, noises, strength)]
 
 
-def _tiled(lr: torch.Tensor, generator: torch.nn.Module, noises: Sequence[torch.Tensor], strength: float) -> list[torch.Tensor]:
-    """`_sr` of an LR that has the generator's channels, in overlapping tiles, with which the noises are cut."""
+def _tiled(
+    lr: torch.Tensor, generator: torch.nn.Module, noises: Sequence[torch.Tensor], strength: float, tile: int = 0
+) -> list[torch.Tensor]:
+    """`_sr` of an LR that has the generator's channels, in overlapping tiles, with which the noises are cut. Where a GPU has no room for TILE pixels
+    a side, they get half of it."""
     (height, width), scale = lr.shape[-2:], generator.settings["scale"]
     totals = [torch.zeros(*lr.shape[:2], height * scale, width * scale) for _ in noises or [None]]
     weight = torch.zeros(1, 1, height * scale, width * scale)
-    for (top, bottom), (left, right) in itertools.product(_spans(height), _spans(width)):
-        tile, where = lr[..., top:bottom, left:right], np.s_[..., top * scale : bottom * scale, left * scale : right * scale]
+    for (top, bottom), (left, right) in itertools.product(_spans(height, tile or TILE), _spans(width, tile or TILE)):
+        part, where = lr[..., top:bottom, left:right], np.s_[..., top * scale : bottom * scale, left * scale : right * scale]
         feather = _ramp(top, bottom, height, scale)[:, None] * _ramp(left, right, width, scale)[None, :]
         weight[where] += feather
-        srs = generator.samples(tile, [noise[where].to(lr.device) for noise in noises], strength) if noises else [generator(tile)]
+        try:
+            srs = generator.samples(part, [noise[where].to(lr.device) for noise in noises], strength) if noises else [generator(part)]
+        except torch.OutOfMemoryError:
+            if tile:
+                raise
+            torch.cuda.empty_cache()
+            return _tiled(lr, generator, noises, strength, TILE // 2)
         for total, sr in zip(totals, srs, strict=True):
             total[where] += sr.cpu() * feather
     return [total / weight for total in totals]
 
 
-def _spans(size: int) -> list[tuple[int, int]]:
-    """First and end of the fewest spans of at most TILE pixels that cover `size`, all of one length, overlapping by OVERLAP or more."""
-    count = max(1, -(-(size - OVERLAP) // (TILE - OVERLAP)))
+def _spans(size: int, most: int) -> list[tuple[int, int]]:
+    """First and end of the fewest spans of at most `most` pixels that cover `size`, all of one length, overlapping by OVERLAP or more."""
+    count = max(1, -(-(size - OVERLAP) // (most - OVERLAP)))
     length = -(-(size + (count - 1) * OVERLAP) // count)
     return [(start, start + length) for k in range(count) for start in [k * (size - length) // max(count - 1, 1)]]
 

@@ -156,11 +156,12 @@ def main(argv: list[str]) -> int:
     how = "change SR as little as it takes to reduce to LR, as a sample does anyway; KIND: how LR was made (default: as in training)"
     add("--consistent", nargs="?", const="as trained", default="", metavar="KIND", help=how)
     add("--bits", type=int, default=0, metavar="N", help="of deep grey images, as 12 in files of 16 (default: the file's)")
+    add("--device", default="auto", choices=("auto", "cuda", "mps", "cpu"), help="where it is computed (default: a GPU where there is one)")
     add("--again", action="store_true", help="write files anew that are there already")
     args = words.parse_args(argv)
     if args.samples < 1 or (args.spread and args.samples == 1):
         raise UserError(f"samples cannot be {args.samples}; give --samples {1 + args.spread} or more{' with --spread' * args.spread}")
-    generator, name, known, learnt = choose(args.weights, args.scale, pick_device())
+    generator, name, known, learnt = choose(args.weights, args.scale, pick_device(args.device))
     consistent = learnt if args.consistent in ("as trained", learnt.partition(":")[0]) else args.consistent
     if consistent:
         load_config(degradation=consistent)  # says what is wrong with it

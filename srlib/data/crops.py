@@ -40,6 +40,7 @@ class Crops:
         self.paths, self.crop, self.count, self.seed, self.paired = [Path(p) for p in paths], crop, count, seed, paired
         self.channels, self.bits, self.device = channels, bits, torch.device(device)
         self.images = _Kept(self._read, cache_bytes)
+        self.facts: dict[int, tuple] = {}
         self.placed = _Kept(self._place, device_bytes) if device_bytes else self.images
 
     def __len__(self) -> int:
@@ -57,6 +58,16 @@ class Crops:
     def _place(self, index: int) -> list[torch.Tensor]:
         return [image.to(self.device) for image in self.images[index]]
 
+    def _facts(self, index: int) -> tuple[tuple[int, int], np.ndarray | None]:
+        """(height, width) of an image and where it is 250 or more, packed bits (H, W or 3 W), None where no crop can be half of that: kept, so that a
+        scan which the device holds is not decoded again for each crop."""
+        if index not in self.facts:
+            hr = self.images[index][0].numpy()
+            bright = (hr >= 250).reshape(len(hr), -1)
+            enough = bright.sum() >= self.channels * self.crop**2 / 2
+            self.facts[index] = hr.shape[:2], np.packbits(bright, axis=1) if enough else None
+        return self.facts[index]
+
     def place(self, k: int) -> tuple[int, int, int, bool]:
         """Where crop k lies: index of the image, top, left, and whether it is flipped."""
         if not 0 <= k < self.count:
@@ -64,9 +75,10 @@ class Crops:
         rng, step = np.random.default_rng([self.seed, k]), self.paired or 1
         for _ in range(8):
             index = int(rng.integers(len(self.paths)))
-            hr = self.images[index][0].numpy()
-            top, left = (int(rng.integers(n - self.crop + 1)) // step * step for n in hr.shape[:2])
-            if (hr[top : top + self.crop, left : left + self.crop] >= 250).mean() < 0.5:
+            size, bright = self._facts(index)
+            top, left = (int(rng.integers(n - self.crop + 1)) // step * step for n in size)
+            across = slice(left * self.channels, (left + self.crop) * self.channels)
+            if bright is None or np.unpackbits(bright[top : top + self.crop], axis=1)[:, across].mean() < 0.5:
                 break
         return index, top, left, rng.random() < 0.5
 
