@@ -2,7 +2,9 @@
 
 import dataclasses
 import os
+import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -13,6 +15,7 @@ import torch
 from test_training import TINY, begin, weights
 
 from srlib.config import OutOfTime, UserError, load_config
+from srlib.files import REPOSITORY
 from srlib.sampler.training import train_sampler
 from srlib.series.run_folder import Run
 from srlib.training import checkpoint, parallel, pretraining
@@ -36,16 +39,37 @@ def in_one(run, stage, training):
     return training(run.config, run.images("train"), run.images("val"), run.folder, run.fingerprint(stage))
 
 
-def test_two_processes_train_as_one(scan_folder, tmp_path, capfd):
-    """Without BN the same loss curve and weights, to rounding, as one process with the joint batch; crops of all of it."""
-    one, two = (new_run(tmp_path / name, scan_folder, pretrain_steps=20) for name in ("one", "two"))
-    expected, shown = in_one(one, "pretrain", pretraining.pretrain_generator), []
-    history = parallel.launch("pretrain", 2, two.config, two.folder, shown.append)
+def hosts(run, stage):
+    """Plain torchrun, twice, as on two hosts that see one folder."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        place = f"localhost:{free.getsockname()[1]}"
+    words = f"--nnodes 2 --nproc-per-node 1 --rdzv-backend c10d --rdzv-id {stage} --rdzv-endpoint {place} -m srlib.training".split()
+    command, around = [sys.executable, "-m", "torch.distributed.run", *words, str(run.folder), stage], {"PYTHONPATH": str(REPOSITORY)}
+    start = dict(env=os.environ | around, cwd=run.folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return [subprocess.Popen(command, **start) for _ in range(2)]
+
+
+def test_two_hosts_train_as_one(scan_folder, tmp_path):
+    """1 process x 8 crops against 2 x 4: without BN the same loss curve and weights, to rounding. One is killed on the way: the
+    other ends in a sentence, and the same command goes on."""
+    often = dict(batch=8, pretrain_steps=60, checkpoint_every=5, validate_every=5)
+    one, two = (new_run(tmp_path / name, scan_folder, **often) for name in ("one", "two"))
+    expected = in_one(one, "pretrain", pretraining.pretrain_generator)
+    both = hosts(two, "pretrain")
+    while step(two.folder) < 10 and both[0].poll() is None:
+        time.sleep(0.05)
+    for pid in (*children(both[1].pid), both[1].pid):
+        os.kill(pid, signal.SIGKILL)
+    assert re.search("another process of this training has ended; give each host|saved at step", both[0].communicate(timeout=90)[0])
+    assert both[0].returncode and 10 <= step(two.folder) < 60
+    told = [host.communicate(timeout=90)[0] for host in hosts(two, "pretrain")]
+    assert "60/60" in "".join(told) and "continuing at step" in "".join(told)
+    history = pd.read_csv(two.folder / "pretrain/history.csv")
     columns = ["step", "loss", "g_norm", "gain_db", "consistency_db"]
     pd.testing.assert_frame_equal(expected[columns], history[columns], rtol=2e-3, atol=2e-4, check_dtype=False)
     a, b = (weights(run.folder / "srresnet.pt") for run in (one, two))
     assert all(torch.allclose(a[k], b[k], atol=2e-4) for k in a)
-    assert "20/20" in capfd.readouterr().out and len(shown[-1]) == 11
 
 
 def test_two_processes_train_the_sampler_as_one_and_resume(scan_folder, tmp_path):
@@ -64,7 +88,7 @@ def test_two_processes_train_the_sampler_as_one_and_resume(scan_folder, tmp_path
     # a pixel that rounds the other way moves a band
     pd.testing.assert_frame_equal(expected[sums], history[sums], rtol=2e-3, atol=5e-3, check_dtype=False)
     states = [checkpoint.load(run.folder / "sampler/checkpoint.pt")["parts"] for run in (one, two)]
-    for part in ("generator", "discriminator", "average"):
+    for part in ("generator", "discriminator", "averaged"):
         a, b = (state[part] for state in states)
         # not weight by weight: Adam without momentum makes a whole step of a gradient near 0, whose sign rounding may turn
         assert all((a[k] - b[k]).float().norm() <= 5e-3 * a[k].float().norm() + 1e-3 for k in a), part
@@ -72,9 +96,10 @@ def test_two_processes_train_the_sampler_as_one_and_resume(scan_folder, tmp_path
 
 
 def test_two_processes_train_ledigs_srgan(scan_folder, tmp_path):
-    """D has BN: every process its own part's statistics, so that the losses are near those of one process, and both have one D and G."""
+    """On two hosts. D has BN: every process its own part's statistics, so that the losses are near those of one process, and both have one D and G."""
     one, two = (new_run(tmp_path / name, scan_folder, batch=8, gan_lr=1e-3) for name in ("one", "two"))
-    histories = in_one(one, "srgan", train_srgan), parallel.launch("srgan", 2, two.config, two.folder)
+    assert [host.wait(90) for host in hosts(two, "srgan")] == [0, 0]
+    histories = in_one(one, "srgan", train_srgan), pd.read_csv(two.folder / "srgan/history.csv")
     a, b = (history[["d_loss", "adversarial", "content"]].iloc[-1].tolist() for history in histories)
     assert b == pytest.approx(a, rel=0.3)
     a, b = (weights(run.folder / "srgan.pt") for run in (one, two))

@@ -43,6 +43,16 @@ def share(batch: int) -> slice:
     return slice(rank() * part, (rank() + 1) * part)
 
 
+@contextlib.contextmanager
+def _together():
+    """Around what all processes do at once; UserError where one of them is gone. (NCCL ends the process itself.)"""
+    try:
+        yield
+    except RuntimeError as error:
+        gone = "another process of this training has ended; give each host the same command again, it continues from the last checkpoint"
+        raise UserError(f"{gone} ({str(error).splitlines()[0]})") from None
+
+
 def average_gradients(model: nn.Module) -> None:
     """Replace the gradients by their mean over the processes, as DDP would; DDP itself does not go with a gradient penalty (torch's
     documentation: it does not work with torch.autograd.grad). Buffers (BN's running statistics) stay each process's own."""
@@ -50,7 +60,8 @@ def average_gradients(model: nn.Module) -> None:
     if size() == 1 or not gradients:
         return
     flat = torch.cat([g.flatten() for g in gradients])
-    dist.all_reduce(flat)
+    with _together():
+        dist.all_reduce(flat)
     flat /= size()
     for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
         gradient.copy_(part.view_as(gradient))
@@ -61,7 +72,8 @@ def mean(value: torch.Tensor) -> torch.Tensor:
     if size() == 1:
         return value
     value = value.detach().clone()
-    dist.all_reduce(value)
+    with _together():
+        dist.all_reduce(value)
     return value / size()
 
 
@@ -70,7 +82,8 @@ def largest(value: float) -> float:
     if size() == 1:
         return value
     box = torch.tensor(value, dtype=torch.float64)
-    dist.all_reduce(box, dist.ReduceOp.MAX)
+    with _together():
+        dist.all_reduce(box, dist.ReduceOp.MAX)
     return box.item()
 
 
@@ -79,7 +92,8 @@ def from_first(value):
     if size() == 1:
         return value
     box = [value]
-    dist.broadcast_object_list(box)
+    with _together():
+        dist.broadcast_object_list(box)
     return box[0]
 
 
@@ -98,9 +112,8 @@ def processes(config: Config, device: torch.device) -> int:
     return count if count > 1 else 0
 
 
-def launch(stage: str, count: int, config: Config, folder: Path, show=lambda history: None) -> pd.DataFrame:
-    """Run a stage, 'pretrain', 'srgan' or 'sampler', of the run in `folder` in `count` processes: `torchrun -m srlib.training FOLDER STAGE`. Returns its history,
-    which `show` gets, too.
+def launch(stage: str, count: int, config: Config, folder: Path) -> pd.DataFrame:
+    """Run a stage, 'pretrain', 'srgan' or 'sampler', of the run in `folder` in `count` processes: `torchrun -m srlib.training FOLDER STAGE`. Returns its history.
 
     What the processes print stands in this one's output. Raises UserError where one of them ended with an error (which is printed) or died, OutOfTime
     after `max_hours`, KeyboardInterrupt after an interrupt: the same call continues from the last checkpoint."""
@@ -131,9 +144,7 @@ def launch(stage: str, count: int, config: Config, folder: Path, show=lambda his
         raise UserError(
             f"{stage}: one of {count} training processes ended with an error, which is printed above; run the same again to continue"
         )
-    history = read_table(folder / stage / "history.csv")
-    show(history)
-    return history
+    return read_table(folder / stage / "history.csv")
 
 
 def session_end(config: Config) -> float:
