@@ -1,9 +1,8 @@
-"""`kaggle`: the notebooks as one Kaggle kernel, and srlib as the data set that it imports; Kaggle's own command line sends them."""
+"""`kaggle`: the series and `srgan_on_oct` as two Kaggle kernels, and srlib as the data set that they import; Kaggle's own command line sends them."""
 
 from __future__ import annotations
 
 import base64
-import hashlib
 import json
 import os
 import re
@@ -15,14 +14,13 @@ import nbformat
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from ..config import UserError, load_config
-from ..files import NOTEBOOK_FOLDER, REPOSITORY, WEIGHTS, file_hash, read_text, write
+from ..files import NOTEBOOK_FOLDER, REPOSITORY, WEIGHTS, read_text, write
 from ..series.run_folder import NOTEBOOKS
 from . import add_settings, parser, read_settings
 
 OUT = REPOSITORY / "build" / "kaggle"
-KERNEL, DATASET = "srgan-for-oct", "srgan-for-oct-srlib"  # slugs, which Kaggle makes of the titles
+SERIES, METHOD, DATASET = "srgan-for-oct", "srgan-on-oct", "srgan-for-oct-srlib"  # slugs, which Kaggle makes of the titles
 KERMANY = "paultimothymooney/kermany2018"
-LIMIT = 1_000_000  # bytes of a notebook
 LINKS = re.compile(r"(?:\[[^\]]*\]\(\w+\.ipynb\)[\s|]*)+")  # a cell of nothing else
 BESIDE = r"(?m)^import sys\n\nsys\.path\.append\(.*\n", ""  # the set-up's way to srlib in a clone
 TO_REPOSITORY = r"\[([^\]]*)\]\((?!https?:|attachment:)[^)]*\)", r"\1"
@@ -50,27 +48,31 @@ home = next((str(place) for place in places if (place / "srlib/__init__.py").is_
 assert home, "srlib is missing: press Add Input, Datasets, and add {name}"
 sys.path.insert(0, home)
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [home, os.environ.get("PYTHONPATH")]))  # for !python -m srlib
-print("srlib from", home, "" if Path(home, "version-{version}.txt").exists() else "(a copy, or another version than this notebook was made with)")
+print("srlib from", home)
 """
 
 
-def build_kernel(user: str, profile: str, data: str, overrides: dict) -> Path:
-    """Write the folder of `user`'s private kernel (the notebook, kernel-metadata.json) below OUT; returns it. Internet is off: what it needs is
-    attached. Raises UserError for a wrong setting or user, and for a notebook that is larger than Kaggle takes."""
+def build_kernels(user: str, profile: str, data: str, overrides: dict) -> list[Path]:
+    """Write the folders of `user`'s two private kernels (the notebook, kernel-metadata.json) below OUT: the series with these settings, and the
+    notebook that holds the whole method. Internet is off: what they need is attached. Raises UserError for a wrong setting or user."""
     config = load_config(profile, **overrides, **({"data": data} if data else {}))
-    parameters = {"profile": profile, "run_dir": "", "data": data, "overrides": overrides}
+    series = _series(_checked(user), {"profile": profile, "run_dir": "", "data": data, "overrides": overrides}, config.data)
+    method = nbformat.read(NOTEBOOK_FOLDER / "kaggle" / "srgan_on_oct.ipynb", as_version=4)
+    next(cell for cell in method.cells if cell.id == "srlib").source = attached(user)
+    kernels = (SERIES, "SRGAN for OCT", series, config.data), (METHOD, "SRGAN on OCT", method, "kermany")
+    return [_write_kernel(user, *kernel) for kernel in kernels]
+
+
+def _write_kernel(user: str, slug: str, title: str, notebook, data: str) -> Path:
     metadata = {
-        "id": f"{_checked(user)}/{KERNEL}", "title": "SRGAN for OCT", "code_file": f"{KERNEL}.ipynb", "language": "python",
+        "id": f"{user}/{slug}", "title": title, "code_file": f"{slug}.ipynb", "language": "python",
         "kernel_type": "notebook", "is_private": True, "enable_gpu": True, "enable_tpu": False, "machine_shape": "NvidiaTeslaT4",
-        "enable_internet": False, "dataset_sources": [f"{user}/{DATASET}"] + [KERMANY] * (config.data == "kermany"),
+        "enable_internet": False, "dataset_sources": [f"{user}/{DATASET}"] + [KERMANY] * (data == "kermany"),
         "kernel_sources": [], "competition_sources": [], "model_sources": [],
     }  # fmt: skip
-    text = nbformat.writes(_notebook(user, parameters, config.data)) + "\n"
-    if len(text.encode()) > LIMIT:
-        raise UserError(f"the notebook has {len(text.encode()) / 1e6:.2f} MB; Kaggle takes {LIMIT / 1e6:g}; make its pictures smaller")
-    write(OUT / KERNEL / f"{KERNEL}.ipynb", text)
-    write(OUT / KERNEL / "kernel-metadata.json", json.dumps(metadata, indent=1) + "\n")
-    return OUT / KERNEL
+    write(OUT / slug / f"{slug}.ipynb", nbformat.writes(notebook) + "\n")
+    write(OUT / slug / "kernel-metadata.json", json.dumps(metadata, indent=1) + "\n")
+    return OUT / slug
 
 
 def build_dataset(user: str) -> Path:
@@ -82,7 +84,6 @@ def build_dataset(user: str) -> Path:
         write(folder / "srlib" / name, path.read_bytes())
     write(folder / "LICENSE.txt", (REPOSITORY / "LICENSE").read_bytes())
     write(folder / "README.md", README.read_bytes())
-    write(folder / f"version-{version()}.txt", f"SHA-256 of the files: {version()}...\n")
     write(folder / "dataset-metadata.json", json.dumps(metadata, indent=1) + "\n")
     return folder
 
@@ -105,18 +106,12 @@ def content() -> dict[str, Path]:
     return dict(sorted(files.items()))
 
 
-def version() -> str:
-    """The hash of the content; the data set has a file version-HASH.txt, by which it is known again."""
-    hashes = "".join(f"{name} {file_hash(path)}\n" for name, path in content().items())
-    return hashlib.sha256(hashes.encode()).hexdigest()[:12]
-
-
 def attached(user: str) -> str:
     """The cell that finds srlib, in the working folder (a copy to edit) or where the data set is attached."""
-    return ATTACHED.format(name=f"{user}/{DATASET}", slug=DATASET, version=version())
+    return ATTACHED.format(name=f"{user}/{DATASET}", slug=DATASET)
 
 
-def _notebook(user: str, parameters: dict, data: str):
+def _series(user: str, parameters: dict, data: str):
     """All notebooks as one: what a reader sees first, srlib, the parameters, their cells."""
     page = read_text(REPOSITORY / "README.md")
     results = re.sub(*TO_REPOSITORY, page.partition("\n## Results\n")[2].partition("\n## ")[0].strip())
@@ -146,10 +141,10 @@ def _cells(number: str) -> list:
 
 
 def main(argv: list[str]) -> None:
-    words = parser("kaggle", "Build the series as a Kaggle kernel and its data set; notebooks/KAGGLE.md says how to send them.")
+    words = parser("kaggle", "Build two Kaggle kernels and their data set; notebooks/KAGGLE.md says how to send them.")
     words.add_argument("action", choices=("build",))
     words.add_argument("--user", default=os.environ.get("KAGGLE_USERNAME", ""), help="your name on Kaggle (default: KAGGLE_USERNAME)")
     add_settings(words, "kaggle")
     args = words.parse_args(argv)
     data, overrides = read_settings(args)
-    print(build_kernel(args.user, args.profile, data, overrides), build_dataset(args.user), sep="\n")
+    print(*build_kernels(args.user, args.profile, data, overrides), build_dataset(args.user), sep="\n")
