@@ -1,40 +1,18 @@
-"""What every notebook begins with: `from srlib.notebook import *`.
-
-The tools (np, pd, plt, torch, display, Markdown, HTML), the run folder (`open_run`), images and their measures, the networks of a run, and figures.
-What a notebook is about it imports where it speaks of it.
-"""
+"""What the notebooks show of srlib's code and settings, and how they ask."""
 
 from __future__ import annotations
 
 import ast
 import inspect
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import torch
-from IPython.display import HTML, Markdown, display
+from IPython.display import HTML
 from pygments import highlight
 from pygments.formatters import HtmlFormatter
 from pygments.lexers import PythonLexer
 
-from . import metrics
 from .config import Config, departures
-from .data.reading import read_image, read_pair
-from .degrade import downsample, held_by, project, to_image, to_tensor, upsample
-from .device import pick_device
-from .figures import panels, plots
-from .files import read_table
-from .metrics.regions import valid_region
-from .series.opening import open_run
-from .trained import load_generator
-from .upscaling import samples, upscale
-
-__all__ = [
-    "HTML", "Markdown", "answer", "departures_table", "display", "downsample", "fold", "held_by", "load_generator", "metrics", "np",
-    "open_run", "panels", "pd", "pick_device", "plots", "plt", "project", "read_image", "read_pair", "read_table", "samples", "source", "to_image", "to_tensor", "torch", "upsample",
-    "upscale", "valid_region",
-]  # fmt: skip
 
 
 def source(thing) -> HTML:

@@ -1,11 +1,13 @@
-"""The tools that every notebook begins with."""
+"""What the notebooks show of code and tables, and how they show figures."""
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 from PIL import Image
 
 from srlib import notebook
 from srlib.config import load_config
+from srlib.figures import panels
 from srlib.models.networks import ResidualBlock
 from srlib.series.run_folder import Run
 
@@ -54,6 +56,6 @@ def test_a_figure_is_shown_marked_and_kept(tmp_path, monkeypatch):
     assert [s.data[:4] for s in shown] == [b"\x89PNG"] * 3 and not plt.get_fignums()
     assert sorted(p.name for p in (tmp_path / "figures").iterdir()) == ["image.png", "plot.png"]
     assert Image.open(tmp_path / "figures/image.png").size == (40, 48)  # a strip says that it is a phantom's
-    scan = 255 - notebook.np.pad(notebook.np.full((128, 88), 165, "u1"), ((0, 0), (40, 0)))
-    page = notebook.panels.comparison({"hr": scan}, {}, side=48)
+    scan = 255 - np.pad(np.full((128, 88), 165, "u1"), ((0, 0), (40, 0)))
+    page = panels.comparison({"hr": scan}, {}, side=48)
     assert page.crop((200, 20, 392, 212)).getextrema()[0][1] < 255

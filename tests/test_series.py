@@ -24,6 +24,7 @@ from srlib.sampler import network as texture
 from srlib.series.run_folder import NOTEBOOKS, Run, read_config
 
 HOME_PATH = re.compile(rf"/(?:home|root|tmp|Users)/\w|{re.escape(str(REPOSITORY))}")
+MINUTES = {"01": 15, "02": 15, "03": 20, "04": 25, "05": 20, "06": 20, "07": 25}  # at 200 words, 20 lines of code and 2 figures a minute
 NOTEBOOK_FILES = sorted((REPOSITORY / "notebooks").glob("*.ipynb"))
 
 
@@ -45,6 +46,11 @@ def test_notebook_file(path):
     assert names == {"profile": "quick", "run_dir": "", "data": "", "overrides": {}}
     assert 20 <= len(notebook.cells) <= 45 and all(len(c.source.splitlines()) <= 25 for c in code)
     assert "papermill" not in notebook.metadata
+    text = "\n".join(c.source for c in notebook.cells if c.cell_type == "markdown")
+    words = re.sub(r"!\[[^\]]*\]\([^)]*\)|\]\([^)]*\)|```.*?```", " ", text, flags=re.S).split()
+    figures = len(re.findall("attachment:(?!roadmap)", text)) + sum(c.source.count("run.show(") for c in code)
+    lines = [line for c in code for line in c.source.splitlines() if line.strip()]
+    assert len(words) / 200 + len(lines) / 20 + figures / 2 <= MINUTES[path.stem[:2]], "longer to read than its title promises"
     links = re.findall(r"\]\((\w+\.ipynb)\)", "".join(c.source for c in notebook.cells))
     assert links and all((path.parent / link).exists() for link in links)
     first = notebook.cells[0]

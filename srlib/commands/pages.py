@@ -19,9 +19,9 @@ from ..series.run_folder import NOTEBOOKS, Run
 from . import absolute, parser, report
 
 PAGES = REPOSITORY / "notebooks"
-SHOWN = ("comparison_1", "closeups", "rivals", "samples", "spectra", "measures", "srgan_curves", "sampler_curves")  # in RESULTS.md
+SHOWN = ("comparison_1", "closeups", "rivals", "samples", "spectra", "measures", "srgan_curves", "sampler_curves")  # in PHANTOMS.md
 RESULTS = Path(__file__).with_name("results.md")  # a string.Template
-MARK = "<!-- below: written by `pages` -->"  # in RESULTS.md; what stands above it stays
+MARK = "<!-- below: written by `pages` -->"  # in PHANTOMS.md; what stands above it stays
 PNG = re.compile(r"data:image/png;base64,([A-Za-z0-9+/=]+)")
 
 
@@ -50,7 +50,7 @@ def _attach(run: Run, notebook) -> list[Path]:
         numbered = run.folder / "figures" / f"{stem}_1.png"
         figure = numbered if numbered.exists() else numbered.with_name(f"{stem}.png")
         small = _jpeg(figure.read_bytes(), 800, 72)  # all seven go into a Kaggle kernel of 1 MB
-        first["attachments"] = {f"{stem}.jpg": {"image/jpeg": base64.b64encode(small).decode()}}
+        first["attachments"] |= {f"{stem}.jpg": {"image/jpeg": base64.b64encode(small).decode()}}
         written.append(PAGES / "pictures" / f"{stem}.jpg")
         write(written[-1], _jpeg(figure.read_bytes()))
     return written
@@ -91,7 +91,7 @@ def _small(png: str) -> str:
 
 
 def _results(run: Run) -> list[Path]:
-    """The run's report as the last part of notebooks/RESULTS.md: what was found, the tables, the pictures."""
+    """The run's report as the last part of notebooks/PHANTOMS.md: what was found, the tables, the pictures."""
     table = run.metrics
     unpaired, samples = (read_table(run.folder / "sampler" / f"{name}.csv") for name in ("unpaired", "samples"))
     numbers = statistics.with_intervals(statistics.summarise(table))
@@ -112,7 +112,7 @@ def _results(run: Run) -> list[Path]:
         patches=report.markdown(statistics.readable_unpaired(unpaired).rename_axis("patches of SR against patches of HR").reset_index()),
         pictures="\n\n".join(f"![phantom](pictures/{t.name})\n\n*Phantom. {caption}*" for t, (_, caption) in pictures.items()),
     )
-    page = PAGES / "RESULTS.md"
+    page = PAGES / "PHANTOMS.md"
     write(page, read_text(page).partition(MARK)[0] + MARK + "\n\n" + text)
     return [*pictures, page]
 

@@ -1,0 +1,91 @@
+"""Pictures of real scans in notebooks 01 and 05: `python notebooks/pictures/real_scans.py OCT2017`, in an active environment, from the repository.
+
+Test scans of Kermany's set (CC BY 4.0), cropped, and the released networks' SR of them. Chosen by class and by SRGAN's LPIPS: its largest, and one near the median of each
+other class.
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+from pathlib import Path
+
+from diagrams import attach
+from PIL import Image
+
+sys.path.append(str(Path(__file__).parents[2]))
+from srlib.data.reading import read_image
+from srlib.degrade import crop_to_multiple, downsample, to_image, to_tensor, upsample
+from srlib.figures import panels
+from srlib.trained import load_generator
+from srlib.upscaling import upscale
+
+CLASSES = ("NORMAL-139386-5", "DRUSEN-3276918-63", "DME-5497895-58", "CNV-6053140-24")
+FOUR = {
+    "NORMAL-139386-5": "0.19",
+    "CNV-7314763-21": "0.19",
+    "DRUSEN-8819395-1": "0.19",
+    "DME-7700504-5": "0.38 (worst)",
+}
+
+
+def found(scans: Path, stem: str):
+    return crop_to_multiple(read_image(next(scans.rglob(f"{stem}.jpeg"))), 4)
+
+
+def classes(scans: Path) -> Image.Image:
+    """One scan of each class, the middle of its retina, half its size."""
+    page = Image.new("RGB", (4 * 258 - 2, 218), "white")
+    for k, stem in enumerate(CLASSES):
+        hr = found(scans, stem)
+        bright = to_image(upsample(downsample(to_tensor(hr), 8), 8)).astype(float)
+        rows = bright.mean(1)
+        middle = int((rows * range(len(rows))).sum() / rows.sum())
+        top, left = min(max(0, middle - 200), hr.shape[0] - 400), (hr.shape[1] - 512) // 2
+        square = Image.fromarray(hr[top : top + 400, left : left + 512]).resize(
+            (256, 200), Image.Resampling.LANCZOS
+        )
+        page.paste(square.convert("RGB"), (258 * k, 18))
+        panels.ImageDraw.Draw(page).text(
+            (258 * k + 2, 1), stem.partition("-")[0], fill="#222222", font_size=13
+        )
+    return page
+
+
+def four(scans: Path) -> Image.Image:
+    """The square with the most edges of each scan, every pixel as 4 x 4: bicubic, SRResNet, SRGAN, HR."""
+    networks, squares, side = (
+        {name: load_generator(name) for name in ("srresnet-paper", "srgan")},
+        [],
+        48,
+    )
+    for stem, lpips in FOUR.items():
+        hr = found(scans, stem)
+        lr = to_image(downsample(to_tensor(hr), 4))
+        images = (
+            {"bicubic": to_image(upsample(to_tensor(lr), 4))}
+            | {name: upscale(lr, net) for name, net in networks.items()}
+            | {"HR": hr}
+        )
+        top, left = panels.corners(hr, side)["layer"]
+        for name, image in images.items():
+            title = {
+                "bicubic": f"{stem.partition('-')[0]}: bicubic",
+                "srresnet-paper": "SRResNet",
+                "srgan": f"SRGAN, LPIPS {lpips}",
+            }.get(name, name)
+            squares.append((image[top : top + side, left : left + side], title, ""))
+    return panels.tiles(squares, 4)
+
+
+def main(scans: Path) -> None:
+    files = {}
+    for name, picture in (("real_classes", classes(scans)), ("real_four", four(scans))):
+        buffer = io.BytesIO()
+        picture.convert("L").save(buffer, "JPEG", quality=80, optimize=True)
+        files[f"{name}.jpg"] = buffer.getvalue()
+    attach(files)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
