@@ -13,14 +13,8 @@ from srlib.files import REPOSITORY
 PAGES = sorted(
     p for folder in (".", "notebooks", "notebooks/experiments", "data", "data/weights", "srlib") for p in (REPOSITORY / folder).glob("*.md")
 )
-TOPICS = (
-    "notebooks/README.md",
-    "notebooks/KAGGLE.md",
-    "notebooks/RESULTS.md",
-    "notebooks/experiments/README.md",
-    "data/README.md",
-    "srlib/README.md",
-)
+TOPICS = [f"notebooks/{name}.md" for name in ("README", "KAGGLE", "RESULTS", "PHANTOMS", "RELATED", "experiments/README")]
+TOPICS += ["data/README.md", "srlib/README.md"]
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 
 
