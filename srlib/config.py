@@ -25,8 +25,7 @@ STAGES = {  # and what its results depend on: the settings of these stages
     "samples": ("data", "pretrain", "srgan", "evaluation", "sampler", "samples"),
 }
 
-# paired: LR is read from lr/ beside hr/
-REDUCTIONS = ("bicubic", "bicubic-matlab", "gaussian", "axial", "speckle", "area", "nearest", "paired")
+REDUCTIONS = ("bicubic", "bicubic-matlab", "gaussian", "frame", "area", "nearest", "paired")  # paired: LR is read from lr/ beside hr/
 EXTRACTORS = ("vgg19", "vgg16", "resnet50", "random-vgg19", "none")  # and torchvision's other networks (srlib/models/features.py)
 VGG = {"vgg19": (2, 2, 4, 4, 4), "vgg16": (2, 2, 3, 3, 3)}  # convolutions in each block
 
@@ -94,6 +93,9 @@ class Config:
     pretrain_schedule: str = _setting("constant", "pretrain", "learning rate over time", ("constant", "one-cycle"))
     pretrain_loss: str = _setting("mse", "pretrain", "mse or l1 of the batch; psnr: minus its mean PSNR", ("mse", "l1", "psnr"), own=True)
     pretrain_clip: float = _setting(0.0, "pretrain", "longest gradient of a step, its norm; longer ones are cut to it; 0: off", low=0)
+    display: float = _setting(
+        0.0, "pretrain", "training draws black and white anew, each up to half of this share off; 0: not", low=0, high=0.9
+    )
     precision: str = _setting("auto", "pretrain", "auto: bf16 or fp16 where the hardware has it", ("auto", "fp32", "bf16", "fp16"))
     # srgan
     content_features: str = _setting(
@@ -137,8 +139,8 @@ class Config:
 
     @property
     def holds_lr(self) -> bool:
-        """Whether HR brought down again is LR. With speckle drawn anew and with given pairs it is not, so SR need not be either."""
-        return not self.degradation.startswith(("speckle", "paired"))
+        """Whether HR brought down again is LR. With the noise of a frame and with given pairs it is not, so SR need not be either."""
+        return not self.degradation.startswith(("frame", "paired"))
 
     @property
     def reduction(self) -> tuple[int, str]:

@@ -17,8 +17,8 @@ from .files import WEIGHTS, released, write
 from .models.networks import build
 from .sampler.network import Sampler
 
-BASES = {"sampler": "srresnet", "srgan": "srresnet-paper"}  # what is released: a network, and the generator that it was trained from
-NAMES = (*BASES, *BASES.values())
+BASES = {"sampler": "srresnet", "srgan": "srresnet-paper", "srresnet-fast": ""}  # what is released: a network, and what it was trained from
+NAMES = (*BASES, "srresnet", "srresnet-paper")
 LIST = "released.json"
 
 
@@ -113,5 +113,5 @@ def choose(
     try:
         learnt = json.loads((path.parent / "config.json").read_text(encoding="utf-8"))["degradation"]
     except (OSError, ValueError, KeyError):  # a file alone
-        learnt = generator.settings.get("kind", "bicubic") or "paired"  # '' for speckle, too
+        learnt = generator.settings.get("kind", "bicubic") or "paired"  # '' for frame, too
     return generator, path.name, None, learnt

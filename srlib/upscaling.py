@@ -72,7 +72,7 @@ def check(generator: torch.nn.Module, seeds: Iterable[int] = (), strength: float
 
 def consistent_kind(generator: torch.nn.Module, consistent: str = "") -> str:
     """The kind of reduction with which SR is made consistent: `consistent`, or a `Sampler`'s own; '' for none. Raises UserError for a kind
-    that has no projection (speckle, given pairs)."""
+    that has no projection (frame, given pairs)."""
     kind = consistent or generator.settings.get("kind", "")
     if kind and not has_projection(kind):
         able = ", ".join(filter(has_projection, KINDS))

@@ -108,7 +108,7 @@ def test_settings_are_documented_and_frozen():
 
 def test_the_number_of_a_degradation():
     assert load_config(degradation="gaussian:1.6").reduction == (4, "gaussian:1.6") and load_config().reduction == (4, "bicubic")
-    assert not load_config(degradation="speckle:8").holds_lr
+    assert not load_config(degradation="frame:8").holds_lr
     for wrong in ("gaussian:", "gaussian:-1", "gaussian:nan", "bicubic:2", "paired:1"):
         with pytest.raises(UserError, match=r"degradation='\w+:.*'.*: (behind the colon stands a number|\w+ takes no number)"):
             load_config(degradation=wrong)

@@ -54,14 +54,6 @@ def test_the_series_is_one_kernel_and_the_whole_method_another(out):
     assert "attachment:result.jpg" in notebook.cells[0].source and sum("attachments" in c for c in notebook.cells) == 14
 
 
-def test_two_builds_are_the_same_bytes(out):
-    folder, _ = kaggle.build_kernels("someone", "quick", "phantom", {})
-    before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    kaggle.build_kernels("someone", "quick", "phantom", {})
-    assert before == {path.name: path.read_bytes() for path in folder.iterdir()}
-    assert b"kermany2018" not in before["kernel-metadata.json"]
-
-
 def test_the_first_cell_finds_srlib(out, tmp_path):
     """In the old place or the new, a copy in the working folder first; else it is asked for."""
     working, attached = tmp_path / "kaggle/working", kaggle.build_dataset("someone")

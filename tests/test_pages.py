@@ -82,5 +82,5 @@ def test_readme_is_short():
     prose = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
     assert len(prose.split()) <= 600 and len(re.findall(r"!\[", text)) == 1
     assert len(re.findall(r"^\|[-| :]+\|$", text, re.M)) == 2  # the notebooks, the results
-    at = [text.index(word) for word in ("git clone", "./run_all.sh  ", "./run_all.sh test", "upscale")]
+    at = [text.index(word) for word in ("git clone", "./run_all.sh\n", "./run_all.sh test", "upscale")]
     assert at == sorted(at)

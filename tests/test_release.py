@@ -147,6 +147,12 @@ def test_the_card(run, packed):
     assert str(run) not in card and "/tmp" not in card
 
 
+def test_an_srresnet_that_is_released_alone(run, tmp_path):
+    names = {file.name for file in release(str(run), "srresnet-fast", str(tmp_path), "mine")}  # its card is written by hand
+    assert names == {"srresnet-fast-x4.pt", "srresnet-fast-x4.onnx", "released.json"}
+    assert json.loads((tmp_path / "released.json").read_text())["srresnet-fast-x4"]["domain"]["width"] == [48, 48]
+
+
 @pytest.mark.parametrize(
     ("spoil", "source", "words"),
     [
@@ -392,8 +398,8 @@ RELEASED = sorted(WEIGHTS.glob("card-*.md"))
 def test_the_files_in_the_repository_are_those_of_the_list_and_the_card(card):
     entry = json.loads((WEIGHTS / "released.json").read_text())[card.stem.removeprefix("card-")]
     text = card.read_text()
-    network = card.stem.split("-")[1]
-    for name in (network, BASES[network]):
+    network = card.stem.removeprefix("card-").rpartition("-")[0]
+    for name in filter(None, (network, BASES[network])):
         for kind, digest in (("file", "sha256"), ("onnx", "onnx_sha256")):
             content = (WEIGHTS / entry[name][kind]).read_bytes()
             assert len(content) <= 4_000_000 and hashlib.sha256(content).hexdigest() == entry[name][digest]

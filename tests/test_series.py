@@ -57,7 +57,6 @@ def test_notebook_file(path):
     assert "attachments" in first and path.stat().st_size < 1_000_000
 
 
-@pytest.mark.skip(reason="executed copies are made anew once the notebooks' content stands")
 @pytest.mark.parametrize("path", NOTEBOOK_FILES, ids=lambda p: p.stem)
 def test_executed_copy_is_of_the_present_notebook(path):
     """What a visitor reads without running anything; `pages RUN` makes it."""
@@ -68,7 +67,6 @@ def test_executed_copy_is_of_the_present_notebook(path):
     assert not any(o.output_type == "error" for o in shown) and not HOME_PATH.search(json.dumps(copy))
 
 
-@pytest.mark.skip(reason="executed copies are made anew once the notebooks' content stands")
 def test_executed_copies_print_the_present_code():
     """What `source` has printed in them is srlib's code of today."""
     rooms, printed = (networks, texture), []

@@ -58,6 +58,18 @@ def test_pretraining_learns(images, tmp_path):
     assert best["score"] == history.gain_db.max()
 
 
+def test_black_and_white_are_drawn_anew(images):
+    """HR is another by a straight line, black up to 0.3 and white down to 0.7; LR is its reduction."""
+    lines = []
+    for display in (0.0, 0.6):
+        config = load_config("smoke", **TINY, display=display)
+        lr, hr = next(training_pairs(images[0], config, torch.device("cpu"), 1, 0)(0))
+        lines.append(hr.flatten(1)) if torch.equal(lr, degrade.downsample(hr)) else pytest.fail("LR is another reduction")
+    for before, after in zip(*lines, strict=True):
+        slope, black = np.polyfit(before, after, 1)
+        assert 0 < black < 0.3 and 0.7 < black + slope < 1 and torch.allclose(after, before * slope + black, atol=1e-5)
+
+
 def test_clipping_bounds_the_gradient(images, tmp_path):
     """Cut far below Adam's epsilon, gradients move nothing; uncut they do."""
     moved = {}
@@ -145,7 +157,7 @@ def test_the_history_begins_before_the_first_step(images, tmp_path):
         ({"scale": 2, "channels": 3}, "bicubic"),
         ({"scale": 8}, "bicubic"),
         ({"degradation": "gaussian:2"}, "gaussian:2"),
-        ({"degradation": "speckle"}, ""),
+        ({"degradation": "frame"}, ""),
         ({"degradation": "paired"}, ""),
     ],
 )
@@ -281,7 +293,7 @@ def test_health_in_words():
         "mean logit is 8.0 for HR and -7.0 for SR, and it is right with probability 0.98" in diagnostics.adversarial_warnings(ledig)["won"]
     )
     too_early = sound[:1], sound[:2], sound[1:].assign(d_right=0.505)[:3]
-    unmeasured = sound.assign(consistency_db=np.nan)  # speckle, given pairs
+    unmeasured = sound.assign(consistency_db=np.nan)  # frame, given pairs
     samples, won_once = sound.assign(gain_db=-2.0), sound.assign(d_right=[np.nan, 0.5, 0.6, 0.7, 0.99])  # right samples lie 2 dB below
     for history in (sound, *too_early, unmeasured, samples, won_once):
         assert diagnostics.adversarial_warnings(history) == {}

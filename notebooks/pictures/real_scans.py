@@ -1,7 +1,7 @@
-"""Pictures of real scans in notebooks 01 and 05: `python notebooks/pictures/real_scans.py OCT2017`, in an active environment, from the repository.
+"""Pictures of real scans in notebooks 01, 02 and 05: `python notebooks/pictures/real_scans.py OCT2017 PAIRS`, in an active environment, from the repository.
 
 Test scans of Kermany's set (CC BY 4.0), cropped, and the released networks' SR of them. Chosen by class and by SRGAN's LPIPS: its largest, and one near the median of each
-other class.
+other class. Of PAIRS (as `notebooks.experiments.real_lr` has them) spectra alone.
 """
 
 from __future__ import annotations
@@ -10,10 +10,14 @@ import io
 import sys
 from pathlib import Path
 
+import matplotlib.pyplot as plt
+import numpy as np
 from diagrams import attach
 from PIL import Image
 
 sys.path.append(str(Path(__file__).parents[2]))
+from notebooks.experiments.real_lr import FIT, overlap
+from srlib import metrics
 from srlib.data.reading import read_image
 from srlib.degrade import crop_to_multiple, downsample, to_image, to_tensor, upsample
 from srlib.figures import panels
@@ -78,8 +82,30 @@ def four(scans: Path) -> Image.Image:
     return panels.tiles(squares, 4)
 
 
-def main(scans: Path) -> None:
-    files = {}
+def spectra(pairs: Path) -> plt.Figure:
+    """Power of LR of a single frame against that of LR of the average of many, each eye and their mean."""
+    fig, ax = plt.subplots(figsize=(7.2, 3.2))
+    curves = []
+    for file in sorted((pairs / "average").glob("*.png")):
+        frame, average, fit = overlap(read_image(pairs / "single" / file.name), read_image(file))
+        if fit >= FIT:
+            lr = (to_image(downsample(to_tensor(image), 4)) for image in (frame, average))
+            (f, power), (_, other) = (metrics.psd(metrics.spectrum(image), bins=40) for image in lr)
+            curves.append(10 * np.log10(power / other))
+            ax.plot(f, curves[-1], color="#bbbbbb", lw=0.8, label="an eye" if len(curves) == 1 else None)
+    ax.plot(f, np.mean(curves, 0), color="#222222", label=f"mean of {len(curves)}")
+    ax.axhline(0, color="#999999", lw=0.8)
+    ax.set(
+        xlabel="cycles per LR pixel",
+        ylabel="LR of one frame against\nLR of the average (dB)",
+        xlim=(0, 0.5),
+    )
+    ax.legend()
+    return fig
+
+
+def main(scans: Path, pairs: Path) -> None:
+    files = {"real_lr.png": panels.png(spectra(pairs))}
     for name, picture in (("real_classes", classes(scans)), ("real_four", four(scans))):
         buffer = io.BytesIO()
         picture.convert("L").save(buffer, "JPEG", quality=80, optimize=True)
@@ -88,4 +114,4 @@ def main(scans: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(*map(Path, sys.argv[1:]))

@@ -28,7 +28,7 @@ def add_settings(to: argparse.ArgumentParser, profile: str = "") -> None:
 
 def add_weights(to: argparse.ArgumentParser) -> None:
     """The arguments `--weights` and `--scale`, which `trained.choose` takes."""
-    which = "a released one: sampler (default, as it is faithful to LR and samples its texture), srresnet or srgan; a .pt file of a run; or its folder"
+    which = "a released one: sampler (default, as it is faithful to LR and samples its texture), srgan, srresnet or srresnet-fast (single frames); a .pt file of a run; or its folder"
     to.add_argument("--weights", default="sampler", help=which)
     to.add_argument("--scale", type=int, default=0, metavar="N", help="which of the released scales, where there are several (default: 4)")
 

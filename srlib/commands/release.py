@@ -55,7 +55,7 @@ NOISE_INPUT = (
 
 
 def release(run_dir: str, network: str = "sampler", out: str = "", source: str = "", allow_phantom: bool = False) -> list[Path]:
-    """Package `network`, 'sampler' or 'srgan', of the run in `run_dir`, and the SRResNet that it was trained from (`trained.BASES` has its name), into `out`
+    """Package `network` of the run in `run_dir`, and the SRResNet that it was trained from (`trained.BASES` has their names), into `out`
     ('': data/weights), in the place of an earlier release of its scale; returns the files.
 
     The arguments are the command's. Raises UserError for a run that is not finished or was not evaluated with these files, of phantoms without
@@ -68,7 +68,8 @@ def release(run_dir: str, network: str = "sampler", out: str = "", source: str =
     source = source or (PHANTOM if run.is_phantom else KERMANY if "OCT2017" in (root.name.strip(), *root.parts) else "")
     if not source:
         raise UserError(f"{root}: whose scans are these? Say it for the model card: --source 'NAME, LICENCE, CITATION'")
-    config, table = run.config, run.metrics
+    config, base = run.config, trained.BASES[network]
+    table = run.metrics if base else run.manifest[run.manifest.split == "test"].rename(columns={"path": "image"})
     if network == "srgan":
         table = table[[METHODS[method].notebook == "05" for method in table.method]]
     train = [root / path for path in run.manifest.path[run.manifest.split == "train"]]
@@ -81,7 +82,8 @@ def release(run_dir: str, network: str = "sampler", out: str = "", source: str =
     with writing(out), tempfile.TemporaryDirectory(dir=out, prefix=".release-") as part:
         facts = _write_networks(folder, network, Path(part), entry, test[0])
         facts |= {"warned": sum(bool(domain.warning(lr, known)) for lr in test), "tested": len(test), "source": source}
-        write(Path(part) / entry["card"], model_card(run, network, table, entry, facts))
+        if base:  # the card of an SRResNet that is released alone is written by hand
+            write(Path(part) / entry["card"], model_card(run, network, table, entry, facts))
         written = [file.replace(out / file.name) for file in sorted(Path(part).iterdir())]
     entries = trained.listed(out) | {name: entry}
     write(out / trained.LIST, json.dumps(dict(sorted(entries.items())), indent=1) + "\n")
@@ -94,7 +96,8 @@ def _finished(folder: Path, network: str) -> Run:
         raise UserError(f"{folder} holds no run; name the folder of one that is finished, as runs/quick")
     run = Run(folder, read_config(folder / "config.json"))
     again = f"./run_all.sh --profile {run.config.profile} --run-dir {folder}"
-    for stage in ("data", "pretrain", network, "evaluation", *(["samples"] if network == "sampler" else [])):
+    evaluated = (network, "evaluation", *(["samples"] if network == "sampler" else []))
+    for stage in ("data", "pretrain", *(evaluated if trained.BASES[network] else ())):
         if not run.provenance["stages"].get(stage, {}).get("finished"):
             raise UserError(f"{folder}: {stage} is not finished; {again} goes on with it")
         if why := run.changed(stage):
@@ -106,7 +109,7 @@ def _finished(folder: Path, network: str) -> Run:
 def _write_networks(folder: Path, network: str, part: Path, entry: dict, lr: np.ndarray) -> dict:
     """Write SRResNet and `network`, in half precision and as ONNX, into `part`, and add them to `entry`; returns what the card says of them."""
     rounding, gap = 0, 0.0
-    for stem, name in (("srresnet", trained.BASES[network]), (network, network)):
+    for stem, name in (("srresnet", trained.BASES[network] or network), *([(network, network)] if trained.BASES[network] else [])):
         generator, path = load_generator(folder / f"{stem}.pt"), part / f"{name}-x{entry['scale']}.pt"
         before = upscale(lr, generator).astype(int)
         trained.save_weights(path, generator.half(), name=name)

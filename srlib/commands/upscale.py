@@ -69,6 +69,7 @@ def upscale_files(
             if height * width > LARGEST:
                 raise UserError(f"{path}: would become {width} x {height} pixels, more than the limit of {LARGEST:,}; cut it into parts")
             unlike = domain.warning(read_image(path, 3, bits=bits), known) if known else ""
+            unlike += "; a single frame of a fast scan? --weights srresnet-fast" if "power" in unlike and "fast" not in name else ""
             warned += [f"{path}: {doubt}" for doubt in (few_values(scan), unlike and f"unlike the training scans: {unlike}") if doubt]
             images = upscaling.samples(scan.image, generator, seeds, strength, consistent)
             if spread:

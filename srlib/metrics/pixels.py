@@ -62,8 +62,8 @@ def ssim(sr: np.ndarray, hr: np.ndarray, border: int = 4, region: np.ndarray | l
 
 
 def consistency(sr: np.ndarray, lr: np.ndarray, scale: int = 4, kind: str = "bicubic") -> float:
-    """Data consistency: PSNR in dB between LR and SR brought down again (`degrade.downsample`), at most 80. With kind "speckle" SR is brought down
-    without new speckle, which no method could foresee: then LR's own noise bounds it."""
-    again = downsample(to_tensor(sr), scale, "bicubic" if kind.startswith("speckle") else kind)
+    """Data consistency: PSNR in dB between LR and SR brought down again (`degrade.downsample`), at most 80. With kind "frame" SR is brought down
+    without its noise, which no method could foresee: then LR's own noise bounds it."""
+    again = downsample(to_tensor(sr), scale, "bicubic" if kind.startswith("frame") else kind)
     mse = torch.mean((again - to_tensor(lr)) ** 2).item()
     return float(-10 * np.log10(max(mse, 1e-8)))

@@ -25,7 +25,7 @@ LEAST = 1e-3  # power in squared grey levels; rounding to 8 bit leaves 80 times 
 class GaussianTexture:
     """Samples SR = project(base + strength * filtered noise, lr), fitted on scans. Before `fit`, texture is 0.
 
-    `base`: SRResNet's image, uint8 (H, W) or (H, W, 3); `kind`: the reduction that SR is consistent with, '' for none (speckle, given pairs).
+    `base`: SRResNet's image, uint8 (H, W) or (H, W, 3); `kind`: the reduction that SR is consistent with, '' for none (frame, given pairs).
     Strength follows the brightness and roughness of base around each pixel; the filter follows the roughness of the whole scan: averaged scans
     have less fine texture than noisy ones. All channels of a colour image get the same texture."""
 

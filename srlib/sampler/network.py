@@ -109,7 +109,7 @@ class Sampler(nn.Module):
     """LR (N, C, h, w) in [0, 1] and noise (N, NOISES, scale * h, scale * w), normal, to SR (N, C, scale * h, scale * w), on the [0, 1] scale, not clamped.
 
     `trunk`: a generator, kept as it is (frozen, in eval mode); `width`: maps of the head; `kind`: the reduction of `degrade` that SR
-    agrees with, '' for none (speckle and given pairs, whose LR is not HR reduced: there SR is not projected). The head takes the trunk's
+    agrees with, '' for none (frame and given pairs, whose LR is not HR reduced: there SR is not projected). The head takes the trunk's
     `with_maps` (of a trunk that has none, its SR image again), its SR image, and as clues LR, first, and its `local_noise`.
     """
 

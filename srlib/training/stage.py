@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from .. import degrade
@@ -53,10 +54,15 @@ def training_pairs(paths, config: Config, device: torch.device, steps: int, seed
     crops = Crops(paths, config.crop, steps * config.batch, config.channels, seed, paired, config.bits, room, *place)
 
     def stream(first: int):
-        for item in batches(crops, config.batch, first, parallel.share(config.batch)):
-            given, hr = item if paired else (None, item)
-            hr = hr.to(device, non_blocking=True, memory_format=FASTEST)
-            yield degrade.downsample(hr, *config.reduction) if given is None else given.to(device, memory_format=FASTEST), hr
+        part = parallel.share(config.batch)
+        for k, item in enumerate(batches(crops, config.batch, first, part), first):
+            pair = [x.to(device, non_blocking=True, memory_format=FASTEST) for x in (item if paired else [item])]
+            if config.display:
+                low, high = (
+                    np.random.default_rng([seed, k]).uniform(0, config.display / 2, (2, config.batch, 1, 1, 1)).astype(np.float32)[:, part]
+                )
+                pair = [torch.from_numpy(low).to(device) + torch.from_numpy(1 - high - low).to(device) * x for x in pair]
+            yield pair if paired else (degrade.downsample(*pair, *config.reduction), *pair)
 
     return stream
 
