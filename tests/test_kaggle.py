@@ -51,7 +51,7 @@ def test_the_series_is_one_kernel_and_the_whole_method_another(out):
     text = "\n".join(c.source for c in notebook.cells)
     assert ".ipynb" not in text and "Previous:" not in text and "](data/" not in text
     assert not re.findall(r".*(?:run_all|\.\./|environment\.yml|set `data` below).*", text)  # commands and paths of the clone
-    assert "attachment:result.jpg" in notebook.cells[0].source and sum("attachments" in c for c in notebook.cells) == 14
+    assert "attachment:result.jpg" in notebook.cells[0].source and sum("attachments" in c for c in notebook.cells) == 15
 
 
 def test_the_first_cell_finds_srlib(out, tmp_path):

@@ -105,7 +105,11 @@ def spectra(pairs: Path) -> plt.Figure:
 
 
 def main(scans: Path, pairs: Path) -> None:
-    files = {"real_lr.png": panels.png(spectra(pairs))}
+    files, small = {}, io.BytesIO()
+    Image.open(io.BytesIO(panels.png(spectra(pairs)))).convert("RGB").quantize(48).save(
+        small, "PNG", optimize=True
+    )
+    files["real_lr.png"] = small.getvalue()
     for name, picture in (("real_classes", classes(scans)), ("real_four", four(scans))):
         buffer = io.BytesIO()
         picture.convert("L").save(buffer, "JPEG", quality=80, optimize=True)
