@@ -77,7 +77,7 @@ def test_executed_copies_print_the_present_code():
                 shown = [html.unescape(re.sub(r"<[^>]*>", "", output.get("data", {}).get("text/html", ""))) for output in cell.outputs]
                 assert any(plain_code(thing) in text for text in shown), f"{path.name} prints an older {name}"
                 printed.append(name)
-    assert {"ResidualBlock", "Generator", "TextureHead", "SamplerDiscriminator"} <= {*printed}
+    assert {"ResidualBlock", "Generator", "Discriminator", "TextureHead"} <= {*printed}
 
 
 def test_ruff():
