@@ -116,9 +116,6 @@ class Config:
     gan_lr: float = _setting(1e-4, "srgan", "Adam's learning rate, generator and discriminator", low=0)
     gan_lr_drop: float = _setting(0.5, "srgan", "share of the steps after which the rate falls to a tenth", low=0, high=1)
     # evaluation
-    networks: str = _setting(
-        "", "evaluation", "measure the three networks of a run's or a release's folder, or 'released', and train nothing"
-    )
     max_test_images: int = _setting(0, "evaluation", "measure at most this many test images (0: all), patients first", low=0)
     # sampler: what is not the paper's
     sampler_width: int = _setting(32, "sampler", "feature maps of the sampler's head, on the frozen SRResNet (srlib/sampler)", low=4)

@@ -68,7 +68,7 @@ def load_weights(path: str | Path) -> dict:
 
 def rebuild(settings: dict) -> torch.nn.Module:
     """The generator of stored `settings` (`models.networks.build`), or, with `texture` and `kind`, a `Sampler` on one."""
-    network = build({k: v for k, v in settings.items() if k not in ("texture", "kind") and (k, v) != ("amount", 0)})  # (of before)
+    network = build({k: v for k, v in settings.items() if k not in ("texture", "kind")})
     return Sampler(network, settings["texture"], settings["kind"]) if "texture" in settings else network
 
 

@@ -12,7 +12,7 @@ import torch
 
 from .config import UserError
 from .degrade import KINDS, has_projection, project, to_image, to_tensor
-from .sampler.network import ROUNDS, Sampler, normal_noise
+from .sampler.network import ROUNDS, Sampler, normal_noise, scan_statistics
 
 TILE, OVERLAP = 320, 48  # LR pixels
 AT_ONCE = 2**26  # pixels of SR that are sampled at once, each with 16 bytes of noise
@@ -21,14 +21,14 @@ NO_TEXTURE = "samples no texture; leave out --strength, --samples and --seed, or
 
 @torch.inference_mode()
 def samples(
-    image: np.ndarray, generator: torch.nn.Module, seeds: Iterable[int], strength: float = 1.0, consistent: str = ""
+    image: np.ndarray, generator: torch.nn.Module, seeds: Iterable[int], strength: float = 1.0, consistent: str = "", scan=None
 ) -> list[np.ndarray]:
     """uint8 or uint16, (H, W) or (H, W, 3), to SR of the same type at `scale` times the size, one for each seed, 0 or more.
 
     A `Sampler` has another texture for each seed, always the same for one seed and one image; any other network has one SR for all seeds.
     `strength` is the factor of the texture: 0 leaves the SR of its trunk, projected. `consistent`: `consistent_kind`. A grey generator takes colour
-    channel by channel, with one noise, so that speckle is grey; a colour generator takes grey as three equal channels and gives their mean. Raises
-    UserError where `check` or `consistent_kind` do.
+    channel by channel, with one noise, so that speckle is grey; a colour generator takes grey as three equal channels and gives their mean. `scan`:
+    as for `Sampler.prepare`, where `image` is a part of a scan. Raises UserError where `check` or `consistent_kind` do.
     """
     seeds = list(seeds)
     check(generator, seeds, strength)
@@ -44,13 +44,13 @@ def samples(
     images, at_once = [], max(1, AT_ONCE // (height * width))
     for k in range(0, len(seeds), at_once):
         noises = [normal_noise(_noise_seed(image, seed), 1, height, width) for seed in seeds[k : k + at_once]]
-        images += [finished(sr) for sr in _sr(lr, generator, noises, strength)]
+        images += [finished(sr) for sr in _sr(lr, generator, noises, strength, scan)]
     return images
 
 
-def upscale(image: np.ndarray, generator: torch.nn.Module, seed: int = 0, strength: float = 1.0, consistent: str = "") -> np.ndarray:
+def upscale(image: np.ndarray, generator: torch.nn.Module, seed: int = 0, strength: float = 1.0, consistent: str = "", scan=None):
     """One of `samples`: uint8 or uint16, (H, W) or (H, W, 3), to the same type at `scale` times the size."""
-    return samples(image, generator, [seed], strength, consistent)[0]
+    return samples(image, generator, [seed], strength, consistent, scan)[0]
 
 
 def spread(images: list[np.ndarray]) -> np.ndarray:
@@ -87,36 +87,37 @@ def _noise_seed(image: np.ndarray, seed: int) -> int:
     return int.from_bytes(content[:8], "big") >> 1
 
 
-def _sr(lr: torch.Tensor, generator: torch.nn.Module, noises: Sequence[torch.Tensor] = (), strength: float = 1.0) -> list[torch.Tensor]:
+def _sr(lr: torch.Tensor, generator: torch.nn.Module, noises: Sequence[torch.Tensor] = (), strength: float = 1.0, scan=None) -> list:
     """SR (1, C, H, W) of LR, before a projection, for each of the noises; without one, the one SR of a network that has none."""
     channels = generator.settings["channels"]
     if lr.shape[1] == channels:
-        return _tiled(lr, generator, noises, strength)
+        return _tiled(lr, generator, noises, strength, scan)
     if channels == 1:
-        parts = [_tiled(part, generator, noises, strength) for part in lr.split(1, 1)]
+        parts = [_tiled(part, generator, noises, strength, scan) for part in lr.split(1, 1)]
         return [torch.cat(srs, 1) for srs in zip(*parts, strict=True)]
-    return [sr.mean(1, keepdim=True) for sr in _tiled(lr.expand(-1, 3, -1, -1), generator, noises, strength)]
+    return [sr.mean(1, keepdim=True) for sr in _tiled(lr.expand(-1, 3, -1, -1), generator, noises, strength, scan)]
 
 
 def _tiled(
-    lr: torch.Tensor, generator: torch.nn.Module, noises: Sequence[torch.Tensor], strength: float, tile: int = 0
+    lr: torch.Tensor, generator: torch.nn.Module, noises: Sequence[torch.Tensor], strength: float, scan=None, tile: int = 0
 ) -> list[torch.Tensor]:
     """`_sr` of an LR that has the generator's channels, in overlapping tiles, with which the noises are cut. Where a GPU has no room for TILE pixels
     a side, they get half of it."""
     (height, width), scale = lr.shape[-2:], generator.settings["scale"]
     totals = [torch.zeros(*lr.shape[:2], height * scale, width * scale) for _ in noises or [None]]
     weight = torch.zeros(1, 1, height * scale, width * scale)
+    scan = scan_statistics(lr) if scan is None else scan.to(lr.device)
     for (top, bottom), (left, right) in itertools.product(_spans(height, tile or TILE), _spans(width, tile or TILE)):
         part, where = lr[..., top:bottom, left:right], np.s_[..., top * scale : bottom * scale, left * scale : right * scale]
         feather = _ramp(top, bottom, height, scale)[:, None] * _ramp(left, right, width, scale)[None, :]
         weight[where] += feather
         try:
-            srs = generator.samples(part, [noise[where].to(lr.device) for noise in noises], strength) if noises else [generator(part)]
+            srs = generator.samples(part, [noise[where].to(lr.device) for noise in noises], strength, scan) if noises else [generator(part)]
         except torch.OutOfMemoryError:
             if tile:
                 raise
             torch.cuda.empty_cache()
-            return _tiled(lr, generator, noises, strength, TILE // 2)
+            return _tiled(lr, generator, noises, strength, scan, TILE // 2)
         for total, sr in zip(totals, srs, strict=True):
             total[where] += sr.cpu() * feather
     return [total / weight for total in totals]

@@ -1,6 +1,7 @@
 """One step of an adversarial training at a time: Ledig's, and the sampler's."""
 
 import copy
+import functools
 import itertools
 import math
 
@@ -15,7 +16,7 @@ from srlib.degrade import downsample, project, to_tensor
 from srlib.models import Discriminator
 from srlib.models.features import feature_extractor
 from srlib.sampler import training as sampler
-from srlib.sampler.network import Sampler, SamplerDiscriminator
+from srlib.sampler.network import Sampler, SamplerDiscriminator, scan_statistics
 from srlib.sampler.training import DRIFT, SHARE, SamplerTraining, gradient_penalty, penalty_at
 from srlib.training import parallel
 from srlib.training.adversarial import LedigTraining
@@ -44,9 +45,11 @@ def trunk(config):
 
 
 def begin(pair, **settings):
-    """The sampler's training before its first step, whose first batches are all `pair`."""
-    config = load_config("smoke", **TINY | SAMPLER | settings)
-    return SamplerTraining(config, CPU, trunk(config), lambda: itertools.repeat(pair))
+    """The sampler's training before its first step, whose first batches are all `pair`, crops of four scans; a step takes what is usual in them."""
+    config, scans = load_config("smoke", **TINY | SAMPLER | settings), scan_statistics(pair[0])
+    training = SamplerTraining(config, CPU, trunk(config), lambda: itertools.repeat((*pair, scans)))
+    training.step = functools.partial(training.step, scan=scans)
+    return training
 
 
 def ledig(pair, profile="smoke", **settings):
@@ -181,7 +184,7 @@ def test_first_losses_by_hand(batch):
     training.step(0, lr, hr)
     D, given_logits = copy.deepcopy(training.discriminator), []
     D.requires_grad_(True)
-    base, sr, other = training._samples(1, lr)
+    base, sr, other = training._samples(1, lr, scan_statistics(lr))
     torch.testing.assert_close(base, project(training.generator.trunk(lr), lr))
     assert (sr - other).std() > 0.003 and sr.requires_grad and other.requires_grad and not base.requires_grad
     training.discriminator.register_forward_hook(lambda module, given, out: given_logits.append(out.detach()))

@@ -15,8 +15,8 @@ from srlib.files import REPOSITORY
 
 SRLIB = REPOSITORY / "srlib"
 # each room imports what stands before it, and itself
-ORDER = ("profiles", "config", "files", "device", "degrade", "data", "models", "metrics", "sampler/network", "sampler/statistics", "trained", "training",
-         "sampler", "upscaling", "evaluation", "sampler/evaluation", "figures", "series",
+ORDER = ("profiles", "config", "files", "device", "degrade", "data", "models", "metrics", "sampler/network", "sampler/statistics", "trained", "upscaling", "training",
+         "sampler", "evaluation", "sampler/evaluation", "figures", "series",
          "notebook", "commands", "__main__")  # fmt: skip
 FILES = sorted(SRLIB.rglob("*.py"))
 COMMAND_FILES = sorted((SRLIB / "commands").glob("*.py"))

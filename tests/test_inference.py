@@ -19,7 +19,6 @@ from srlib.data.phantom import bscan
 from srlib.degrade import to_image, to_tensor, upsample
 from srlib.files import REPOSITORY
 from srlib.models import Generator
-from srlib.sampler import network
 from srlib.sampler.network import Sampler
 from srlib.trained import load_generator, save_weights
 from srlib.upscaling import samples, upscale
@@ -211,15 +210,13 @@ def test_a_sample_is_that_of_its_seed_and_image(sampler):
     assert first.dtype == np.uint8 and first.shape == (160, 224) and (first != second).mean() > 0.5
     texture = [upscale(i, sampler).astype(int) - upscale(i, sampler, strength=0) for i in (image, other)]
     assert abs(np.corrcoef(*(t.ravel() for t in texture))[0, 1]) < 0.1  # another scan, another noise
-    with torch.inference_mode():
-        assert (to_image(network.sample(sampler, to_tensor(image), upscaling._noise_seed(image, 3))) == first).all()
     assert upscaling.spread([first, second]).mean() > 1
     assert np.allclose(upscaling.spread([first, second]), np.std([first, second], 0), atol=1e-4)
 
 
 def test_the_trunk_is_computed_once_for_all_samples(sampler, generator, monkeypatch):
     calls, prepare, image = [], Sampler.prepare, bscan(1, 40, 56)
-    monkeypatch.setattr(Sampler, "prepare", lambda self, lr: calls.append(1) or prepare(self, lr))
+    monkeypatch.setattr(Sampler, "prepare", lambda self, *known: calls.append(1) or prepare(self, *known))
     together = samples(image, sampler, range(3))
     assert len(calls) == 1
     monkeypatch.setattr(upscaling, "AT_ONCE", 1)  # what does not fit at once is the same

@@ -24,10 +24,8 @@ from skimage import data
 from srlib import metrics
 from srlib.__main__ import main
 from srlib.commands import onnx
-from srlib.commands import run as runner
 from srlib.commands.onnx import export_onnx
 from srlib.commands.release import release
-from srlib.commands.report import build_report
 from srlib.commands.upscale import upscale_files
 from srlib.config import UserError, load_config
 from srlib.data.manifest import build_manifest
@@ -44,7 +42,6 @@ from srlib.sampler.network import NOISES, Sampler, normal_noise
 from srlib.sampler.training import train_sampler
 from srlib.series.opening import open_run
 from srlib.series.run_folder import Run, read_config
-from srlib.series.runs import find_runs
 from srlib.trained import BASES, choose, load_generator
 from srlib.training.adversarial import train_srgan
 from srlib.training.pretraining import pretrain_generator
@@ -221,45 +218,6 @@ def test_upscale_takes_the_released_ones(installed, scan, tmp_path, capsys):
             assert sr.info["Made by"] == words and sr.info["Source"] == scan.name and "Domain warning" not in sr.info
             assert (np.asarray(sr) == expected).all()
     assert (upscale(image, load_generator("sampler")) == upscale(image, pair[1])).all()
-
-
-def test_networks_of_another_run_are_measured(run, packed, tmp_path, monkeypatch):
-    """`-p networks FOLDER`: 01, 02, 05 and 07 on any scans, nothing trained; the numbers of that run."""
-    scans, ran = run.parent / "scans", []
-    monkeypatch.setattr(runner, "_run_notebook", lambda r, number, *a, **k: ran.append(number))
-    kept = ("crop", "test_share", "classifier_steps", "sample_images", "gan_crop")
-    settings = {"networks": str(run)} | {name: TINY[name] for name in kept}
-    runner.run_series("smoke", str(tmp_path / "run"), str(scans), settings)
-    assert ran == ["01", "02", "05", "07"]
-    mine = open_run("01", "smoke", str(tmp_path / "run"), str(scans), settings)
-    with mine.stage("data"):
-        mine.make_manifest()
-    for number, stage in (("05", "evaluation"), ("07", "samples")):
-        mine = open_run(number, "smoke", str(tmp_path / "run"), str(scans), settings)
-        with mine.stage(stage):
-            EVALUATIONS[stage](mine.config, mine.root, mine.manifest, mine.folder)
-    pd.testing.assert_frame_equal(mine.metrics, Run(run, read_config(run / "config.json")).metrics)
-    with pytest.raises(UserError, match="holds no released srgan"):
-        open_run("01", "smoke", str(tmp_path / "new"), str(scans), settings | {"networks": str(packed)})
-    assert find_runs(tmp_path) == []  # notebook 06 compares trainings
-    page = build_report(mine.folder).read_text()
-    assert "not trained here" in page and "MSE steps" not in page and "<td>gan_steps" not in page
-    for number in ("03", "04", "06"):
-        with pytest.raises(UserError, match="trains nothing"):
-            open_run(number, "smoke", str(mine.folder), str(scans), settings)
-
-
-def test_networks_that_do_not_fit_the_run(run, packed, tmp_path):
-    for folder, networks, settings, words in (
-        (run, packed, TINY, "holds a training of its own"),
-        (tmp_path, packed, {"scale": 2}, "srresnet for x4 only"),
-        (tmp_path, packed, {"channels": 3}, "for channels=1, not 3"),
-        (tmp_path, packed, {"degradation": "area"}, "undo another reduction; set degradation='bicubic'"),
-        (tmp_path, run, {"scale": 2}, "for scale=4, not 2"),
-        (tmp_path, tmp_path / "nowhere", {}, "no such file"),
-    ):
-        with pytest.raises(UserError, match=words):
-            open_run("01", "smoke", str(folder), str(run.parent / "scans"), settings | {"networks": str(networks)})
 
 
 def test_training_goes_on_from_given_weights(run, packed, tmp_path):

@@ -9,7 +9,16 @@ from torch import nn
 
 from srlib.degrade import KINDS, downsample, project
 from srlib.models import Generator
-from srlib.sampler.network import NOISES, Sampler, SamplerDiscriminator, local_noise, normal_noise, sample, saturated, sinh_arcsinh
+from srlib.sampler.network import (
+    NOISES,
+    Sampler,
+    SamplerDiscriminator,
+    local_noise,
+    normal_noise,
+    saturated,
+    scan_statistics,
+    sinh_arcsinh,
+)
 
 
 def trunk(scale=4, channels=1, **more):
@@ -26,6 +35,7 @@ def awake(net: Sampler) -> Sampler:
     nn.init.normal_(net.head.tail.weight, std=0.05)
     nn.init.normal_(net.head.shape[-1].weight, std=0.1)
     nn.init.zeros_(net.head.shape[-1].bias)
+    nn.init.normal_(net.usual)
     return net
 
 
@@ -181,22 +191,32 @@ def test_local_noise_tells_a_noisy_image_from_a_smooth_one():
     torch.testing.assert_close(three, maps[:, [0, 0, 0, 1, 1, 1]], atol=1e-3, rtol=0)
 
 
-def test_sample():
-    """By seed, the same each time, consistent with LR after clamping too; strength 0 and a generator without noise give the one SR."""
-    lr, _ = pair(images=1, height=12, width=16)
-    dark = 0.1 * lr
-    net = awake(Sampler(trunk(), 4)).eval()
+def test_scan_statistics_say_how_rough_a_whole_scan_is():
+    """Ten times the noise is 2 in the logarithm of its power, by direction and distance; mirrored, or with a corner of fill, a scan is as rough."""
+    noise = torch.randn(1, 1, 64, 96, generator=torch.Generator().manual_seed(0))
+    quiet, loud = (scan_statistics(0.5 + sigma * noise) for sigma in (0.005, 0.05))
+    torch.testing.assert_close((loud - quiet)[0], torch.tensor(6 * [2.0] + [0.0] * 3), atol=0.02, rtol=0)
+    torch.testing.assert_close(quiet[0, 6:], torch.tensor([0.5, math.log2(96), 6.0]), atol=1e-3, rtol=0)
+    across = noise.roll(1, 3) + noise  # smooth across alone
+    rough = (scan_statistics(0.5 + 0.05 * across) - loud)[0] - math.log10(2)
+    assert rough[0] < -0.3 and rough[1].abs() < 0.1 and rough[3].abs() < 0.2 and rough[4].abs() < 0.1
+    lr = 0.5 + 0.05 * noise
+    torch.testing.assert_close(scan_statistics(lr.flip(3)), loud, atol=0.01, rtol=0)
+    lr[..., :20, 60:] = 1.0
+    torch.testing.assert_close(scan_statistics(torch.cat([lr, lr, lr], 1)), loud, atol=0.05, rtol=0)
+
+
+def test_texture_is_that_of_the_scan_not_of_the_part():
+    """`scan` counts by what is usual in training; nothing that was the same in all of that, nor beyond 2.5 deviations."""
+    (lr, noise), net = pair(), awake(Sampler(trunk(), 4))
+    net.usual.copy_(torch.stack([torch.zeros(9), torch.tensor([1.0] + 8 * [0.0])]))
+
+    def texture(rough, wide):
+        return net.samples(lr, [noise], scan=torch.tensor(2 * [[rough, *7 * [0.0], wide]]))[0]
+
     with torch.no_grad():
-        one, other = sample(net, dark, seed=1), sample(net, dark, seed=2)
-        assert torch.equal(one, sample(net, dark, seed=1)) and (one - other).std() > 0.003
-        assert torch.equal(sample(net, dark, seed=1, rounds=1), net(dark, normal_noise(1, 1, 48, 64)))
-        gaps = [(KINDS["bicubic"](sample(net, dark, 1, rounds=r).clamp(0, 1), 4, 0) - dark).square().mean() for r in (1, 8)]
-        assert gaps[1] < gaps[0] / 10
-        assert torch.equal(sample(net, dark, 1, strength=0.0), sample(net, dark, 2, strength=0.0))
-        assert torch.equal(sample(net, dark, strength=0.0, rounds=1), project(net.trunk(dark), dark))
-        half = sample(net, dark, 1, strength=0.5, rounds=1)
-        torch.testing.assert_close(half, (sample(net, dark, 1, rounds=1) + project(net.trunk(dark), dark)) / 2, atol=1e-5, rtol=0)
-        assert torch.equal(sample(net.trunk, dark), net.trunk(dark)) and torch.equal(sample(net.trunk, dark, 3), net.trunk(dark))
+        assert (texture(1.0, 0.0) - texture(2.5, 0.0)).std() > 1e-4
+        assert torch.equal(texture(2.5, 0.0), texture(9.0, 0.0)) and torch.equal(texture(1.0, 0.0), texture(1.0, 5.0))
 
 
 # --------------------------------------------------------------------------------------------- discriminator

@@ -14,15 +14,18 @@ from PIL import Image
 
 from srlib import degrade
 from srlib.config import UserError, load_config
-from srlib.degrade import upsample
+from srlib.data.crops import Crops
+from srlib.data.reading import read_pair
+from srlib.degrade import to_tensor, upsample
 from srlib.device import autocast_dtype
-from srlib.sampler.network import Sampler
+from srlib.sampler.network import Sampler, scan_statistics
 from srlib.sampler.training import train_sampler
 from srlib.trained import load_generator, save_weights
 from srlib.training import adversarial, checkpoint, diagnostics, pretraining
 from srlib.training.adversarial import train_srgan
 from srlib.training.stage import make_generator, training_pairs, update
-from srlib.training.validation import Validation, sample
+from srlib.training.validation import Validation
+from srlib.upscaling import upscale
 
 TINY = dict(
     crop=32, gan_crop=32, sampler_crop=32, batch=4, width=8, blocks=1, d_width=4, sampler_d_width=4, content_features="vgg19:relu1_2"
@@ -140,7 +143,7 @@ def test_the_history_begins_before_the_first_step(images, tmp_path):
     assert np.isfinite(history.drop(0).to_numpy(float)).all()
     assert (history.consistency_db > 55).all()
     assert (history.drop(0)[["g_norm", "d_norm", "penalty"]] > 0).all(axis=None) and history.d_right.drop(0).between(0, 1).all()
-    expected = Validation(images[1], config, torch.device("cpu"))(Sampler(start := load_generator(tmp_path / "srresnet.pt"), 4))
+    expected = Validation(images[1], config)(Sampler(start := load_generator(tmp_path / "srresnet.pt"), 4))
     assert {name: history[name][0] for name in validated} == pytest.approx(expected)
     released = torch.load(tmp_path / "sampler.pt", weights_only=True)
     assert released["settings"] == start.settings | {"texture": 4, "kind": "bicubic"}
@@ -238,7 +241,7 @@ def test_batch_norm_rests_in_validation_and_release(images, tmp_path, train, nam
     generator(torch.rand(4, 1, 8, 8))  # other statistics than at the start
     generator = Sampler(generator, 4).train() if name == "sampler" else generator
     before = {k: v.clone() for k, v in generator.state_dict().items()}
-    validation = Validation(images[1], config, torch.device("cpu"))
+    validation = Validation(images[1], config)
     assert validation(generator) == validation(generator)
     assert same(before, generator.state_dict()) and generator.training
     pretraining.pretrain_generator(config, *images, tmp_path)
@@ -250,24 +253,32 @@ def test_batch_norm_rests_in_validation_and_release(images, tmp_path, train, nam
 
 
 def test_validation_takes_the_same_noise_each_time(images, monkeypatch):
-    """One sample of each crop, with noise of its own; the global generator has no part in it."""
-    config, seeds = load_config("smoke", **TINY), []
-
-    def spy(generator, lr, seed):
-        seeds.append(seed)
-        return sample(generator, lr, seed)
-
-    monkeypatch.setattr("srlib.training.validation.sample", spy)
+    """One sample of each crop, by what the whole scan says; the global generator has no part in it."""
+    config, seen = load_config("smoke", **TINY), []
+    monkeypatch.setattr("srlib.training.validation.upscale", lambda lr, net, scan: seen.append((lr, scan)) or upscale(lr, net, scan=scan))
     generator = Sampler(make_generator(config), 4)
     torch.nn.init.normal_(generator.head.tail.weight, std=0.05)
-    validation = Validation(images[1], config, torch.device("cpu"))
+    validation = Validation(images[1], config, side=64)
     first = validation(generator)
     torch.rand(5)
     assert validation(generator) == first and len(validation.pairs) > 1
-    assert seeds == 2 * list(range(len(validation.pairs)))
-    seeds.clear()
+    for path, (lr, scan) in zip(images[1], seen, strict=False):
+        assert lr.shape == (16, 16) and torch.equal(scan, scan_statistics(to_tensor(read_pair(path, config)[0])))
     generator.head.tail.weight.data.zero_()
     assert validation(generator)["band4_db"] < first["band4_db"] - 3  # the sample is what is measured
+
+
+def test_a_crop_comes_with_what_its_whole_scan_says(images):
+    """Of the scan that LR is read from or made of, for every part of the stream; of the crop, where LR is made of that anew."""
+    config = load_config("smoke", **TINY)
+    scans = torch.cat([scan_statistics(to_tensor(read_pair(path, config)[0])) for path in images[0]])
+    for first in (0, 2):
+        *_, found = next(training_pairs(images[0], config, torch.device("cpu"), 6, 0, scan_statistics)(first))
+        crops = Crops(images[0], config.crop, 6 * config.batch, config.channels, 0)
+        assert torch.equal(found, scans[[crops.place(first * config.batch + k)[0] for k in range(config.batch)]])
+    noisy = load_config("smoke", **TINY | {"degradation": "frame"})
+    lr, _, found = next(training_pairs(images[0], noisy, torch.device("cpu"), 6, 0, scan_statistics)(0))
+    assert torch.equal(found, scan_statistics(lr))
 
 
 def test_health_in_words():

@@ -36,7 +36,7 @@ def add_weights(to: argparse.ArgumentParser) -> None:
 def read_settings(args: argparse.Namespace) -> tuple[str, dict]:
     """(data, overrides) of --data and the -p; paths as the user meant them, from where the command was given."""
     overrides = {name: value(text) for name, text in args.p}
-    for name in {"feature_weights", "networks", "start"} & overrides.keys():
+    for name in {"feature_weights", "start"} & overrides.keys():
         overrides[name] = absolute(str(overrides[name]))
     return absolute(str(overrides.pop("data", args.data))), overrides
 

@@ -10,11 +10,11 @@ from string import Template
 
 import pandas as pd
 
-from ..config import FIELDS, Config, UserError
+from ..config import Config, UserError
 from ..evaluation import statistics
 from ..evaluation.methods import named
 from ..files import file_hash, read_json, read_table, read_text, write
-from ..series.run_folder import NOTEBOOKS, TRAININGS, Run, read_config
+from ..series.run_folder import NOTEBOOKS, Run, read_config
 
 PAGE = Path(__file__).with_name("report.html")  # a string.Template
 LEADING = ("psnr", "ssim", "lpips", "gain_db", "stripe_db", "consistency")
@@ -64,21 +64,19 @@ def build_report(folder: Path) -> Path:
     )
     first, *others = [_figure(*picture) for picture in pictures(folder)] or [""]
     measured = "".join(_measured(tables)) if "metrics" in tables else ""
-    hidden = TRAININGS if config.networks else ()
-    settings = {name: value for name, value in vars(config).items() if FIELDS[name].metadata.get("stage") not in hidden}
     page = Template(read_text(PAGE)).substitute(
         name=html.escape(folder.name),
         verdict=verdict,
         profile=config.profile,
         scale=config.scale,
-        made=html.escape(f"networks from {config.networks}, not trained here" if config.networks else trained),
+        made=html.escape(trained),
         nav="".join(f'<a href="#{head}">{head.title()}</a>' for head in re.findall(r"<h2 id=(\w+)", measured + read_text(PAGE))),
         first=first,
         measured=measured,
         pictures="\n".join(others),
         notebooks="".join(_notebooks(folder, provenance)),
         facts=html.escape("; ".join(f"{key} {value}" for key, value in _facts(folder, config, provenance).items() if value != "")),
-        settings="".join(f"<tr><td>{name}<td>{html.escape(str(value))}" for name, value in settings.items()),
+        settings="".join(f"<tr><td>{name}<td>{html.escape(str(value))}" for name, value in vars(config).items()),
     )
     write(folder / "index.html", page)
     return folder / "index.html"

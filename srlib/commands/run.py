@@ -14,7 +14,7 @@ from unittest import mock
 
 from ..config import OutOfTime, UserError, load_config
 from ..files import NOTEBOOK_FOLDER
-from ..series.opening import UNTRAINED, open_run
+from ..series.opening import open_run
 from ..series.run_folder import NOTEBOOKS, TRAININGS, Run, locked, run_path
 from . import absolute, add_settings, parser, read_settings
 
@@ -42,9 +42,6 @@ def run_series(profile="quick", run_dir="", data="", overrides: dict | None = No
     with locked(folder), mock.patch.dict(os.environ, around):
         run = open_run(begin, **parameters)
         print(f"run folder: {folder}", flush=True)
-        if run.config.networks:
-            numbers = [n for n in numbers if n in UNTRAINED]
-            print(f"nothing is trained, {run.config.networks} is measured: notebooks {', '.join(numbers)}", flush=True)
         for number in numbers:
             _run_notebook(run, number, parameters, bool(start or only), number == begin)
         return build_report(folder)

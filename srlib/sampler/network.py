@@ -44,11 +44,11 @@ class TextureHead(nn.Module):
 
     Two k3 convolutions look at the clues; what they see joins the maps. Then a k1 convolution to `width` maps, three k3, one k5, noise before
     each but the first, LeakyReLU 0.2. Their last sum is of many small parts, so nearly Gaussian; speckle on a logarithmic display is not. So a
-    small k1 network of the same maps says for each pixel how strong the texture is (it differs tenfold between places and between scans), how
-    skewed and how heavy its tails (`sinh_arcsinh`). The texture is 0 before the first step, and always where LR is `saturated`.
+    small k1 network of the same maps says for each pixel how strong the texture is, how skewed and how heavy its tails (`sinh_arcsinh`). It is 0
+    before the first step, and always where LR is `saturated`.
     """
 
-    FAINT = -3.0  # logarithm of the strength at first: the texture of usual scans has a deviation of 0.03
+    FAINT = -3.0  # logarithm of the strength at first
 
     def __init__(self, inputs: int, clues: int, channels: int, width: int):
         super().__init__()
@@ -94,10 +94,31 @@ def saturated(lr: torch.Tensor) -> torch.Tensor:
 
 
 def local_noise(lr: torch.Tensor) -> torch.Tensor:
-    """How rough LR is around each pixel, (N, 2 C, h, w): logarithm of the standard deviation of LR less its 3 x 3 mean, in windows of 5 and of
-    17 pixels. An averaged scan and a noisy one of the same eye differ in it."""
+    """How rough LR is around each pixel, (N, 2 C, h, w): log10 of the deviation of LR less its 3 x 3 mean, in windows of 5 and 17 pixels."""
     rough = (lr - _mean(lr, 3)) ** 2
     return 0.5 * torch.log10(torch.cat([_mean(rough, side) for side in (5, 17)], 1) + 1e-6) + 2
+
+
+STATISTICS = 9  # of `scan_statistics`
+DIFFERENCES = torch.tensor(  # second ones across and along depth, first ones in both
+    [[[0.0, 0, 0], [1, -2, 1], [0, 0, 0]], [[0, 1, 0], [0, -2, 0], [0, 1, 0]], [[0, 0, 0], [0, 1, -1], [0, -1, 1]]]
+)[:, None]
+
+
+def scan_statistics(lr: torch.Tensor) -> torch.Tensor:
+    """What the LR of a whole scan (N, C, h, w) says of its roughness, (N, STATISTICS): log10 of the power of DIFFERENCES one and two pixels apart, the
+    mean, log2 of width and height; without what is `saturated`.
+
+    How many frames were averaged, and how densely A-scans lie, is not seen in a part of it."""
+    grey, empty = lr.mean(1, keepdim=True), saturated(lr).amax(1, keepdim=True)
+    weights = 1 - F.max_pool2d(empty, 5, stride=1, padding=2)
+    weights = weights / weights.sum((2, 3), keepdim=True).clamp_min(1)
+    found = []
+    for step in (1, 2):
+        detail = F.conv2d(F.pad(grey, 4 * (step,), mode="replicate"), DIFFERENCES.to(grey), dilation=step)
+        found.append(((weights * detail.square()).sum((2, 3)) + 1e-7).log10())
+    sides = [torch.ones_like(grey).narrow(other, 0, 1).sum((2, 3)).log2() for other in (2, 3)]
+    return torch.cat([*found, (weights * grey).sum((2, 3)), *sides], 1)
 
 
 def _mean(image: torch.Tensor, side: int) -> torch.Tensor:
@@ -110,8 +131,11 @@ class Sampler(nn.Module):
 
     `trunk`: a generator, kept as it is (frozen, in eval mode); `width`: maps of the head; `kind`: the reduction of `degrade` that SR
     agrees with, '' for none (frame and given pairs, whose LR is not HR reduced: there SR is not projected). The head takes the trunk's
-    `with_maps` (of a trunk that has none, its SR image again), its SR image, and as clues LR, first, and its `local_noise`.
+    `with_maps` (of a trunk that has none, its SR image again), its SR image, and as clues LR, first, its `local_noise`, and `scan`, the
+    `scan_statistics` of the whole LR (None: of `lr`), by the mean and deviation of training scans (`usual`).
     """
+
+    UNUSUAL = 2.5  # deviations, at most
 
     def __init__(self, trunk: nn.Module, width: int = 32, kind: str = "bicubic"):
         super().__init__()
@@ -119,8 +143,9 @@ class Sampler(nn.Module):
         self.scale, channels = trunk.settings["scale"], trunk.settings["channels"]
         self.kind = kind
         self.settings = trunk.settings | {"texture": width, "kind": kind}
+        self.register_buffer("usual", torch.zeros(2, STATISTICS))  # mean, and 1 / deviation, 0 where that is 0
         inputs = trunk.settings["width"] if hasattr(trunk, "with_maps") else channels
-        self.head = TextureHead(inputs + channels, 3 * channels, channels, width)
+        self.head = TextureHead(inputs + channels, 3 * channels + STATISTICS, channels, width)
 
     def train(self, mode: bool = True):
         super().train(mode)
@@ -128,33 +153,27 @@ class Sampler(nn.Module):
         return self
 
     @torch.no_grad()
-    def prepare(self, lr: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def prepare(self, lr: torch.Tensor, scan: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """(SR of the trunk; maps and clues for the head): all that does not depend on the noise, the same for every sample."""
         smooth, maps = self.trunk.with_maps(lr) if hasattr(self.trunk, "with_maps") else 2 * (self.trunk(lr),)
         with torch.autocast(lr.device.type, enabled=False):
-            clues = torch.cat([lr.float(), local_noise(lr.float())], 1)
+            scan = scan_statistics(lr.float()) if scan is None else scan
+            scan = ((scan - self.usual[0]) * self.usual[1]).clamp(-self.UNUSUAL, self.UNUSUAL)
+            clues = [lr.float(), local_noise(lr.float()), scan[..., None, None].expand(len(lr), -1, *lr.shape[-2:])]
+            clues = torch.cat(clues, 1)
         return smooth, torch.cat([maps, smooth.to(maps.dtype)], 1), clues
 
     def project(self, sr: torch.Tensor, lr: torch.Tensor, rounds: int = 1) -> torch.Tensor:
         """`degrade.project` by this network's reduction; SR as it is where there is none."""
         return project(sr, lr, self.scale, self.kind, rounds) if self.kind else sr
 
-    def samples(self, lr: torch.Tensor, noises: Iterable[torch.Tensor], strength: float = 1.0) -> list[torch.Tensor]:
-        """SR for each of the noises, before it is projected; the trunk is computed once. `strength` 0 is the trunk's SR."""
-        smooth, *known = self.prepare(lr)
+    def samples(self, lr: torch.Tensor, noises: Iterable[torch.Tensor], strength: float = 1.0, scan=None) -> list[torch.Tensor]:
+        """SR for each of the noises, before it is projected; the trunk is computed once. `strength` 0 is the trunk's SR; `scan` as for `prepare`."""
+        smooth, *known = self.prepare(lr, scan)
         return [smooth + strength * self.head(*known, noise) for noise in noises]
 
     def forward(self, lr: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
         return self.project(self.samples(lr, [noise])[0], lr)
-
-
-def sample(generator: nn.Module, lr: torch.Tensor, seed: int = 0, strength: float = 1.0, rounds: int = ROUNDS) -> torch.Tensor:
-    """SR of a small LR tensor (1, C, h, w), by any generator: a sample with the noise of `seed`, clamped and projected in turn so that it agrees
-    with LR after rounding too; of a generator without noise, its one SR."""
-    if not isinstance(generator, Sampler):
-        return generator(lr)
-    noise = normal_noise(seed, 1, *(generator.scale * n for n in lr.shape[-2:])).to(lr.device)
-    return generator.project(generator.samples(lr, [noise], strength)[0], lr, rounds)
 
 
 class SamplerDiscriminator(nn.Module):

@@ -24,7 +24,7 @@ from ..training.adversarial import CALIBRATION_BATCHES, run_adversarial
 from ..training.losses import LossWeights
 from ..training.stage import adam, autocast, placed, pretrained_generator, training_pairs, turn_log, update
 from .features import LocalGrain
-from .network import Sampler, SamplerDiscriminator, normal_noise
+from .network import Sampler, SamplerDiscriminator, normal_noise, scan_statistics
 
 SHARE = 0.05  # of the adversarial term beside the content loss, at the start
 PIXEL = 1.0  # the pixel term at the start
@@ -75,7 +75,7 @@ class SamplerTraining:
     """A head that samples texture from noise, on the frozen `generator`, and its discriminator D, in turn. D sees what lies between the base, the
     projected image of the generator, and HR or a sample.
 
-    `step`, `first_batches` and `parts` as in `training.adversarial.LedigTraining`. `averaged` is the sampler with averaged weights, which is released.
+    `step` (`scan`: `scan_statistics`), `first_batches`, `parts` as in `LedigTraining`. `averaged`: the sampler with averaged weights, which is released.
     """
 
     def __init__(self, config: Config, device: torch.device, generator: torch.nn.Module, first_batches: Callable):
@@ -94,12 +94,12 @@ class SamplerTraining:
         kept = ("generator", "discriminator", "g_optimizer", "d_optimizer", "scaler", "weights", "averaged")
         self.parts = {name: getattr(self, name) for name in kept}
 
-    def step(self, k: int, lr: torch.Tensor, hr: torch.Tensor) -> dict[str, torch.Tensor]:
+    def step(self, k: int, lr: torch.Tensor, hr: torch.Tensor, scan: torch.Tensor) -> dict[str, torch.Tensor]:
         if k == 0:
             self._calibrate()
         D, factor = self.discriminator, penalty_at(k, self.config)
         self._set_rates(k)
-        base, one, two = self._samples(k, lr)
+        base, one, two = self._samples(k, lr, scan)
 
         # D: HR above a sample, with a small slope at both, and its mean logit near 0
         D.requires_grad_(True)
@@ -128,10 +128,10 @@ class SamplerTraining:
         pair = [[*model.parameters()] for model in (self.averaged, self.generator)]
         torch._foreach_lerp_(*pair, 1 - min(EMA, (k + 1) / (k + 10)) if k else 1.0)
 
-    def _samples(self, k: int, lr: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def _samples(self, k: int, lr: torch.Tensor, scan: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """(base, a sample, another) of step k, in [0, 1]."""
         with autocast(self.device, self.dtype):
-            smooth, *features = self.generator.prepare(lr)
+            smooth, *features = self.generator.prepare(lr, scan)
             noises = (self._noise(k, call, smooth.shape) for call in (0, 1))
             images = (smooth, *(smooth + self.generator.head(*features, noise) for noise in noises))
             return tuple(self.generator.project(image, lr, 2).clamp(0, 1) for image in images)
@@ -155,10 +155,15 @@ class SamplerTraining:
 
     @torch.no_grad()
     def _calibrate(self) -> None:
-        """Set the factors of the losses and the contrast of D's view from the first batches."""
-        terms, contrast = [], 0.0
-        for lr, hr in itertools.islice(self.first_batches(), CALIBRATION_BATCHES):
-            base, one, two = self._samples(0, lr)
+        """Set what is usual in scans, the factors of the losses and the contrast of D's view from the first batches."""
+        terms, contrast, batches = [], 0.0, list(itertools.islice(self.first_batches(), CALIBRATION_BATCHES))
+        scans = torch.cat([scan for *_, scan in batches]).cpu().double()
+        mean, square = parallel.mean(torch.stack([scans.mean(0), scans.square().mean(0)]))
+        deviation = (square - mean.square()).clamp_min(0).sqrt()
+        for sampler in (self.generator, self.averaged):
+            sampler.usual.copy_(torch.stack([mean, torch.where(deviation > 1e-3, 1 / deviation, 0)]))
+        for lr, hr, scan in batches:
+            base, one, two = self._samples(0, lr, scan)
             contrast += (hr - base).square().mean().item() / CALIBRATION_BATCHES
             terms.append(self._terms(base, one, two, hr))
         self.weights["pixel"] = PIXEL / max(self.weights.calibrate(SHARE, terms)["pixel"], 1e-12)
@@ -182,6 +187,6 @@ def train_sampler(config: Config, train, val, folder, fingerprint: str = "") -> 
     if count := parallel.processes(config, device):
         return parallel.launch("sampler", count, config, folder)
     crops = dataclasses.replace(config, crop=config.sampler_crop)
-    stream = training_pairs(train, crops, device, config.sampler_steps, config.seed + 1)
+    stream = training_pairs(train, crops, device, config.sampler_steps, config.seed + 1, scan_statistics)
     training = SamplerTraining(config, device, pretrained_generator(config, folder), lambda: stream(0))
     return run_adversarial("sampler", config.sampler_steps, training, training.averaged, stream, val, folder, fingerprint)

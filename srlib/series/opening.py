@@ -1,5 +1,4 @@
-"""A run folder is opened: the settings are checked against what it holds, and weights that it is given are taken in. Nothing here needs torch but
-to read weights, so the runner starts at once."""
+"""A run folder is opened: settings are checked against what it holds. Only reading given weights needs torch, so the runner starts at once."""
 
 from __future__ import annotations
 
@@ -11,8 +10,6 @@ from ..config import Config, UserError, load_config, stage_of
 from ..files import HOME, file_hash, write
 from .run_folder import ANOTHER, MAKES, NOTEBOOKS, OWNERS, TRAININGS, Run, locked, read_config, run_path
 
-UNTRAINED = ("01", "02", "05", "07")  # what remains where the setting `networks` names trained ones
-
 
 def open_run(notebook: str, profile: str = "quick", run_dir: str = "", data: str = "", overrides: dict | None = None) -> Run:
     """What every notebook's set-up calls with its parameters: check them, and return the run.
@@ -20,7 +17,7 @@ def open_run(notebook: str, profile: str = "quick", run_dir: str = "", data: str
     Notebook 01 writes config.json; a later one reads it and accepts changes to its own stage's settings (and to the machine's). Raises UserError
     for a wrong name or value, and for a setting or a missing file that contradicts what the folder holds or what the notebook needs.
     """
-    name, stages, needs = NOTEBOOKS[notebook]
+    _, stages, needs = NOTEBOOKS[notebook]
     given = (overrides or {}) | ({"data": data} if data else {})
     config, folder = load_config(profile, **given), run_path(profile, run_dir)
     stored = read_config(folder / "config.json") if (folder / "config.json").exists() else None
@@ -35,16 +32,11 @@ def open_run(notebook: str, profile: str = "quick", run_dir: str = "", data: str
     else:
         config = dataclasses.replace(stored, **{key: getattr(config, key) for key in given}, profile=profile)
         _refuse_settings_of_others(stages, folder, stored, config)
-    if config.networks and notebook not in UNTRAINED:
-        raise UserError(f"{folder} measures networks={config.networks!r} and trains nothing; open {name} with another run_dir")
     run = Run(folder, config)
     # who only reads may do so while another process trains
-    with locked(folder) if notebook == "01" or config.networks or config != stored else contextlib.nullcontext():
-        if config.networks:
-            _take_networks(run)
+    with locked(folder) if notebook == "01" or config != stored else contextlib.nullcontext():
         for stage in needs:
-            if not (config.networks and stage in TRAININGS):
-                _refuse_missing(run, stage)
+            _refuse_missing(run, stage)
         if stored:
             _refuse_changes(run, stored)
         if notebook == "03":
@@ -118,38 +110,6 @@ def _ask_for_weights(run: Run) -> None:
         raise UserError(f"{error} (notebook 04 needs this; change it in 01_explore_data or on the command line)") from None
 
 
-# ------------------------------------------------------------------------------------------------ weights that it is given
-def _take(run: Run, name: str, file: Path) -> None:
-    write(run.folder / f"{name}.pt", file.read_bytes())
-    run.record("networks", name, file=str(file), sha256=file_hash(file))
-
-
-def _take_networks(run: Run) -> None:
-    """Copy the three networks that `networks` names into the folder. Raises UserError where one is not there, is damaged or not for these images
-    (scale, channels, LR kind), or where a training of the folder's own is in it."""
-    from .. import trained
-
-    wanted = run.config.networks
-    if run.is_trained("pretrain"):
-        raise UserError(f"{run.folder} holds a training of its own; for networks={wanted!r} {ANOTHER}")
-    source, files = None if wanted == "released" else run_path("", wanted), {}
-    for name in ("srresnet", "srgan", "sampler"):
-        if not source or trained.listed(source):
-            files[name], entry = trained.find(name, source, run.config.scale)
-            learnt = entry["scale"], entry["reduction"]
-        else:
-            files[name], learnt = source / f"{name}.pt", None
-        shape = trained.load_generator(files[name]).settings
-        for key in ("scale", "channels"):
-            if shape[key] != getattr(run.config, key):
-                raise UserError(f"{files[name]} is for {key}={shape[key]}, not {getattr(run.config, key)}; set {key} or other networks")
-        learnt = learnt or read_config(source / "config.json").reduction
-        if learnt != run.config.reduction:
-            raise UserError(f"networks={wanted!r} undo another reduction; set degradation={learnt[1]!r}")
-    for name, file in files.items():
-        _take(run, name, file)
-
-
 def _take_start(run: Run) -> None:
     """Copy the weights that the setting `start` names to start.pt, where nothing was trained from them yet. Raises UserError for
     weights that are not there, damaged, or of another shape than the settings."""
@@ -171,4 +131,5 @@ def _take_start(run: Run) -> None:
     if other := {key: value for key, value in theirs.items() if mine.get(key) != value and key != "scale"}:
         words = " ".join(f"-p {key} {str(value).lower()}" for key, value in other.items())
         raise UserError(f"start={wanted!r} is a network of another shape; set {words}, or other weights")
-    _take(run, "start", file)
+    write(run.folder / "start.pt", file.read_bytes())
+    run.record("networks", "start", file=str(file), sha256=file_hash(file))

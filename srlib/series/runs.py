@@ -16,8 +16,7 @@ from .run_folder import Run, read_config
 def find_runs(home: Path) -> list[Path]:
     """The finished runs in a folder, and those of the sweeps in it."""
     files = [*home.glob("*/evaluation/metrics.csv"), *home.glob("sweeps/*/*/evaluation/metrics.csv")]
-    needed = "config.json", "srgan/history.csv"  # where networks of elsewhere were measured, nothing was trained
-    return sorted(f.parent.parent for f in files if all((f.parent.parent / n).exists() for n in needed))
+    return sorted(file.parent.parent for file in files)
 
 
 def read_runs(folders, reference: Path) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, str]]:

@@ -110,7 +110,7 @@ def run_adversarial(
     name: str, total: int, training, generator: torch.nn.Module, stream: Callable, val, folder: Path, fingerprint: str
 ) -> pd.DataFrame:
     """Run `total` steps of `training`, a `LedigTraining` or one with its attributes; `generator` is validated, and in the end `folder`/`name`.pt."""
-    config, validation = training.config, Validation(val, training.config, training.device)
+    config, validation = training.config, Validation(val, training.config)
     often = dataclasses.replace(config, validate_every=min(config.validate_every, -(-total // 9)))  # nine times at least
 
     def finish():

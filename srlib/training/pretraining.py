@@ -62,7 +62,7 @@ def pretrain_generator(config: Config, train, val, folder, fingerprint: str = ""
     if count := parallel.processes(config, device):
         return parallel.launch("pretrain", count, config, folder)
     torch.manual_seed(config.seed)
-    training, validation, best = Pretraining(config, device, first_generator(config, folder)), Validation(val, config, device), Best()
+    training, validation, best = Pretraining(config, device, first_generator(config, folder)), Validation(val, config), Best()
 
     def validate():
         measured = validation(training.generator)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -44,25 +46,35 @@ def pretrained_generator(config: Config, folder: Path) -> torch.nn.Module:
     return generator
 
 
-def training_pairs(paths, config: Config, device: torch.device, steps: int, seed: int):
-    """A function from the first step to the stream of (lr, hr) batches from there on; LR is made on the device, or read.
+def training_pairs(paths, config: Config, device: torch.device, steps: int, seed: int, statistics: Callable | None = None):
+    """A function from the first step to the stream of (lr, hr) batches from there on; LR is made on the device, or read. `statistics`
+    (`scan_statistics`) of the LR of each crop's whole scan stand third; of the crop's, where that is made anew (frame, `display`).
 
     On a GPU crops are cut there too, from scans that stay in up to a quarter of its memory."""
     paired = config.scale if config.degradation == "paired" else 0
     room = (4 << 30) // parallel.size()
     place = (device, torch.cuda.get_device_properties(device).total_memory // 4) if device.type == "cuda" else ()
     crops = Crops(paths, config.crop, steps * config.batch, config.channels, seed, paired, config.bits, room, *place)
+    alone = config.display or config.degradation == "frame"
+
+    @functools.cache
+    def of_scan(index: int) -> torch.Tensor:
+        hr, *lr = (degrade.to_tensor(image.numpy()) for image in crops.images[index])
+        return statistics(lr[0] if paired else degrade.downsample(hr, *config.reduction)).to(device)
 
     def stream(first: int):
         part = parallel.share(config.batch)
         for k, item in enumerate(batches(crops, config.batch, first, part), first):
             pair = [x.to(device, non_blocking=True, memory_format=FASTEST) for x in (item if paired else [item])]
             if config.display:
-                low, high = (
-                    np.random.default_rng([seed, k]).uniform(0, config.display / 2, (2, config.batch, 1, 1, 1)).astype(np.float32)[:, part]
-                )
+                rng, shape = np.random.default_rng([seed, k]), (2, config.batch, 1, 1, 1)
+                low, high = rng.uniform(0, config.display / 2, shape).astype(np.float32)[:, part]
                 pair = [torch.from_numpy(low).to(device) + torch.from_numpy(1 - high - low).to(device) * x for x in pair]
-            yield pair if paired else (degrade.downsample(*pair, *config.reduction), *pair)
+            pair = pair if paired else [degrade.downsample(*pair, *config.reduction), *pair]
+            if statistics:
+                places = (crops.place(n)[0] for n in range(k * config.batch, (k + 1) * config.batch)[part])
+                pair.append(statistics(pair[0]) if alone else torch.cat([of_scan(index) for index in places]))
+            yield pair
 
     return stream
 
