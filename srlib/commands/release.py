@@ -70,8 +70,8 @@ def release(run_dir: str, network: str = "sampler", out: str = "", source: str =
         raise UserError(f"{root}: whose scans are these? Say it for the model card: --source 'NAME, LICENCE, CITATION'")
     config, base = run.config, trained.BASES[network]
     table = run.metrics if base else run.manifest[run.manifest.split == "test"].rename(columns={"path": "image"})
-    if network == "srgan":
-        table = table[[METHODS[method].notebook == "05" for method in table.method]]
+    others = {"srgan": ("sampler", "gaussian"), "sampler": ("srgan",)}.get(network, ())  # of no concern to this card
+    table = table[[METHODS[method].needs not in others for method in table.method]] if base else table
     train = [root / path for path in run.manifest.path[run.manifest.split == "train"]]
     test = [read_pair(root / path, config)[0] for path in table.image.unique()]
     known = domain.describe(read_pair(path, config)[0] for path in train[:: -(-len(train) // SAMPLE)])
@@ -140,6 +140,7 @@ def model_card(run: Run, network: str, table: pd.DataFrame, entry: dict, facts: 
     samples = ""
     if network == "sampler":
         samples, patches = (read_table(run.folder / "sampler" / f"{name}.csv") for name in ("samples", "unpaired"))
+        patches = patches[patches.method.isin(["hr", *table.method])]
         patches = markdown(readable_unpaired(patches).rename_axis("measure").reset_index())
         samples = PARTS.format(samples=markdown(readable_samples(samples).reset_index()), patches=patches)
     content = config.content_features if network == "srgan" else "local-grain"
