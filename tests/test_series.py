@@ -17,6 +17,7 @@ from running import save, srlib
 from skimage import data
 
 from srlib.__main__ import main
+from srlib.commands.pages import from_below
 from srlib.files import REPOSITORY
 from srlib.models import networks
 from srlib.notebook import plain_code
@@ -61,7 +62,7 @@ def test_notebook_file(path):
 def test_executed_copy_is_of_the_present_notebook(path):
     """What a visitor reads without running anything; `pages RUN` makes it."""
     source, copy = (nbformat.read(p, as_version=4) for p in (path, path.parent / "executed" / path.name))
-    assert [c.source for c in copy.cells] == [c.source for c in source.cells], "run the series and `pages` again"
+    assert [c.source for c in copy.cells] == [from_below(c.source) for c in source.cells], "run the series and `pages` again"
     shown = outputs(path.parent / "executed" / path.name)
     assert any("image/jpeg" in o.get("data", {}) for o in shown) and not any("image/png" in o.get("data", {}) for o in shown)
     assert not any(o.output_type == "error" for o in shown) and not HOME_PATH.search(json.dumps(copy))

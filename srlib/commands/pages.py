@@ -38,8 +38,8 @@ def update_pages(run_dir: str, profile: str = "quick") -> list[Path]:
         written += _attach(run, notebook)
         write(PAGES / f"{name}.ipynb", nbformat.writes(notebook) + "\n")
         _take_outputs(run, name, notebook)
-        write(PAGES / "executed" / f"{name}.ipynb", nbformat.writes(notebook) + "\n")
         written.append(PAGES / "executed" / f"{name}.ipynb")
+        write(written[-1], from_below(nbformat.writes(notebook)) + "\n")
     return [*written, *_results(run)]
 
 
@@ -54,6 +54,11 @@ def _attach(run: Run, notebook) -> list[Path]:
         written.append(PAGES / "pictures" / f"{stem}.jpg")
         write(written[-1], _jpeg(figure.read_bytes()))
     return written
+
+
+def from_below(text: str) -> str:
+    """A notebook's links to pages, from executed/."""
+    return re.sub(r"\]\((?=\.\./|[\w-]+\.md\b)", "](../", text)
 
 
 def _jpeg(png: bytes, width: int = 1000, quality: int = 82) -> bytes:

@@ -59,9 +59,7 @@ def build_report(folder: Path) -> Path:
     verdict = "<p class=phantom>Made from phantoms (synthetic B-scans): not a result on OCT.</p>" if config.data == "phantom" else ""
     if "metrics" in tables:
         verdict = f"<p class=lead>{html.escape(statistics.verdict(tables['metrics'], tables.get('unpaired')))}</p>{verdict}"
-    trained = (
-        f"{config.pretrain_steps:,} MSE and {config.gan_steps:,} SRGAN steps, seed {config.seed}, content loss {config.content_features}"
-    )
+    made = f"{config.pretrain_steps:,} MSE and {config.gan_steps:,} SRGAN steps, seed {config.seed}, content loss {config.content_features}"
     first, *others = [_figure(*picture) for picture in pictures(folder)] or [""]
     measured = "".join(_measured(tables)) if "metrics" in tables else ""
     page = Template(read_text(PAGE)).substitute(
@@ -69,7 +67,7 @@ def build_report(folder: Path) -> Path:
         verdict=verdict,
         profile=config.profile,
         scale=config.scale,
-        made=html.escape(trained),
+        made=html.escape(made),
         nav="".join(f'<a href="#{head}">{head.title()}</a>' for head in re.findall(r"<h2 id=(\w+)", measured + read_text(PAGE))),
         first=first,
         measured=measured,
