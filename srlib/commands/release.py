@@ -112,7 +112,9 @@ def _write_networks(folder: Path, network: str, part: Path, entry: dict, lr: np.
     for stem, name in (("srresnet", trained.BASES[network] or network), *([(network, network)] if trained.BASES[network] else [])):
         generator, path = load_generator(folder / f"{stem}.pt"), part / f"{name}-x{entry['scale']}.pt"
         before = upscale(lr, generator).astype(int)
-        trained.save_weights(path, generator.half(), name=name)
+        for weight in generator.parameters():  # not BN's statistics and the usual scan's, which have small differences of large numbers
+            weight.data = weight.data.half()
+        trained.save_weights(path, generator, name=name)
         generator = load_generator(path)
         rounding = max(rounding, int(np.abs(upscale(lr, generator) - before).max()))
         if (size := path.stat().st_size) > LARGEST:
@@ -189,10 +191,9 @@ def _training(run: Run, stage: str, crop: int) -> str:
     history, config = read_table(run.folder / stage / "history.csv"), run.config
     last, device = history.iloc[-1], run.provenance["stages"][stage].get("device", "hardware not recorded")
     best = f"; best validation gain {history.gain_db.max():+.2f} dB" if stage == "pretrain" else ""
-    name = "SRResNet" if stage == "pretrain" else named(stage)
     return (
-        f"- {name}: {last.step:,.0f} steps of {config.batch} crops of {crop} pixels, {last.seconds / 3600:.2f} h in {last.session:.0f} session(s) on "
-        f"{device}; at the end {last.gain_db:+.2f} dB against bicubic on validation scans{best}"
+        f"- {named('srresnet' if stage == 'pretrain' else stage)}: {last.step:,.0f} steps of {config.batch} crops of {crop} pixels, "
+        f"{last.seconds / 3600:.2f} h in {last.session:.0f} session(s) on {device}; at the end {last.gain_db:+.2f} dB against bicubic on validation scans{best}"
     )
 
 

@@ -159,7 +159,7 @@ class Sampler(nn.Module):
         with torch.autocast(lr.device.type, enabled=False):
             scan = scan_statistics(lr.float()) if scan is None else scan
             scan = ((scan - self.usual[0]) * self.usual[1]).clamp(-self.UNUSUAL, self.UNUSUAL)
-            clues = [lr.float(), local_noise(lr.float()), scan[..., None, None].expand(len(lr), -1, *lr.shape[-2:])]
+            clues = [lr.float(), local_noise(lr.float()), scan[..., None, None].expand(-1, -1, *lr.shape[-2:])]
             clues = torch.cat(clues, 1)
         return smooth, torch.cat([maps, smooth.to(maps.dtype)], 1), clues
 
