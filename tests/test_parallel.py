@@ -75,7 +75,7 @@ def test_two_hosts_train_as_one(scan_folder, tmp_path):
 def test_two_processes_train_the_sampler_as_one_and_resume(scan_folder, tmp_path):
     """1 process x 8 crops against 2 x 4, stopped and continued, with D's penalty on: the same losses, contrast and weights to rounding, as
     neither network has BN and noise is the joint batch's."""
-    one, two = (new_run(tmp_path / name, scan_folder, batch=8, sampler_lr=3e-3) for name in ("one", "two"))
+    one, two = (new_run(tmp_path / name, scan_folder, batch=8, sampler_lr=2e-3) for name in ("one", "two"))
     expected = in_one(one, "sampler", train_sampler)
     cut = Run(two.folder, dataclasses.replace(two.config, max_hours=1e-9))
     cut.write_config()

@@ -108,7 +108,7 @@ def test_what_is_packed(run, packed):
     }
     assert {p.name for p in packed.iterdir()} == names
     stored = torch.load(packed / "sampler-x4.pt", weights_only=True)
-    assert {v.dtype for v in stored["weights"].values()} == {torch.float16}
+    assert {k for k, v in stored["weights"].items() if v.dtype != torch.float16} == {"usual"}  # small differences of large numbers
     entry = json.loads((packed / "released.json").read_text())["sampler-x4"]
     assert not entry["phantom"] and entry["reduction"] == "bicubic" and entry["domain"]["width"] == [48, 48]
     image = bscan(1, 40, 48)

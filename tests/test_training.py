@@ -205,9 +205,9 @@ def test_each_stage_has_its_crop(images, tmp_path, monkeypatch):
     config, sides = load_config("smoke", **TINY | {"gan_crop": 48, "sampler_crop": 24, "gan_steps": 2, "sampler_steps": 3}), []
     begin(config, tmp_path)
 
-    def spy(paths, config, device, steps, seed):
+    def spy(paths, config, device, steps, *more):
         sides.append((config.crop, steps))
-        return training_pairs(paths, config, device, steps, seed)
+        return training_pairs(paths, config, device, steps, *more)
 
     for train, module in ((train_srgan, "training.adversarial"), (train_sampler, "sampler.training")):
         monkeypatch.setattr(f"srlib.{module}.training_pairs", spy)
