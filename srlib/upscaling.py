@@ -106,7 +106,8 @@ def _tiled(
     (height, width), scale = lr.shape[-2:], generator.settings["scale"]
     totals = [torch.zeros(*lr.shape[:2], height * scale, width * scale) for _ in noises or [None]]
     weight = torch.zeros(1, 1, height * scale, width * scale)
-    scan = scan_statistics(lr) if scan is None else scan.to(lr.device)
+    if noises:
+        scan = (scan_statistics(lr) if scan is None else scan).to(lr.device)
     for (top, bottom), (left, right) in itertools.product(_spans(height, tile or TILE), _spans(width, tile or TILE)):
         part, where = lr[..., top:bottom, left:right], np.s_[..., top * scale : bottom * scale, left * scale : right * scale]
         feather = _ramp(top, bottom, height, scale)[:, None] * _ramp(left, right, width, scale)[None, :]
