@@ -4,8 +4,6 @@
 Settings of the stage "machine" say how to compute, not what.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import difflib
 import importlib.util

@@ -6,8 +6,6 @@ network does that has seen another reduction. All but frame are two matrices, `d
 your own, 'MODULE:NAME', is a function of hr and scale.
 """
 
-from __future__ import annotations
-
 import importlib
 import math
 import zlib
@@ -116,7 +114,7 @@ def _named(kind: str) -> tuple[Callable, float]:
 
 @lru_cache(maxsize=64)
 @torch.inference_mode(False)  # else what validation has cached could not be trained through
-def _with_inverses(reduce: Separable, height: int, width: int, scale: int, amount: float, device: torch.device) -> list[tuple]:
+def _with_inverses(reduce: "Separable", height: int, width: int, scale: int, amount: float, device: torch.device) -> list[tuple]:
     """(D, D+) of both axes, float32 (size // scale, size) and (size, size // scale)."""
     matrices = reduce.matrices(height, width, scale, amount)
     return [(m.float().to(device), torch.linalg.solve(m @ m.T, m).T.float().to(device)) for m in matrices]

@@ -1,7 +1,5 @@
 """Where and how it is computed: the device, the type of autocast, the memory format."""
 
-from __future__ import annotations
-
 import os
 
 import torch

@@ -1,7 +1,5 @@
 """Files: where things are (the repository, an installed package, Kaggle's mounts), written whole or not at all, and their hashes."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import hashlib

@@ -1,7 +1,5 @@
 """What the notebooks show of srlib's code and settings, and how they ask."""
 
-from __future__ import annotations
-
 import ast
 import inspect
 

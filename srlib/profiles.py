@@ -1,7 +1,5 @@
 """The profiles: complete sets of settings, as what each changes of the defaults, which are the paper's (`config.Config`)."""
 
-from __future__ import annotations
-
 _SHORT = dict(  # what every training far shorter than the paper's needs; both losses and their factors stay the paper's
     channels=1,
     global_skip=True,

@@ -4,8 +4,6 @@
 files and their SHA-256, the scale and LR kind that they expect, what they were trained on, and the domain of that (`domain.describe`).
 """
 
-from __future__ import annotations
-
 import io
 import json
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Images in, super-resolved images out: networks that are a function of LR, and networks that sample their texture from noise."""
 
-from __future__ import annotations
-
 import hashlib
 import itertools
 import math

@@ -7,8 +7,6 @@ pixels; an eye whose layers do not fit then (correlation of the smoothed images 
 noise of the reduction `frame` was measured on them); the table is of the others. Bicubic and a Gaussian blur of it stand beside the networks.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 from pathlib import Path

@@ -7,8 +7,6 @@ name. A NAME that ends in _projected is projected onto LR; gaussian_texture is f
 Writes RUN/table-SPLIT/: evaluation/ (as notebook 05's), unpaired.csv (as 07's), table.md, and pictures of the scan with SRGAN's (else the first network's) median LPIPS.
 """
 
-from __future__ import annotations
-
 import argparse
 import dataclasses
 import sys

@@ -3,8 +3,6 @@
 `roadmap_NN` (the seven notebooks, one of them "you are here"), `generator`, `discriminator`, `turn` (one step of the adversarial training).
 """
 
-from __future__ import annotations
-
 import base64
 import io
 import re

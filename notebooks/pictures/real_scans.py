@@ -4,8 +4,6 @@ Test scans of Kermany's set (CC BY 4.0), cropped, and the released networks' SR 
 other class. Of PAIRS (as `notebooks.experiments.real_lr` has them) spectra alone.
 """
 
-from __future__ import annotations
-
 import io
 import sys
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What a terminal starts: `python -m srlib NAME` runs NAME.py here, one file a command, each with its own arguments. Nothing else imports them."""
 
-from __future__ import annotations
-
 import argparse
 import ast
 import os

@@ -1,7 +1,5 @@
 """`bench`: how fast this machine trains and upscales. Not a test."""
 
-from __future__ import annotations
-
 import itertools
 import time
 from collections.abc import Callable

@@ -1,8 +1,6 @@
 """Is an image like the LR images that a network was trained on? A few statistics with names, measured of the training set when its weights are
 released. SR looks as sharp where a network was never shown such an image as where it was."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Iterable
 

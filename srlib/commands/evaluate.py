@@ -1,7 +1,5 @@
 """The evaluate command: anybody's SR images, measured under the protocol of the series."""
 
-from __future__ import annotations
-
 import re
 import sys
 from pathlib import Path

@@ -1,7 +1,5 @@
 """`kaggle`: the series and `srgan_on_oct` as two Kaggle kernels, and srlib as the data set that they import; Kaggle's own command line sends them."""
 
-from __future__ import annotations
-
 import base64
 import json
 import os

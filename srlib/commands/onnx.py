@@ -1,7 +1,5 @@
 """A generator as an ONNX file, for other programs and languages."""
 
-from __future__ import annotations
-
 import copy
 import logging
 import warnings

@@ -1,7 +1,5 @@
 """`pages`: a phantom run's figures into the notebooks (as attachments), its executed notebooks, and its results as Markdown."""
 
-from __future__ import annotations
-
 import base64
 import io
 import re

@@ -1,7 +1,5 @@
 """`phantom`: a synthetic scan as a PNG file, to try the series on."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from PIL import Image

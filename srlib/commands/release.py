@@ -1,8 +1,6 @@
 """`release`: a finished run's sampler or SRGAN and its SRResNet in half precision, ONNX files, a model card (card.md filled in), and their entry in
 released.json."""
 
-from __future__ import annotations
-
 import json
 import shlex
 import tempfile

@@ -1,7 +1,5 @@
 """The report of a run: index.html with table and pictures inside, and the executed notebooks as HTML beside it. No network."""
 
-from __future__ import annotations
-
 import base64
 import html
 import re

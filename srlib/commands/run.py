@@ -1,7 +1,5 @@
 """`run`: the notebooks in order through papermill, into a run folder; stop and continue cleanly."""
 
-from __future__ import annotations
-
 import logging
 import os
 import re

@@ -4,8 +4,6 @@ Each point and seed is a run folder, runs/sweeps/<name>/<point>-seed<k>, made by
 was made from. What a file has: notebooks/experiments/README.md.
 """
 
-from __future__ import annotations
-
 import json
 import re
 import shutil

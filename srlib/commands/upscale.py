@@ -1,7 +1,5 @@
 """The upscale command: image files in, PNG files out that say what they are."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Training crops: an endless stream of places in the scans, which stay in memory, on the device, while they fit."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from pathlib import Path
 

@@ -4,8 +4,6 @@ What a file says of its patient goes into `Volume.patient` and nowhere else, so 
 file's fields, are named by their kind alone.
 """
 
-from __future__ import annotations
-
 import contextlib
 import io
 import logging

@@ -1,7 +1,5 @@
 """The manifest: which images there are, what each holds, and a split in which no patient and no content stands twice."""
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import os

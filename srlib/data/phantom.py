@@ -8,8 +8,6 @@ developed field is a gamma variate; one correlated Gaussian field, mapped by Wil
 The constants were fitted by least squares to statistics of real NORMAL scans (notebook 01 compares them).
 """
 
-from __future__ import annotations
-
 import io
 from typing import NamedTuple
 

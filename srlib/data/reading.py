@@ -1,7 +1,5 @@
 """Image files to arrays: what is found in a folder, what a file or a slice of a volume shows, and pairs that are given."""
 
-from __future__ import annotations
-
 import os
 import re
 from collections import Counter

@@ -1,7 +1,5 @@
 """Where images come from: phantoms that are drawn once, Kermany's set in its usual places, or a folder of the reader's."""
 
-from __future__ import annotations
-
 import hashlib
 import io
 import itertools

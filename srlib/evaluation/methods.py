@@ -1,10 +1,8 @@
 """The methods that are compared. Each is a function of a `TestImage` and a line in METHODS; tables, figures, tests and `metrics.csv` take it from there."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 import torch
@@ -33,7 +31,7 @@ class LinearFilter(nn.Module):
         return torch.cat([patches, torch.ones_like(patches[:, :1])], 1)
 
     @torch.no_grad()
-    def fit(self, pairs) -> LinearFilter:
+    def fit(self, pairs) -> Self:
         """`pairs`: batches (lr, hr) of tensors with sizes that match. Returns itself."""
         gram = torch.zeros(self.size**2 + 1, self.size**2 + 1, dtype=torch.float64)
         moment = torch.zeros(self.size**2 + 1, self.scale**2, dtype=torch.float64)

@@ -1,7 +1,5 @@
 """The protocol of the series: how one SR image is measured against HR, in every measure and region."""
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 

@@ -1,7 +1,5 @@
 """The evaluation of a run, top to bottom: methods built, each test image measured, files written."""
 
-from __future__ import annotations
-
 import dataclasses
 import sys
 from collections.abc import Iterator

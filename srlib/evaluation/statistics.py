@@ -3,8 +3,6 @@
 `table` is metrics.csv of notebook 05, of 07, or both joined (`Run.metrics`). Patients are the unit: two scans of one eye are not two independent observations.
 """
 
-from __future__ import annotations
-
 import re
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Pictures of images, and the style of every figure (curves: `plots`). Functions take plain arrays and return a matplotlib Figure."""
 
-from __future__ import annotations
-
 import io
 import itertools
 

@@ -1,7 +1,5 @@
 """Curves of spectra and of trainings. The style is that of `panels`."""
 
-from __future__ import annotations
-
 import textwrap
 
 import matplotlib.pyplot as plt

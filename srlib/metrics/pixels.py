@@ -5,8 +5,6 @@ where it counts). The peak is 255, whatever the image holds. Where `region` may 
 what is the same for all regions is computed once.
 """
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 from skimage.metrics import structural_similarity

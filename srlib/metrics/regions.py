@@ -4,8 +4,6 @@ The retina is found as the cheapest paths from left to right, along the inner su
 measure, not for diagnosis. It is tested on phantoms, whose truth is known.
 """
 
-from __future__ import annotations
-
 import numpy as np
 from scipy.ndimage import distance_transform_edt, gaussian_filter, label
 

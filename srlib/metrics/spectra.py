@@ -5,8 +5,6 @@ frequency. Above it stand the bands. No sum over all of them is given: the fines
 are missing.
 """
 
-from __future__ import annotations
-
 import itertools
 from functools import lru_cache
 

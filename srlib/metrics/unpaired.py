@@ -3,8 +3,6 @@
 A sample with the right texture is as far from HR, pixel by pixel, as another scan is. What it must not have is anything that tells it from HR.
 """
 
-from __future__ import annotations
-
 import io
 
 import numpy as np

@@ -4,8 +4,6 @@ An extractor takes (N, 1 or 3, H, W) in [0, 1] and returns feature maps. The cop
 normalisation happen here and nowhere else.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

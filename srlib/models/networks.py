@@ -4,8 +4,6 @@ A generator of your own, the setting `generator` = MODULE:CLASS, takes (N, C, h,
 constructor takes what `Generator`'s takes. It can be the base of the sampler, too.
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import nn

@@ -1,7 +1,5 @@
 """The evaluation of the sampler, top to bottom: it and its rivals measured as notebook 05 measures the others, then samples and patches against HR."""
 
-from __future__ import annotations
-
 import itertools
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The features of the sampler's content loss: local statistics of speckle texture, without weights."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import nn

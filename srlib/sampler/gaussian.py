@@ -1,8 +1,6 @@
 """The Gaussian texture, what a network that samples its texture must beat: noise with HR's power spectrum on SRResNet's image, without a network.
 It can have HR's power at each frequency, not HR's shapes. Texture by its spectrum: Galerne et al. 2011 (Random phase textures)."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Iterable
 from typing import Self

@@ -5,8 +5,6 @@ pattern for all. Here SR = project(SRResNet(lr) + texture(maps, noise), lr): oth
 Per-pixel noise: Karras et al. 2019 (arXiv 1812.04948, 3.2). Why a restorer must be random: Ohayon et al. 2023 (arXiv 2211.08944).
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 
 import numpy as np

@@ -4,8 +4,6 @@ If the samples come from the true posterior, p(hr | lr), HR is one more of them:
 error of their mean. These measures need no sample to lie near HR, and a generator without noise fails them all.
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 from ..metrics.pixels import luma, psnr

@@ -2,8 +2,6 @@
 
 Its arithmetic differs from Ledig's (`training.adversarial`) in the networks, the losses and the schedules (R3GAN's: Huang et al. 2024)."""
 
-from __future__ import annotations
-
 import copy
 import dataclasses
 import itertools

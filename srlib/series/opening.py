@@ -1,7 +1,5 @@
 """A run folder is opened: settings are checked against what it holds. Only reading given weights needs torch, so the runner starts at once."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 from pathlib import Path

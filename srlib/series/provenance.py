@@ -1,7 +1,5 @@
 """Where a result comes from: times, versions, the device."""
 
-from __future__ import annotations
-
 import importlib.metadata
 import os
 import platform

@@ -1,7 +1,5 @@
 """A run folder: its settings, what each stage was made from, its lock. Nothing here needs torch, so the runner starts at once."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import hashlib

@@ -1,7 +1,5 @@
 """Finished runs read beside each other: which can be compared, what differs in their settings, what they measured by patient."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

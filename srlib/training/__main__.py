@@ -2,8 +2,6 @@
 
 Notebook 01 has made the folder; each host has it under the same path. STAGE is pretrain, srgan or sampler."""
 
-from __future__ import annotations
-
 import os
 import sys
 from pathlib import Path

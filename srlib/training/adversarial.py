@@ -1,7 +1,5 @@
 """The second stage as Ledig et al. 2017 have it (sections 2.1 and 2.2): discriminator and generator in turn, an update of each in a step."""
 
-from __future__ import annotations
-
 import copy
 import dataclasses
 import itertools

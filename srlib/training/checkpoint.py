@@ -1,7 +1,5 @@
 """Checkpoints: written whole or not at all, the one before kept as `<name>.prev.pt`. Loading never runs pickled code."""
 
-from __future__ import annotations
-
 import io
 from pathlib import Path
 

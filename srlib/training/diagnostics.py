@@ -1,7 +1,5 @@
 """The health of the trainings, read from their histories and said in words."""
 
-from __future__ import annotations
-
 import pandas as pd
 
 WON = 0.95  # D's mean probability for the truth, twice in a row; chance has 0.5

@@ -1,7 +1,5 @@
 """The loop under all trainings: history, validation, checkpoints, stopping and continuing. It knows nothing of networks."""
 
-from __future__ import annotations
-
 import dataclasses
 import signal
 import sys

@@ -3,8 +3,6 @@
 A loss of your own is MODULE:NAME in the settings `pretrain_loss` (a function of sr, hr in [0, 1]) or `adversarial_loss` (an `Adversarial`).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import NamedTuple
 

@@ -4,8 +4,6 @@ In a process that torchrun did not start, every function here is that of a singl
 talk through gloo.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import json

@@ -1,7 +1,5 @@
 """The first stage: the generator alone, by MSE (Ledig et al. 2017, section 3.2) or another loss of `losses.PRETRAIN`."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pandas as pd

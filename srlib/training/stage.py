@@ -1,7 +1,5 @@
 """What all trainings share: the generator of the settings, the stream of pairs, autocast, Adam, one update."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable
 from pathlib import Path

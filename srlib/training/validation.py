@@ -1,7 +1,5 @@
 """What is measured between steps, on centre crops of validation scans."""
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 
