@@ -10,10 +10,10 @@ import pytest
 from PIL import Image
 
 from srlib.config import Config, UserError
-from srlib.data.formats import MAX_PIXELS
 from srlib.data.manifest import build_manifest, inspect
 from srlib.data.phantom import bscan
 from srlib.data.reading import jpeg_tables, lr_partner, read_image
+from srlib.data.volume import MAX_PIXELS
 
 
 @pytest.fixture
