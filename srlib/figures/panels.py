@@ -32,6 +32,8 @@ STYLE = {
 plt.style.use("default")  # whatever the user's matplotlibrc says
 plt.rcParams.update(STYLE)
 PHANTOM = "phantom: not a result on OCT"
+TITLE, NOTE = 17, 15  # sizes of the letters on `tiles`: on a phone they are shown at half of it
+HEAD, FOOT = TITLE + 8, NOTE + 8
 
 
 def finish(fig: plt.Figure, phantom: bool = False) -> plt.Figure:
@@ -102,15 +104,15 @@ def tiles(squares: list[tuple[np.ndarray, str, str]], columns: int = 3) -> Image
     """Squares of one size in rows of `columns`, each (uint8 image, title, note under it), every pixel drawn as 4 x 4. Show it unscaled: texture is
     judged at whole factors only."""
     height, width = (4 * n for n in squares[0][0].shape[:2])
-    gap, head, foot = 8, 20, 20 if any(note for _, _, note in squares) else 0
-    step = height + head + foot + gap
+    gap, foot = 8, FOOT if any(note for _, _, note in squares) else 0
+    step = height + HEAD + foot + gap
     page = Image.new("RGB", (min(columns, len(squares)) * (width + gap) - gap, -(-len(squares) // columns) * step - gap), "white")
     pen = ImageDraw.Draw(page)
     for k, (square, title, note) in enumerate(squares):
         left, top = k % columns * (width + gap), k // columns * step
-        pen.text((left + 2, top + 2), title, fill="#222222", font_size=13)
-        page.paste(Image.fromarray(square).resize((width, height), Image.Resampling.NEAREST).convert("RGB"), (left, top + head))
-        pen.text((left + 2, top + head + height + 2), note, fill="#555555", font_size=12)
+        pen.text((left + 2, top + 2), title, fill="#222222", font_size=TITLE)
+        page.paste(Image.fromarray(square).resize((width, height), Image.Resampling.NEAREST).convert("RGB"), (left, top + HEAD))
+        pen.text((left + 2, top + HEAD + height + 2), note, fill="#555555", font_size=NOTE)
     return page
 
 
@@ -128,9 +130,9 @@ def comparison(images: dict[str, np.ndarray], measures: dict[str, str], title: s
     overview = overview.resize((round(overview.width * scale), round(overview.height * scale)), Image.Resampling.LANCZOS)
     frame = [round(v * scale) for v in (left, top, left + side, top + side)]
     ImageDraw.Draw(overview).rectangle(frame, outline="#FFB000", width=2)
-    page.paste("white", (0, 0, size, size + (40 if any(measures.values()) else 20)))
-    page.paste(overview, (0, 20 + (size - overview.height) // 2))
-    ImageDraw.Draw(page).text((2, 2), f"HR, {title}" if title else "HR", fill="#222222", font_size=13)
+    page.paste("white", (0, 0, size, size + HEAD + FOOT * any(measures.values())))
+    page.paste(overview, (0, HEAD + (size - overview.height) // 2))
+    ImageDraw.Draw(page).text((2, 2), f"HR, {title}" if title else "HR", fill="#222222", font_size=TITLE)
     return page
 
 
