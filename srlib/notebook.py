@@ -15,7 +15,8 @@ from .config import Config, departures
 
 def source(thing) -> HTML:
     """The code of a class or function as it stands in srlib, without docstrings."""
-    style = HtmlFormatter(noclasses=True, prestyles="font-family: monospace; line-height: 1.35", style="friendly")
+    box = "font-family: monospace; padding: 8px; background: #f0f0f0; color: #222222"  # light in a dark notebook, too
+    style = HtmlFormatter(noclasses=True, prestyles=box, style="friendly")
     return HTML(highlight(f"# {inspect.getmodule(thing).__name__}\n{plain_code(thing)}", PythonLexer(), style))
 
 

@@ -58,4 +58,4 @@ def test_a_figure_is_shown_marked_and_kept(tmp_path, monkeypatch):
     assert Image.open(tmp_path / "figures/image.png").size == (40, 48)  # a strip says that it is a phantom's
     scan = 255 - np.pad(np.full((128, 88), 165, "u1"), ((0, 0), (40, 0)))
     page = panels.comparison({"hr": scan}, {}, side=48)
-    assert page.crop((200, 20, 392, 212)).getextrema()[0][1] < 255
+    assert page.crop((200, panels.HEAD, 392, 192 + panels.HEAD)).getextrema()[0][1] < 255

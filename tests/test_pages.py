@@ -27,7 +27,7 @@ def anchors(page) -> set[str]:
 def commands(page) -> list[str]:
     blocks = re.findall(r"```(?:\w*)\n(.*?)```", page.read_text(encoding="utf-8"), re.S)
     inline = re.findall(r"`((?:\./run_all\.sh|python -m srlib)[^`]*)`", page.read_text(encoding="utf-8"))
-    lines = [line for block in blocks for line in block.replace("\\\n", "").splitlines() if line.startswith(("./run_all.sh", "python -m srlib"))]
+    lines = re.findall(r"^(?:\./run_all\.sh|python -m srlib).*", "\n".join(blocks).replace("\\\n", ""), re.M)
     return [line for line in lines + inline if "COMMAND" not in line and "..." not in line]
 
 

@@ -17,7 +17,7 @@ from ..series.run_folder import NOTEBOOKS, Run
 from . import absolute, parser, report
 
 PAGES = REPOSITORY / "notebooks"
-SHOWN = ("comparison_1", "closeups", "rivals", "samples", "spectra", "measures", "srgan_curves", "sampler_curves")  # in PHANTOMS.md
+SHOWN = ("comparison_1", "closeups", "rivals", "samples", "spectra", "measures")  # in PHANTOMS.md
 RESULTS = Path(__file__).with_name("results.md")  # a string.Template
 MARK = "<!-- below: written by `pages` -->"  # in PHANTOMS.md; what stands above it stays
 PNG = re.compile(r"data:image/png;base64,([A-Za-z0-9+/=]+)")
@@ -75,9 +75,11 @@ def _take_outputs(run: Run, name: str, notebook) -> None:
     own = [c for c in notebook.cells if c.cell_type == "code"]
     if [c.source for c in code] != [c.source for c in own]:
         raise UserError(f"{run.folder}/notebooks/{name}.ipynb is not of the present notebook; --from 01 makes it anew")
-    for cell, ran in zip(own, code, strict=True):
-        cell.outputs, cell.execution_count = ran.outputs, ran.execution_count
+    for count, (cell, ran) in enumerate(zip(own, code, strict=True), 1):  # (the run has a cell more, the injected parameters)
+        cell.outputs, cell.execution_count = ran.outputs, count
         for output in cell.outputs:
+            if output.output_type == "execute_result":
+                output.execution_count = count
             if "text" in output:
                 output.text = re.sub(r"^.*\r", "", output.text, flags=re.M).replace(f"{HOME}/", "")  # of a progress bar its last state
             data = output.get("data", {})
