@@ -68,7 +68,7 @@ def release(run_dir: str, network: str = "sampler", out: str = "", source: str =
         raise UserError(f"{root}: whose scans are these? Say it for the model card: --source 'NAME, LICENCE, CITATION'")
     config, base = run.config, trained.BASES[network]
     table = run.metrics if base else run.manifest[run.manifest.split == "test"].rename(columns={"path": "image"})
-    others = {"srgan": ("sampler", "gaussian"), "sampler": ("srgan",)}.get(network, ())  # of no concern to this card
+    others = {"srgan": ("sampler", "gaussian"), "sampler": ("srgan", "srgan_projected")}.get(network, ())  # of no concern to this card
     table = table[[METHODS[method].needs not in others for method in table.method]] if base else table
     train = [root / path for path in run.manifest.path[run.manifest.split == "train"]]
     test = [read_pair(root / path, config)[0] for path in table.image.unique()]
@@ -126,7 +126,8 @@ def _write_networks(folder: Path, network: str, part: Path, entry: dict, lr: np.
     trunk = getattr(generator, "trunk", generator)
     head = sum(p.numel() for p in generator.parameters() if p.requires_grad)
     parameters = sum(p.numel() for p in trunk.parameters())
-    return {"rounding": rounding, "onnx": f"{gap:.0e}", "shape": trunk.settings, "parameters": f"{parameters:,}", "head": head}
+    levels = f"{rounding} grey level{'s' * (rounding != 1)}"
+    return {"rounding": levels, "onnx": f"{gap:.0e}", "shape": trunk.settings, "parameters": f"{parameters:,}", "head": head}
 
 
 # ------------------------------------------------------------------------------------------------ the card
@@ -158,6 +159,7 @@ def model_card(run: Run, network: str, table: pd.DataFrame, entry: dict, facts: 
         "trainings": f"{_training(run, 'pretrain', config.crop)}\n{_training(run, network, config.gan_crop if network == 'srgan' else config.sampler_crop)}",
         "begun": f" SRResNet began with the weights {Path(begun['file']).name} (SHA-256 `{begun['sha256']}`)." if begun else "",
         "content": content,
+        "colour": "grey" if config.channels == 1 else "colour",
         "made_by": ", ".join([f"git {' and '.join(commits)}", *(f"{name} {version}" for name, version in made["versions"].items())]),
         "settings": _settings(config),
         "command": training_command(config),
@@ -191,7 +193,7 @@ def _training(run: Run, stage: str, crop: int) -> str:
     best = f"; best validation gain {history.gain_db.max():+.2f} dB" if stage == "pretrain" else ""
     return (
         f"- {named('srresnet' if stage == 'pretrain' else stage)}: {last.step:,.0f} steps of {config.batch} crops of {crop} pixels, "
-        f"{last.seconds / 3600:.2f} h in {last.session:.0f} session(s) on {device}; at the end {last.gain_db:+.2f} dB against bicubic on validation scans{best}"
+        f"{last.seconds / 3600:.2f} h in {last.session:.0f} session{'s' if last.session > 1 else ''} on {device}; at the end {last.gain_db:+.2f} dB against bicubic on validation scans{best}"
     )
 
 
