@@ -23,6 +23,7 @@ from srlib.degrade import downsample, to_image, to_tensor, upsample
 from srlib.device import pick_device
 from srlib.evaluation.methods import LinearFilter
 from srlib.evaluation.statistics import interval
+from srlib.files import write
 from srlib.models.features import lpips
 from srlib.trained import choose
 from srlib.upscaling import upscale
@@ -89,7 +90,7 @@ def main() -> None:
     )
     words.add_argument("pairs", type=Path, metavar="PAIRS")
     words.add_argument("networks", nargs="*", metavar="NAME=WEIGHTS")
-    words.add_argument("--out", type=Path, default=Path("real_lr.csv"), metavar="FILE.csv")
+    words.add_argument("--out", type=Path, default=Path("runs/real_lr.csv"), metavar="FILE.csv")
     args = words.parse_args()
     distance, eyes, left = lpips(), {}, []
     networks = {
@@ -126,14 +127,14 @@ def main() -> None:
             made |= {name: upscale(lr, network) for name, (network, *_) in networks.items()}
             for name, sr in made.items():
                 learnt = networks[name][2] if name in networks else None
-                warned = bool(learnt and domain.warning(lr, learnt))
+                warned = float(bool(domain.warning(lr, learnt))) if learnt else np.nan
                 rows.append(
                     {"eye": eye, "lr": source, "method": name, "warned": warned}
                     | measure(sr, average, distance)
                 )
             print(source, eye, flush=True)
     table, shown = pd.DataFrame(rows), []
-    table.to_csv(args.out, index=False)
+    write(args.out, table.to_csv(index=False))
     for (source, name), part in table.groupby(["lr", "method"], sort=False):
         text = {"LR of": source, "method": name}
         for column, digits in (("psnr", 2), ("ssim", 3), ("lpips", 3)):
@@ -141,7 +142,8 @@ def main() -> None:
             text[column] = f"{part[column].mean():.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
         for kind in ("band", "octave"):
             text[kind] = ", ".join(f"{power:+.1f}" for power in part.filter(regex=f"^{kind}").mean())
-        shown.append(text | {"warned": f"{part.warned.sum()} of {len(part)}"})
+        asked = part.warned.notna().all()
+        shown.append(text | {"warned": f"{part.warned.sum():.0f} of {len(part)}" if asked else "–"})
     print(markdown(pd.DataFrame(shown)), f"left out: {', '.join(left) or 'none'}", sep="\n\n")
 
 

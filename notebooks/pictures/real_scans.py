@@ -37,7 +37,7 @@ def found(scans: Path, stem: str):
 
 def classes(scans: Path) -> Image.Image:
     """One scan of each class, the middle of its retina, half its size."""
-    page = Image.new("RGB", (4 * 258 - 2, 218), "white")
+    page = Image.new("RGB", (4 * 258 - 2, 200 + panels.HEAD), "white")
     for k, stem in enumerate(CLASSES):
         hr = found(scans, stem)
         bright = to_image(upsample(downsample(to_tensor(hr), 8), 8)).astype(float)
@@ -47,9 +47,9 @@ def classes(scans: Path) -> Image.Image:
         square = Image.fromarray(hr[top : top + 400, left : left + 512]).resize(
             (256, 200), Image.Resampling.LANCZOS
         )
-        page.paste(square.convert("RGB"), (258 * k, 18))
+        page.paste(square.convert("RGB"), (258 * k, panels.HEAD))
         panels.ImageDraw.Draw(page).text(
-            (258 * k + 2, 1), stem.partition("-")[0], fill="#222222", font_size=13
+            (258 * k + 2, 1), stem.partition("-")[0], fill="#222222", font_size=panels.TITLE
         )
     return page
 
