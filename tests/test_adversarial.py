@@ -311,7 +311,7 @@ def test_half_precision(batch, precision):
 @pytest.mark.slow
 @pytest.mark.parametrize("make", [ledig, begin], ids=["Ledig", "sampler"])
 def test_float16_has_the_gradients_of_float32(make):
-    """G's and D's in the first step, VGG-19's real layer and the sampler's penalty among what they pass; and 60 steps stay finite."""
+    """G's and D's in the first step, VGG-19's real layer and the sampler's penalty among what they pass; and 20 steps stay finite."""
     hr, gradients = torch.cat([to_tensor(bscan(k, 160, 160)[40:104, 40:104]) for k in range(4)]), {}
     pair, more = (downsample(hr), hr), {"width": 16, "d_width": 16, "sampler_d_width": 16, "gan_crop": 64, "sampler_crop": 64}
     more |= {"gan_steps": 60, "sampler_steps": 60} | ({"content_features": "vgg19:relu5_4"} if make is ledig else {})
@@ -322,4 +322,4 @@ def test_float16_has_the_gradients_of_float32(make):
         gradients[precision] = [torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]) for model in models]
     for one, half in zip(*gradients.values(), strict=True):
         assert torch.nn.functional.cosine_similarity(one, half, 0) > 0.99 and one.norm() > 0
-    assert all(value.isfinite() for k in range(1, 60) for value in training.step(k, *pair).values())
+    assert all(value.isfinite() for k in range(1, 20) for value in training.step(k, *pair).values())
