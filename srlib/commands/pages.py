@@ -33,7 +33,7 @@ def update_pages(run_dir: str, profile: str = "quick") -> list[Path]:
     written = []
     for name, _, _ in NOTEBOOKS.values():
         notebook = nbformat.read(PAGES / f"{name}.ipynb", as_version=4)
-        written += _attach(run, notebook)
+        _attach(run, notebook)
         write(PAGES / f"{name}.ipynb", nbformat.writes(notebook) + "\n")
         _take_outputs(run, name, notebook)
         written.append(PAGES / "executed" / f"{name}.ipynb")
@@ -41,17 +41,14 @@ def update_pages(run_dir: str, profile: str = "quick") -> list[Path]:
     return [*written, *_results(run)]
 
 
-def _attach(run: Run, notebook) -> list[Path]:
-    """The pictures that the notebook's first cell names, from the run's figures, as its attachments and in notebooks/pictures/."""
-    written, first = [], notebook.cells[0]
+def _attach(run: Run, notebook) -> None:
+    """The pictures that the notebook's first cell names, from the run's figures, as its attachments."""
+    first = notebook.cells[0]
     for stem in re.findall(r"attachment:([\w-]+)\.jpg", first.source):
         numbered = run.folder / "figures" / f"{stem}_1.png"
         figure = numbered if numbered.exists() else numbered.with_name(f"{stem}.png")
         small = _jpeg(figure.read_bytes(), 800, 72)  # all seven go into a Kaggle kernel of 1 MB
         first["attachments"] |= {f"{stem}.jpg": {"image/jpeg": base64.b64encode(small).decode()}}
-        written.append(PAGES / "pictures" / f"{stem}.jpg")
-        write(written[-1], _jpeg(figure.read_bytes()))
-    return written
 
 
 def from_below(text: str) -> str:
