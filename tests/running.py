@@ -48,7 +48,7 @@ def one_line(capsys) -> str:
 
 def srlib(*args, **kwargs):
     command = [sys.executable, "-m", "srlib", *map(str, args)]
-    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=500, **kwargs)
+    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=1200, **kwargs)
 
 
 def said(done) -> list[str]:
