@@ -246,7 +246,7 @@ def test_colour_photographs_at_another_scale(tmp_path):
 
 @pytest.mark.slow
 def test_real_scans_with_vgg(real_scans, vgg_file, tmp_path):
-    """The series on real scans with the paper's content loss, few steps."""
+    """The series on real scans with the paper's content loss."""
     settings = {"max_images": 24, "pretrain_steps": 20, "gan_steps": 4, "sampler_steps": 4, "validate_every": 20, "max_test_images": 4}
     settings |= {"sample_images": 1, "classifier_steps": 10, "content_features": "vgg19:relu5_4", "feature_weights": vgg_file}
     table = run_of("--data", real_scans, "--run-dir", tmp_path / "run", **settings)
