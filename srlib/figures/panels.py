@@ -21,11 +21,8 @@ STYLE = {
     "grid.color": "#e4e4e4",
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "axes.titlesize": 10,
-    "axes.labelsize": 9.5,
-    "xtick.labelsize": 8.5,
-    "ytick.labelsize": 8.5,
-    "legend.fontsize": 8.5,
+    "font.size": 11,
+    "axes.titlesize": 12,
     "legend.frameon": False,
     "lines.linewidth": 1.8,
 }
@@ -39,7 +36,7 @@ HEAD, FOOT = TITLE + 8, NOTE + 8
 def finish(fig: plt.Figure, phantom: bool = False) -> plt.Figure:
     """Mark the figure where it shows phantoms, and take it from pyplot, which would show it too. Returns it, for display."""
     if phantom:
-        fig.suptitle(PHANTOM, fontsize=10, color="#a04000", x=0.01, ha="left")
+        fig.suptitle(PHANTOM, fontsize=12, color="#a04000", x=0.01, ha="left")
     plt.close(fig)
     return fig
 
@@ -49,9 +46,9 @@ def png(picture: plt.Figure | Image.Image, phantom: bool = False) -> bytes:
     buffer = io.BytesIO()
     if isinstance(picture, Image.Image):
         if phantom:
-            page = Image.new("RGB", (picture.width, picture.height + 18), "white")
+            page = Image.new("RGB", (picture.width, picture.height + HEAD), "white")
             page.paste(picture)
-            ImageDraw.Draw(page).text((2, picture.height + 2), PHANTOM, fill="#a04000", font_size=13)
+            ImageDraw.Draw(page).text((2, picture.height + 2), PHANTOM, fill="#a04000", font_size=TITLE)
             picture = page
         picture.save(buffer, "PNG")
     else:
@@ -73,7 +70,7 @@ def grid(images, titles, columns: int = 4, width: float = 2.9) -> plt.Figure:
     images = list(images)
     rows = -(-len(images) // columns)
     ratio = max(i.shape[0] / i.shape[1] for i in images)
-    fig, axes = plt.subplots(rows, columns, figsize=(width * columns, (width * ratio + 0.45) * rows), squeeze=False)
+    fig, axes = plt.subplots(rows, columns, figsize=(width * columns, (width * ratio + 0.5) * rows), squeeze=False)
     for ax in axes.flat:
         ax.axis("off")
     for ax, image, title in zip(axes.flat, images, titles, strict=False):

@@ -17,7 +17,7 @@ TERMS = {"adversarial": ("#222222", "-"), "content": ("#E69F00", "--"), "pixel":
 def spectra(curves: dict[str, tuple[np.ndarray, np.ndarray]], scale: int) -> plt.Figure:
     """SR over HR in dB by spatial frequency (`metrics.against_hr`). 0 is HR's power; the bands above LR's Nyquist frequency are marked, and
     'rounding', below which rounding to 8 bit decides."""
-    fig, ax = plt.subplots(figsize=(7.2, 4.2))
+    fig, ax = plt.subplots(figsize=(7.2, 4.8))
     for low, _ in bands(scale):
         ax.axvline(low, color="#999999", ls=":", lw=0.8)
     ax.axhline(0, color=colour_of("hr"), lw=1.2)
@@ -26,16 +26,16 @@ def spectra(curves: dict[str, tuple[np.ndarray, np.ndarray]], scale: int) -> plt
             ax.fill_between(f, -80, db, color="#dddddd", zorder=0, label="rounding to 8 bit")
         else:
             ax.plot(f, db, label=named(name), color=colour_of(name), lw=1.6)
-    ax.text(0.5 / scale + 0.004, 0.97, "LR's Nyquist", transform=ax.get_xaxis_transform(), fontsize=8, color="#444444", va="top")
+    ax.text(0.5 / scale + 0.004, 0.97, "LR's Nyquist", transform=ax.get_xaxis_transform(), color="#444444", va="top")
     ax.set(xlabel="cycles per HR pixel", ylabel="power, SR over HR (dB)", xlim=(0, 0.5), ylim=(-32, 12))
     ax.grid(axis="x", visible=False)
-    fig.legend(loc="outside lower center", ncols=7)
+    fig.legend(loc="outside lower center", ncols=4)
     return fig
 
 
 def pretrain_curves(history: pd.DataFrame) -> plt.Figure:
     """The error on training crops as a PSNR, and the validation gain, over the steps."""
-    fig, axes = plt.subplots(1, 2, figsize=(9, 3.0))
+    fig, axes = plt.subplots(1, 2, figsize=(9, 3.4))
     axes[0].plot(history.step, -10 * np.log10(history.loss / 4), color=colour_of("srresnet"))  # MSE on [-1, 1]: a range of 2
     axes[0].set(xlabel="step", ylabel="PSNR of the mean error (dB)", xlim=(0, None), title="Training crops, since the last validation")
     _gain(axes[1], history, colour_of("srresnet"))
@@ -46,15 +46,15 @@ def _gain(ax, history, colour):
     ax.plot(history.step, history.gain_db, color=colour)
     ax.axhline(0, color=colour_of("bicubic"), ls="--", lw=1)
     ax.annotate("bicubic", (1, 0), xycoords=("axes fraction", "data"), xytext=(-2, 3), textcoords="offset points",
-                ha="right", fontsize=8, color=colour_of("bicubic"))  # fmt: skip
+                ha="right", color=colour_of("bicubic"))  # fmt: skip
     ax.set(xlabel="step", ylabel="PSNR gain over bicubic (dB)", title="Validation, valid region")
 
 
 def adversarial_curves(history: pd.DataFrame) -> plt.Figure:
     """An adversarial training, SRGAN's or the sampler's, and its health: D's logits, loss terms, gain, power by band, stripes, warnings in words."""
     colour = colour_of("sampler" if "penalty" in history else "srgan")
-    fig, axes = plt.subplots(2, 3, figsize=(12, 6.0))
-    axes, last, steps = axes.ravel(), axes[1, 2], history.step
+    fig, axes = plt.subplots(3, 2, figsize=(9, 9.0))
+    axes, last, steps = axes.ravel(), axes[2, 1], history.step
     for ax in axes[:5]:
         ax.set_xlim(0, steps.iloc[-1])
     axes[0].plot(steps, history.d_hr, label="D(HR)", color=colour_of("hr"))
@@ -85,5 +85,5 @@ def adversarial_curves(history: pd.DataFrame) -> plt.Figure:
         notes.append(f"Data consistency: {end.consistency_db:.0f} dB.")
     last.axis("off")
     last.set_title("Health at the last step", loc="left")
-    last.text(0, 0.97, "\n\n".join(textwrap.fill(sentence, 46) for sentence in notes), va="top", fontsize=9, transform=last.transAxes)
+    last.text(0, 0.97, "\n\n".join(textwrap.fill(sentence, 46) for sentence in notes), va="top", transform=last.transAxes)
     return fig
