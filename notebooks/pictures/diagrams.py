@@ -43,7 +43,7 @@ def box(
     colour: str,
     width: float = 1.5,
     height: float = 0.9,
-    size: float = 9,
+    size: float = 11,
     **more,
 ) -> None:
     """A box with its centre at (x, y)."""
@@ -62,26 +62,26 @@ def arrow(ax, start: tuple, end: tuple) -> None:
 
 
 def roadmap(here: str):
-    fig, ax = page(8, 0.95, (14.6, 1.75))
+    fig, ax = page(8, 1, (14.6, 1.83))
     for k, (number, name) in enumerate(STOPS.items()):
         x = 1.1 + 2.07 * k
         mine = number == here
         box(
             ax,
             x,
-            0.75,
+            0.82,
             f"{number}\n{name}",
             HERE if mine else "#ffffff",
-            1.66,
-            0.95,
-            9,
+            1.9,
+            1.0,
+            10.5,
             ls="-" if number != "07" else "--",
         )
         if k:
-            arrow(ax, (x - 1.24, 0.75), (x - 0.83, 0.75))
+            arrow(ax, (x - 1.12, 0.82), (x - 0.95, 0.82))
         if mine:
-            ax.text(x, 1.4, "you are here", ha="center", fontsize=8.5, color="#8a5a00")
-    ax.text(1.1 + 2.07 * 6, 0.05, "beyond the paper", ha="center", fontsize=7.5, color="#555555")
+            ax.text(x, 1.48, "you are here", ha="center", fontsize=10.5, color="#8a5a00")
+    ax.text(14.5, 0.07, "beyond the paper", ha="right", fontsize=10, color="#555555")
     return fig
 
 
@@ -98,19 +98,21 @@ def generator():
             arrow(ax, (x + width / 2, 4.3), (after[0] - after[3] / 2, 4.3))
     ax.plot((4.15, 4.15, 9.3), (4.3, 5.45, 5.45), color="#333333", lw=1.2)
     arrow(ax, (9.3, 5.45), (9.3, 4.3))
-    ax.text(6.7, 5.6, "skip: the blocks correct what comes in", ha="center", fontsize=8, color="#333333")
+    ax.text(
+        6.7, 5.6, "skip: the blocks correct what comes in", ha="center", fontsize=10, color="#333333"
+    )
     for x, text in ((2.9, "LR's size\n24 x 24"), (10.9, "48 x 48,\nthen 96 x 96"), (15.2, "96 x 96")):
-        ax.text(x, 3.4, text, ha="center", va="top", fontsize=8, color="#555555")
-    ax.text(0.25, 1.25, "a residual block:", fontsize=9, va="center", color="#333333")
+        ax.text(x, 3.4, text, ha="center", va="top", fontsize=10, color="#555555")
+    ax.text(0.25, 1.25, "a residual block:", fontsize=11, va="center", color="#333333")
     inner = [
-        (4.4, "conv 3x3", 1.5),
+        (4.4, "conv 3x3", 1.6),
         (6.2, "BN", 0.9),
-        (7.8, "PReLU", 1.2),
-        (9.6, "conv 3x3", 1.5),
+        (7.8, "PReLU", 1.3),
+        (9.6, "conv 3x3", 1.6),
         (11.4, "BN", 0.9),
         (12.9, "+", 0.6),
     ]
-    arrow(ax, (3.1, 1.25), (3.65, 1.25))
+    arrow(ax, (3.1, 1.25), (3.6, 1.25))
     for (x, text, width), after in zip(inner, [*inner[1:], (14.2, "", 0)], strict=True):
         box(ax, x, 1.25, text, G, width, 0.8)
         arrow(ax, (x + width / 2, 1.25), (after[0] - after[2] / 2, 1.25))
@@ -125,13 +127,13 @@ def discriminator():
     box(ax, 0.75, 2.35, "SR or\nHR", DATA, 1.1, 1.0)
     for k, (side, count) in enumerate(zip(sides, maps, strict=True)):
         x = 2.1 + 1.28 * k
-        box(ax, x, 2.35, f"{count}\nmaps", D, 0.95, 0.7 + 0.016 * side, 8.5)
+        box(ax, x, 2.35, f"{count}\nmaps", D, 0.95, 0.7 + 0.016 * side)
         arrow(ax, (x - 0.8, 2.35), (x - 0.475, 2.35))
-        ax.text(x, 0.8, f"{side}", ha="center", fontsize=8, color="#555555")
-        ax.text(x, 3.65, "stride 2" if k % 2 else "stride 1", ha="center", fontsize=7.5, color="#555555")
-    ax.text(0.2, 0.8, "side:", fontsize=8, color="#555555")
+        ax.text(x, 0.8, f"{side}", ha="center", fontsize=10, color="#555555")
+        ax.text(x, 3.65, "stride 2" if k % 2 else "stride 1", ha="center", fontsize=10, color="#555555")
+    ax.text(0.2, 0.8, "side:", fontsize=10, color="#555555")
     box(ax, 12.75, 2.35, "dense\n1,024", D, 1.15, 1.0)
-    box(ax, 14.75, 2.35, "logit: above 0\n'HR'", D, 1.9, 1.0)
+    box(ax, 14.75, 2.35, "logit: HR\nif above 0", D, 1.9, 1.0)
     arrow(ax, (11.535, 2.35), (12.17, 2.35))
     arrow(ax, (13.33, 2.35), (13.8, 2.35))
     ax.text(
@@ -139,7 +141,7 @@ def discriminator():
         0.12,
         "each: conv 3x3, BN (not the first), LeakyReLU 0.2",
         ha="center",
-        fontsize=8.5,
+        fontsize=10.5,
         color="#333333",
     )
     return fig
@@ -147,14 +149,14 @@ def discriminator():
 
 def turn():
     fig, ax = page(8, 3.6, (16, 7.2))
-    ax.text(0.2, 6.75, "1. D learns", fontsize=10, weight="bold", color="#9c4a00")
-    ax.text(0.2, 3.35, "2. G learns", fontsize=10, weight="bold", color="#0b6b4c")
+    ax.text(0.2, 6.75, "1. D learns", fontsize=12, weight="bold", color="#9c4a00")
+    ax.text(0.2, 3.35, "2. G learns", fontsize=12, weight="bold", color="#0b6b4c")
     box(ax, 1.1, 4.9, "LR", DATA, 1.2)
     box(ax, 3.4, 4.9, "G", G, 1.2)
     box(ax, 5.7, 4.9, "SR", DATA, 1.2)
     box(ax, 5.7, 6.2, "HR", DATA, 1.2)
     box(ax, 8.7, 5.55, "D", D, 1.3, 1.3, ec="#9c4a00", lw=2.2)
-    box(ax, 13.1, 5.55, "loss of D:\n-log D(HR) - log(1 - D(SR))", LOSS, 4.6, 1.1)
+    box(ax, 13.3, 5.55, "loss of D:\n-log D(HR) - log(1 - D(SR))", LOSS, 5.0, 1.2)
     for start, end in (
         ((1.7, 4.9), (2.8, 4.9)),
         ((4.0, 4.9), (5.1, 4.9)),
@@ -163,18 +165,18 @@ def turn():
         ((9.35, 5.55), (10.8, 5.55)),
     ):
         arrow(ax, start, end)
-    ax.text(4.55, 5.25, "held", fontsize=8, color="#555555", ha="center")
+    ax.text(4.55, 5.25, "held", fontsize=10, color="#555555", ha="center")
     box(ax, 1.1, 1.5, "LR", DATA, 1.2)
     box(ax, 3.4, 1.5, "G", G, 1.2, ec="#0b6b4c", lw=2.2)
     box(ax, 5.7, 1.5, "SR", DATA, 1.2)
     box(ax, 5.7, 0.5, "HR", DATA, 1.2, 0.75)
     box(ax, 8.7, 2.5, "D, held", D, 1.7)
-    box(ax, 8.7, 0.85, "VGG-19, held", VGG, 2.1)
-    box(ax, 13.1, 2.5, "adversarial loss, times 0.001:\n-log D(SR)", LOSS, 4.6, 1.1)
-    box(ax, 13.1, 0.85, "content loss: squared distance\nof the features of SR and HR", LOSS, 4.6, 1.1)
+    box(ax, 8.7, 0.85, "VGG-19, held", VGG, 2.4)
+    box(ax, 13.3, 2.5, "adversarial loss, times 0.001:\n-log D(SR)", LOSS, 5.0, 1.2)
+    box(ax, 13.3, 0.85, "content loss: squared distance\nof the features of SR and HR", LOSS, 5.0, 1.2)
     for start, end in (
-        ((1.7, 1.5), (2.8, 1.5)), ((4.0, 1.5), (5.1, 1.5)), ((6.3, 1.6), (7.85, 2.4)), ((6.3, 1.4), (7.65, 0.95)), ((6.3, 0.5), (7.65, 0.7)),
-        ((9.55, 2.5), (10.8, 2.5)), ((9.75, 0.85), (10.8, 0.85)),
+        ((1.7, 1.5), (2.8, 1.5)), ((4.0, 1.5), (5.1, 1.5)), ((6.3, 1.6), (7.85, 2.4)), ((6.3, 1.4), (7.5, 0.95)), ((6.3, 0.5), (7.5, 0.7)),
+        ((9.55, 2.5), (10.8, 2.5)), ((9.9, 0.85), (10.8, 0.85)),
     ):  # fmt: skip
         arrow(ax, start, end)
     ax.axhline(3.85, color="#cccccc", lw=1)
