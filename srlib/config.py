@@ -39,17 +39,6 @@ class OutOfTime(UserError):
     """`max_hours` ended a training, saved."""
 
 
-def memory_ran_out(error: BaseException) -> bool:
-    """Whether Python, torch's allocator (a RuntimeError), a GPU or the loader of torch's libraries (an ImportError) had no memory left."""
-    words, text = (
-        ("can't allocate memory", "cannot allocate memory", "not enough memory", "out of memory", "failed to map segment"),
-        str(error).lower(),
-    )
-    other = "static tls" in text or "not permitted" in text  # libraries that clash, a place where none may run
-    known = isinstance(error, RuntimeError | ImportError) and any(word in text for word in words) and not other
-    return isinstance(error, MemoryError) or known
-
-
 def _setting(default, stage: str, doc: str, choices: tuple = (), low=None, high=None, own: bool = False):
     """`own`: the choices are names of parts, each of which may have an argument behind a colon, and 'MODULE:NAME' is a part of one's own."""
     return field(default=default, metadata={"stage": stage, "doc": doc, "choices": choices, "low": low, "high": high, "own": own})

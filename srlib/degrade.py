@@ -33,11 +33,6 @@ def to_image(tensor: torch.Tensor, levels: torch.dtype = torch.uint8) -> np.ndar
     return array[..., 0] if array.shape[2] == 1 else array
 
 
-def round8(image: torch.Tensor) -> torch.Tensor:
-    """Clamp to [0, 1] and round to the 256 levels of an 8-bit image."""
-    return (image.clamp(0, 1) * 255).round() / 255
-
-
 def crop_to_multiple(image, scale: int):
     """Cut the bottom and right of a tensor (..., H, W) or an array (H, W) / (H, W, 3) so that `scale` divides height and width. Raises ValueError
     when nothing would be left."""
@@ -58,7 +53,8 @@ def downsample(hr: torch.Tensor, scale: int = 4, kind: str = "bicubic") -> torch
     if scale not in SCALES:
         raise ValueError(f"scale must be one of {SCALES}, not {scale}")
     reduce, amount = _named(kind)
-    return round8(reduce(crop_to_multiple(hr, scale).float(), scale, amount))
+    lr = reduce(crop_to_multiple(hr, scale).float(), scale, amount)
+    return (lr.clamp(0, 1) * 255).round() / 255
 
 
 def upsample(lr: torch.Tensor, scale: int = 4) -> torch.Tensor:
@@ -157,14 +153,6 @@ def _keys(t):
     return np.where(t < 1, 1.5 * t**3 - 2.5 * t**2 + 1, np.where(t < 2, -0.5 * t**3 + 2.5 * t**2 - 4 * t + 2, 0))
 
 
-def _bell(t):
-    return np.exp(-(t**2) / 2)
-
-
-def _pixels(size):
-    return torch.eye(size, dtype=torch.float64)
-
-
 def _bicubic(hr, scale, amount):
     return F.interpolate(hr, size=(hr.shape[-2] // scale, hr.shape[-1] // scale), mode="bicubic", antialias=True)
 
@@ -197,14 +185,15 @@ KINDS: dict[str, Callable[[torch.Tensor, int, float], torch.Tensor]] = {
     "bicubic": Separable(lambda n, scale, _: _kernel(n, scale, _keys, scale, mirrored=False), reduce=_bicubic),
     "bicubic-matlab": Separable(lambda n, scale, _: _kernel(n, scale, _keys, scale), reduce=_imresize),
     # blur by a Gaussian of sigma HR pixels (0.4 a scale), then every scale-th pixel: the paper's formulation
-    "gaussian": Separable(lambda n, scale, sigma: _kernel(n, scale, _bell, sigma or 0.4 * scale)),
+    "gaussian": Separable(lambda n, scale, sigma: _kernel(n, scale, lambda t: np.exp(-(t**2) / 2), sigma or 0.4 * scale)),
     "frame": _frame,
     # means of scale x scale pixels, as OpenCV's INTER_AREA
     "area": Separable(
-        lambda n, scale, _: _pixels(n // scale).repeat_interleave(scale, 1) / scale, reduce=lambda hr, scale, _: F.avg_pool2d(hr, scale)
+        lambda n, scale, _: torch.eye(n // scale, dtype=torch.float64).repeat_interleave(scale, 1) / scale,
+        reduce=lambda hr, scale, _: F.avg_pool2d(hr, scale),
     ),
     # what not to do: all that lies above the LR Nyquist frequency folds back
-    "nearest": Separable(lambda n, scale, _: _pixels(n)[scale // 2 :: scale]),
+    "nearest": Separable(lambda n, scale, _: torch.eye(n, dtype=torch.float64)[scale // 2 :: scale]),
 }
 
 

@@ -25,11 +25,6 @@ NOTEBOOK_FOLDER = REPOSITORY / ("srlib/notebooks" if INSTALLED else "notebooks")
 HOME = KAGGLE / "working" if ON_KAGGLE else Path.cwd() if INSTALLED else REPOSITORY
 
 
-def mounts(kind: str, name: str) -> list[Path]:
-    """Where Kaggle may have mounted OWNER/SLUG (`kind`: 'datasets' or 'notebooks'), of the old and the new layout; only folders that are there."""
-    return [folder for folder in (KAGGLE_INPUT / name.rpartition("/")[2], KAGGLE_INPUT / kind / name) if folder.is_dir()]
-
-
 @contextlib.contextmanager
 def writing(path: str | Path):
     """What the disk refuses while `path` is written becomes a UserError that names it: the error of a full disk does not."""

@@ -64,20 +64,17 @@ def load_weights(path: str | Path) -> dict:
         raise UserError(f"{path}: holds no weights of this project ({reason})") from None
 
 
-def rebuild(settings: dict) -> torch.nn.Module:
-    """The generator of stored `settings` (`models.networks.build`), or, with `texture` and `kind`, a `Sampler` on one."""
-    network = build({k: v for k, v in settings.items() if k not in ("texture", "kind")})
-    return Sampler(network, settings["texture"], settings["kind"]) if "texture" in settings else network
-
-
 def load_generator(path: str | Path, device: str | torch.device = "cpu") -> torch.nn.Module:
     """A generator in eval mode, float32, from `srresnet.pt`, `srgan.pt` or `sampler.pt` of a run; the NAMES mean the released ones.
     Raises UserError for a file that is not one."""
     if path in NAMES:
         path = find(path)[0]
     stored = load_weights(path)
+    settings = stored["settings"]
     try:
-        generator = rebuild(stored["settings"])
+        generator = build({k: v for k, v in settings.items() if k not in ("texture", "kind")})
+        if "texture" in settings:
+            generator = Sampler(generator, settings["texture"], settings["kind"])
         generator.load_state_dict(stored["weights"])
     except UserError as error:
         raise UserError(f"{path}: {error}") from None

@@ -51,13 +51,6 @@ def upscale(image: np.ndarray, generator: torch.nn.Module, seed: int = 0, streng
     return samples(image, generator, [seed], strength, consistent, scan)[0]
 
 
-def spread(images: list[np.ndarray]) -> np.ndarray:
-    """The standard deviation of several samples at each pixel, (H, W) float32, in their levels (of colour: mean over channels): where it is
-    large, LR does not say what is there."""
-    deviation = np.std(np.asarray(images, np.float32), 0)
-    return deviation if deviation.ndim == 2 else deviation.mean(2)
-
-
 def check(generator: torch.nn.Module, seeds: Iterable[int] = (), strength: float = 1.0) -> None:
     """Raise UserError for a negative seed or strength, and for another strength than 1 of a network without noise."""
     if wrong := [seed for seed in seeds if seed < 0]:

@@ -138,7 +138,7 @@ def measure(samples, hr):
     values["stripes"] = np.mean([metrics.stripe_index(*pair, SCALE) for pair in powers])
     values["grid"] = np.mean([metrics.checkerboard(*pair, SCALE) for pair in powers])
     pairs = list(zip(samples, hr, strict=True))
-    values["regain"] = np.mean([statistics.regain(*pair) for pair in pairs])
+    values["regain"] = np.mean([metrics.psnr(np.mean(s, 0), image) - metrics.psnr(s[0], image) for s, image in pairs])
     values["ranks"] = statistics.rank_distance(sum(statistics.ranks(*pair, seed=k) for k, pair in enumerate(pairs)))
     errors = np.mean([[statistics.predicted_error(images) ** 2, (np.mean(images, 0) - image) ** 2] for images, image in pairs], (0, 2, 3))
     values["predicted error"] = np.sqrt(errors[0] / errors[1])

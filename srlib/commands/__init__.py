@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from ..config import UserError, memory_ran_out
+from ..config import UserError
 
 
 def parser(command: str, about: str) -> argparse.ArgumentParser:
@@ -58,6 +58,17 @@ def value(text: str):
     except (ValueError, SyntaxError):
         return text
     return number if isinstance(number, int | float) else text
+
+
+def memory_ran_out(error: BaseException) -> bool:
+    """Whether Python, torch's allocator (a RuntimeError), a GPU or the loader of torch's libraries (an ImportError) had no memory left."""
+    words, text = (
+        ("can't allocate memory", "cannot allocate memory", "not enough memory", "out of memory", "failed to map segment"),
+        str(error).lower(),
+    )
+    other = "static tls" in text or "not permitted" in text  # libraries that clash, a place where none may run
+    known = isinstance(error, RuntimeError | ImportError) and any(word in text for word in words) and not other
+    return isinstance(error, MemoryError) or known
 
 
 def in_one_line(work: Callable[[], int | None]) -> int:

@@ -10,13 +10,13 @@ from PIL.PngImagePlugin import PngInfo
 from tqdm import tqdm
 
 from .. import upscaling
-from ..config import UserError, load_config, memory_ran_out
+from ..config import UserError, load_config
 from ..data.reading import EXTENSIONS, few_values, find_images, png_names, read_image, read_scan, slices
 from ..device import pick_device
 from ..files import write_image
 from ..sampler.network import Sampler
 from ..trained import choose
-from . import add_weights, domain, given, parser
+from . import add_weights, domain, given, memory_ran_out, parser
 
 WARNING = "synthetic detail, research only, not for diagnosis"
 LARGEST = 100_000_000  # pixels of an SR image
@@ -71,7 +71,8 @@ def upscale_files(
             warned += [f"{path}: {doubt}" for doubt in (few_values(scan), unlike and f"unlike the training scans: {unlike}") if doubt]
             images = upscaling.samples(scan.image, generator, seeds, strength, consistent)
             if spread:
-                images.append(np.round(upscaling.spread(images)).astype(scan.image.dtype))
+                deviation = np.std(np.asarray(images, np.float32), 0)
+                images.append(np.round(deviation if deviation.ndim == 2 else deviation.mean(2)).astype(scan.image.dtype))
             for file, image, texts in zip(files, images, labels.values(), strict=True):
                 if file in missing:
                     _save(file, image, path.name, scan.white, unlike, texts)

@@ -34,8 +34,11 @@ TURNS = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}  # EXIF's orientations: Pillo
 
 def kind(path: Path) -> str:
     """What a file is by its first bytes: 'tiff', 'vol', 'dicom', 'xml' (an export of Heidelberg's), or 'picture' for Pillow to say."""
-    with open(path, "rb") as file:
-        head = file.read(1 << 16 if path.suffix.lower() == ".xml" else 1024)
+    try:
+        with open(path, "rb") as file:
+            head = file.read(1 << 16 if path.suffix.lower() == ".xml" else 1024)
+    except OSError:  # Pillow will say why
+        return "picture"
     if head[128:132] == b"DICM":  # before TIFF: some files can be read as either
         return "dicom"
     if head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):

@@ -48,24 +48,17 @@ def find_images(root: str | Path, left_out: list[tuple[Path, str]] | None = None
         links = [folder / name for name in subfolders if (folder / name).is_symlink()]  # (which os.walk does not follow)
         left_out += [(link, "is a link to a folder; give that folder itself, or copy it") for link in links]
         files = [folder / name for name in sorted(names) if not name.startswith(".")]
-        exports = [file for file in files if file.suffix.lower() == ".xml" and _is(file, "xml")]
+        exports = [file for file in files if file.suffix.lower() == ".xml" and kind(file) == "xml"]
         pictures = [file for file in files if file.suffix.lower() in EXTENSIONS]
         if exports and pictures:
             left_out.append((folder, f"holds {exports[0].name}: of the pictures beside it those that it names as B-scans are read"))
             pictures = []
         images += exports + pictures + [file for file in files if file.suffix.lower() in INSTRUMENTS[:-1]]
-        images += [f for f in files if not re.search(r"\.[A-Za-z]\w{0,9}$", f.name) and f.name != "DICOMDIR" and _is(f, "dicom")]
+        images += [f for f in files if not re.search(r"\.[A-Za-z]\w{0,9}$", f.name) and f.name != "DICOMDIR" and kind(f) == "dicom"]
     if not images:
         why = f"; left out: {left_out[0][0]} {left_out[0][1]}" if left_out else ""
         raise UserError(f"{root} holds no image ({', '.join(EXTENSIONS + INSTRUMENTS)}){why}; give another folder")
     return sorted(images)
-
-
-def _is(path: Path, wanted: str) -> bool:
-    try:
-        return kind(path) == wanted
-    except OSError:
-        return False
 
 
 def slices(path: str | Path) -> list[Path]:

@@ -1,7 +1,6 @@
 """Pictures of images, and the style of every figure (curves: `plots`). Functions take plain arrays and return a matplotlib Figure."""
 
 import io
-import itertools
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -10,7 +9,7 @@ from scipy.ndimage import gaussian_gradient_magnitude
 
 from ..evaluation.methods import colour_of, named
 from ..metrics import luma
-from ..metrics.regions import valid_region
+from ..metrics.regions import valid_region, whole_squares
 
 STYLE = {
     "savefig.dpi": 110,
@@ -91,12 +90,6 @@ def valid(hr: np.ndarray, region: np.ndarray, name: str = "valid region") -> plt
     return fig
 
 
-def _squares(shape: tuple, side: int) -> list[tuple[tuple[int, int], tuple[slice, slice]]]:
-    """((top, left), slices) of squares of an image, a quarter of `side` apart."""
-    steps = [range(0, n - side + 1, max(1, side // 4)) for n in shape[:2]]
-    return [((top, left), np.s_[top : top + side, left : left + side]) for top, left in itertools.product(*steps)]
-
-
 def tiles(squares: list[tuple[np.ndarray, str, str]], columns: int = 3) -> Image.Image:
     """Squares of one size in rows of `columns`, each (uint8 image, title, note under it), every pixel drawn as 4 x 4. Show it unscaled: texture is
     judged at whole factors only."""
@@ -138,8 +131,8 @@ def corners(hr: np.ndarray, side: int = 64) -> dict[str, tuple[int, int]]:
     'vitreous' (the darkest)."""
     y, valid = luma(hr), valid_region(hr)
     edges = gaussian_gradient_magnitude(np.where(valid, y, y[valid].mean() if valid.any() else 0), 3)
-    rows = [(place, y[square].mean(), edges[square].mean()) for place, square in _squares(hr.shape, side) if valid[square].all()]
-    rows = rows or [((0, 0), 0.0, 0.0)]
+    squares = whole_squares(valid, side, max(1, side // 4))
+    rows = [((s[0].start, s[1].start), y[s].mean(), edges[s].mean()) for s in squares] or [((0, 0), 0.0, 0.0)]
     bright = np.quantile([mean for _, mean, _ in rows], 0.8)
     return {
         "layer": max(rows, key=lambda row: row[2])[0],

@@ -4,6 +4,8 @@ The retina is found as the cheapest paths from left to right, along the inner su
 measure, not for diagnosis. It is tested on phantoms, whose truth is known.
 """
 
+import itertools
+
 import numpy as np
 from scipy.ndimage import distance_transform_edt, gaussian_filter, label
 
@@ -24,6 +26,13 @@ def valid_region(hr: np.ndarray, level: int = 250, smallest: int = 200, margin: 
     if not fill.any():
         return np.ones(bright.shape, bool)
     return distance_transform_edt(~fill) > margin
+
+
+def whole_squares(region: np.ndarray, side: int, step: int) -> list[tuple[slice, slice]]:
+    """The squares of `side` pixels, `step` apart, that lie wholly in a region, bool (H, W)."""
+    corners = itertools.product(*(range(0, n - side + 1, step) for n in region.shape))
+    squares = (np.s_[top : top + side, left : left + side] for top, left in corners)
+    return [square for square in squares if region[square].all()]
 
 
 def surfaces(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -12,7 +12,7 @@ import torchvision
 from torch import nn
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
-from ..config import VGG, UserError, is_own, nearest, own_part, vgg_layers
+from ..config import VGG, UserError, nearest, own_part, vgg_layers
 from ..files import HOME, WEIGHTS, released
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -30,12 +30,6 @@ class WeightsMissing(UserError):
     """Weights that are neither here nor can be downloaded."""
 
 
-def normalise(image: torch.Tensor) -> torch.Tensor:
-    """(N, 1 or 3, H, W) in [0, 1] to three channels with ImageNet's mean 0 and standard deviation 1."""
-    mean, std = (image.new_tensor(v).view(1, 3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
-    return (image.expand(-1, 3, -1, -1) - mean) / std
-
-
 class Frozen(nn.Module):
     """`body` behind ImageNet's normalisation; frozen (no gradient for its weights) and always in eval mode."""
 
@@ -48,7 +42,8 @@ class Frozen(nn.Module):
         return super().train(False)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        maps = self.body(normalise(image))
+        mean, std = (image.new_tensor(v).view(1, 3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
+        maps = self.body((image.expand(-1, 3, -1, -1) - mean) / std)
         return maps["maps"] if isinstance(maps, dict) else maps
 
 
@@ -67,10 +62,6 @@ def feature_extractor(name: str = "vgg19:relu5_4", weights: str | Path | None = 
     trained = network.removeprefix("random-")
     if trained in torchvision.models.list_models(torchvision.models):
         return Frozen(_layer(trained, layer, weights, trained == network))
-    if network != "none" and not is_own(name):
-        raise UserError(
-            f"content_features={name!r} is unknown; take vgg19:relu5_4, another network of torchvision, random-vgg19, none or MODULE:NAME"
-        )
     return Frozen(nn.Identity() if network == "none" else own_part(name)(weights))
 
 

@@ -1,7 +1,6 @@
 """The Gaussian texture, what a network that samples its texture must beat: noise with HR's power spectrum on SRResNet's image, without a network.
 It can have HR's power at each frequency, not HR's shapes. Texture by its spectrum: Galerne et al. 2011 (Random phase textures)."""
 
-import itertools
 from collections.abc import Iterable
 from typing import Self
 
@@ -11,7 +10,7 @@ from scipy.ndimage import distance_transform_edt, gaussian_filter, map_coordinat
 
 from ..degrade import project, to_image, to_tensor
 from ..metrics import luma
-from ..metrics.regions import valid_region
+from ..metrics.regions import valid_region, whole_squares
 from .network import ROUNDS
 
 BLOCK = 64  # side of the blocks, half overlapping, that a spectrum is the mean of (Welch 1967)
@@ -39,7 +38,7 @@ class GaussianTexture:
         """
         self.strength, self.roughness = np.zeros(BINS), (0.0, 0.0, 0.0)  # in grey levels; least, mean and largest of the scans
         self.power, self.slope = np.zeros((2, BLOCK, BLOCK))  # for a scan of mean roughness; what its logarithm gains by roughness
-        scans = [(base, lr, hr, ok) for base, lr, hr in pairs if len(_blocks(ok := valid_region(hr), ok))]
+        scans = [(base, lr, hr, ok) for base, lr, hr in pairs if whole_squares(ok := valid_region(hr), BLOCK, BLOCK // 2)]
         if not scans:
             return self
         self.strength = _strength((_place(base)[:, ok], (_grey(hr) - _grey(base))[ok]) for base, _, hr, ok in scans)
@@ -101,15 +100,9 @@ def _strength(samples: Iterable[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
     return np.sqrt(total / np.maximum(count, LEAST))[tuple(nearest)]
 
 
-def _blocks(image: np.ndarray, ok: np.ndarray) -> np.ndarray:
-    """The blocks of `image` (H, W) that are wholly valid, (N, BLOCK, BLOCK)."""
-    corners = itertools.product(*(range(0, n - BLOCK + 1, BLOCK // 2) for n in ok.shape))
-    blocks = [np.s_[y : y + BLOCK, x : x + BLOCK] for y, x in corners]
-    return np.array([image[block] for block in blocks if ok[block].all()])
-
-
 def _welch(image: np.ndarray, ok: np.ndarray) -> np.ndarray:
-    """Mean power of the blocks, each less its mean and under a Hann window, (BLOCK, BLOCK) by frequency; 1 for white noise of variance 1."""
-    blocks, window = _blocks(image, ok), np.outer(*2 * [np.hanning(BLOCK + 1)[:-1]])
+    """Mean power of the valid blocks, each less its mean and under a Hann window, (BLOCK, BLOCK) by frequency; 1 for white noise of variance 1."""
+    blocks = np.array([image[block] for block in whole_squares(ok, BLOCK, BLOCK // 2)])
+    window = np.outer(*2 * [np.hanning(BLOCK + 1)[:-1]])
     power = np.abs(np.fft.fft2((blocks - blocks.mean((1, 2), keepdims=True)) * window)) ** 2
     return power.mean(0) / (window**2).sum()

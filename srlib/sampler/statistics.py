@@ -1,4 +1,4 @@
-"""Several samples of one LR image against HR: regain, the rank histogram, the predicted error.
+"""Several samples of one LR image against HR: the rank histogram, the predicted error.
 
 If the samples come from the true posterior, p(hr | lr), HR is one more of them: nothing tells its place among them, and their spread is the
 error of their mean. These measures need no sample to lie near HR, and a generator without noise fails them all.
@@ -6,14 +6,7 @@ error of their mean. These measures need no sample to lie near HR, and a generat
 
 import numpy as np
 
-from ..metrics.pixels import luma, psnr
-
-
-def regain(images: list[np.ndarray], hr: np.ndarray, border: int = 4, region: np.ndarray | None = None) -> float:
-    """PSNR of the mean of the images less that of the first, dB. Of n samples of the true posterior 10 log10(2 / (1 + 1/n)): 2.5 dB for
-    eight, 1.76 for three; of equal images 0."""
-    mean = np.mean([image.astype(np.float64) for image in images], 0)
-    return psnr(mean, hr, border, region) - psnr(images[0], hr, border, region)
+from ..metrics import luma
 
 
 def ranks(images: list[np.ndarray], hr: np.ndarray, region: np.ndarray | None = None, seed: int = 0) -> np.ndarray:

@@ -19,7 +19,7 @@ from ..device import autocast_dtype, pick_device
 from ..models.features import Frozen
 from ..training import parallel
 from ..training.adversarial import CALIBRATION_BATCHES, run_adversarial
-from ..training.losses import LossWeights
+from ..training.losses import ContentLoss, LossWeights
 from ..training.stage import adam, autocast, placed, pretrained_generator, training_pairs, turn_log, update
 from .features import LocalGrain
 from .network import Sampler, SamplerDiscriminator, normal_noise, scan_statistics
@@ -54,13 +54,9 @@ def penalty_at(k: int, config: Config) -> float:
     return config.sampler_penalty * area * (0.25 + 0.75 * (1 + math.cos(math.pi * part)) / 2)
 
 
-class MeanContentLoss(torch.nn.Module):
+class MeanContentLoss(ContentLoss):
     """(f(one) - f(hr)) (f(two) - f(hr)) of two samples of the same LR, mean over channels and positions: over samples it is the squared distance
-    between the *mean* feature of SR and HR's, so that speckle texture is not punished for not being HR's. `extractor` as in `ContentLoss`."""
-
-    def __init__(self, extractor: torch.nn.Module):
-        super().__init__()
-        self.extractor = extractor
+    between the *mean* feature of SR and HR's, so that speckle texture is not punished for not being HR's."""
 
     def forward(self, one: torch.Tensor, two: torch.Tensor, hr: torch.Tensor) -> torch.Tensor:
         with torch.no_grad():

@@ -9,14 +9,14 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from ..config import Config
+from ..config import Config, own_part
 from ..device import FASTEST, autocast_dtype, pick_device
 from ..models import Discriminator
 from ..models.features import feature_extractor
 from ..trained import save_weights
 from . import diagnostics, parallel
 from .loop import Stage, run_steps
-from .losses import ADVERSARIAL, ContentLoss, LossWeights, loss_of
+from .losses import ADVERSARIAL, ContentLoss, LossWeights
 from .stage import adam, autocast, placed, pretrained_generator, training_pairs, turn_log, update
 from .validation import Validation
 
@@ -39,7 +39,7 @@ class LedigTraining:
         self.g_optimizer, self.d_optimizer = (adam(model, config.gan_lr, device) for model in (self.generator, self.discriminator))
         self.weights = LossWeights(content=config.content_weight, adversarial=config.adversarial_weight)
         self.content_loss = ContentLoss(extractor).to(device, memory_format=FASTEST)
-        self.adversarial = loss_of(config.adversarial_loss, ADVERSARIAL)
+        self.adversarial = ADVERSARIAL.get(config.adversarial_loss) or own_part(config.adversarial_loss)
         self.dtype = autocast_dtype(config.precision, device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype is torch.float16)
         kept = ("generator", "discriminator", "g_optimizer", "d_optimizer", "scaler", "weights")

@@ -165,12 +165,10 @@ def _restored(file: Path, parts: dict, fingerprint: str) -> dict:
     state = parallel.from_first(checkpoint.load(file) if parallel.rank() == 0 else None)
     if not state:
         return {"step": 0, "history": [], "sums": {}, "count": 0, "seconds": 0.0, "session": 0}
-    for whose, same in (
-        ("other settings", state["fingerprint"] == fingerprint),
-        ("another version of srlib", parts.keys() == state["parts"].keys()),
-    ):
-        if not same:
-            raise UserError(f"{file} belongs to {whose}; choose another run_dir, or delete {file.parent} to train again")
+    if state["fingerprint"] != fingerprint or parts.keys() != state["parts"].keys():
+        raise UserError(
+            f"{file} is of other settings or another version of srlib; choose another run_dir, or delete {file.parent} to train again"
+        )
     for key, part in parts.items():
         if kept := state["parts"][key]:  # a GradScaler that was off, in bf16 or float32, kept nothing; one of fp16 begins anew
             part.load_state_dict(kept)

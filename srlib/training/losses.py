@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..config import UserError, own_part
+from ..config import UserError
 from . import parallel
 
 
@@ -62,11 +62,6 @@ class Adversarial(NamedTuple):
 
 
 ADVERSARIAL: dict[str, Adversarial] = {"standard": Adversarial(lambda sr, hr: adversarial_loss(sr), discriminator_loss)}
-
-
-def loss_of(name: str, known: dict):
-    """The loss that a setting names: one of PRETRAIN or ADVERSARIAL (`known`), or one's own."""
-    return known[name] if name in known else own_part(name)
 
 
 class LossWeights(dict):

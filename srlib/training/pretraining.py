@@ -6,12 +6,12 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 
-from ..config import Config
+from ..config import Config, own_part
 from ..device import autocast_dtype, pick_device
 from ..trained import save_weights
 from . import diagnostics, parallel
 from .loop import Best, Stage, run_steps
-from .losses import PRETRAIN, loss_of
+from .losses import PRETRAIN
 from .stage import adam, autocast, first_generator, make_generator, placed, training_pairs, update
 from .validation import Validation
 
@@ -26,7 +26,7 @@ class Pretraining:
         self.generator = placed(generator or make_generator(config), device)
         self.optimizer = adam(self.generator, config.pretrain_lr, device)
         self.scheduler = _schedule(self.optimizer, config.pretrain_schedule, config.pretrain_steps)
-        self.loss = loss_of(config.pretrain_loss, PRETRAIN)
+        self.loss = PRETRAIN.get(config.pretrain_loss) or own_part(config.pretrain_loss)
         self.dtype = autocast_dtype(config.precision, device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype is torch.float16)
         self.parts = {name: getattr(self, name) for name in ("generator", "optimizer", "scheduler", "scaler")}
