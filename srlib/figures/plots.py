@@ -53,7 +53,7 @@ def _gain(ax, history, colour):
 def adversarial_curves(history: pd.DataFrame) -> plt.Figure:
     """An adversarial training, SRGAN's or the sampler's, and its health: D's logits, loss terms, gain, power by band, stripes, warnings in words."""
     colour = colour_of("sampler" if "penalty" in history else "srgan")
-    fig, axes = plt.subplots(3, 2, figsize=(9, 9.0))
+    fig, axes = plt.subplots(3, 2, figsize=(9, 9.6))
     axes, last, steps = axes.ravel(), axes[2, 1], history.step
     for ax in axes[:5]:
         ax.set_xlim(0, steps.iloc[-1])
@@ -74,7 +74,9 @@ def adversarial_curves(history: pd.DataFrame) -> plt.Figure:
         axes[3].plot(steps, history[band], label=name, color=plt.get_cmap("viridis")(0.85 * k / max(len(powers) - 1, 1)))
     axes[3].axhline(0, color=colour_of("hr"), lw=0.8, ls=":")
     axes[3].set(xlabel="step", ylabel="SR against HR (dB)", title="Power above LR's Nyquist, by band")
-    axes[3].legend()
+    low, high = axes[3].get_ylim()
+    axes[3].set_ylim(low - 0.14 * len(powers) * (high - low), high)  # room for the legend
+    axes[3].legend(ncols=2, loc="lower center")
     axes[4].plot(steps, history.stripe_db, color=colour)
     axes[4].set(xlabel="step", ylabel="dB", ylim=(0, None), title="Stripe index: 1 to 2 has none")
     end = history.iloc[-1]
@@ -85,5 +87,5 @@ def adversarial_curves(history: pd.DataFrame) -> plt.Figure:
         notes.append(f"Data consistency: {end.consistency_db:.0f} dB.")
     last.axis("off")
     last.set_title("Health at the last step", loc="left")
-    last.text(0, 0.97, "\n\n".join(textwrap.fill(sentence, 46) for sentence in notes), va="top", transform=last.transAxes)
+    last.text(0, 0.97, "\n\n".join(textwrap.fill(sentence, 50) for sentence in notes), va="top", fontsize=10, transform=last.transAxes)
     return fig
