@@ -81,32 +81,3 @@ def load_generator(path: str | Path, device: str | torch.device = "cpu") -> torc
     except (TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"{path}: its weights do not fit a generator of this version ({str(error).splitlines()[0]})") from None
     return generator.to(device, memory_format=torch.channels_last).eval()  # 1.5 times faster on a CPU
-
-
-def choose(
-    weights: str | Path = "sampler", scale: int = 0, device: str | torch.device = "cpu"
-) -> tuple[torch.nn.Module, str, dict | None, str]:
-    """(generator, what to call it, the domain that it was released for or None, the reduction that it learnt to undo).
-
-    `weights`: one of NAMES (the released ones, of `scale` where there are several), a file, or a folder (its sampler): a run or
-    what `release` wrote. The reduction is a kind of `degrade`, from the release, the run's folder or the network; bicubic where
-    none of them says it. Raises UserError for weights that are not there, damaged, or of another scale.
-    """
-    path, entry = Path(weights), None
-    if str(weights) in NAMES:
-        path, entry = find(str(weights), None, scale)
-    elif path.is_dir():
-        path, entry = find("sampler", path, scale) if listed(path) else (path / "sampler.pt", None)
-    elif path.exists():  # a released file by its name
-        entry = next((e for e in listed(path.parent).values() if path.name in (e[n]["file"] for n in NAMES if n in e)), None)
-    generator = load_generator(path, device)
-    if scale and generator.settings["scale"] != scale:
-        raise UserError(f"{weights} enlarges x{generator.settings['scale']}, not x{scale}; leave --scale out or name other weights")
-    if entry:
-        title = f"{path.name} (trained on phantoms)" if entry["phantom"] else path.name
-        return generator, title, entry["domain"], entry["reduction"]
-    try:
-        learnt = json.loads((path.parent / "config.json").read_text(encoding="utf-8"))["degradation"]
-    except (OSError, ValueError, KeyError):  # a file alone
-        learnt = generator.settings.get("kind", "bicubic") or "paired"  # '' for frame, too
-    return generator, path.name, None, learnt

@@ -23,7 +23,7 @@ from skimage import data
 
 from srlib import metrics
 from srlib.__main__ import main
-from srlib.commands import onnx
+from srlib.commands import choose, onnx
 from srlib.commands.onnx import export_onnx
 from srlib.commands.release import release
 from srlib.commands.upscale import upscale_files
@@ -42,7 +42,7 @@ from srlib.sampler.network import NOISES, Sampler, normal_noise
 from srlib.sampler.training import train_sampler
 from srlib.series.opening import open_run
 from srlib.series.run_folder import Run, read_config
-from srlib.trained import BASES, choose, load_generator
+from srlib.trained import BASES, load_generator
 from srlib.training.adversarial import train_srgan
 from srlib.training.pretraining import pretrain_generator
 from srlib.training.stage import first_generator

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from scipy.ndimage import gaussian_filter
 from srlib import metrics
-from srlib.commands import domain, in_one_line
+from srlib.commands import choose, domain, in_one_line
 from srlib.commands.report import markdown
 from srlib.config import UserError
 from srlib.data.reading import read_image
@@ -25,7 +25,6 @@ from srlib.evaluation.methods import LinearFilter
 from srlib.evaluation.statistics import interval
 from srlib.files import write
 from srlib.models.features import lpips
-from srlib.trained import choose
 from srlib.upscaling import upscale
 
 SCALE, BORDER, FIT, FITTED, FARTHEST = (

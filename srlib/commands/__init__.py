@@ -25,10 +25,40 @@ def add_settings(to: argparse.ArgumentParser, profile: str = "") -> None:
 
 
 def add_weights(to: argparse.ArgumentParser) -> None:
-    """The arguments `--weights` and `--scale`, which `trained.choose` takes."""
+    """The arguments `--weights` and `--scale`, which `choose` takes."""
     which = "a released one: sampler (default, as it is faithful to LR and samples its texture), srgan, srresnet or srresnet-fast (single frames); a .pt file of a run; or its folder"
     to.add_argument("--weights", default="sampler", help=which)
     to.add_argument("--scale", type=int, default=0, metavar="N", help="which of the released scales, where there are several (default: 4)")
+
+
+def choose(weights: str | Path = "sampler", scale: int = 0, device="cpu") -> tuple:
+    """(generator, what to call it, the domain that it was released for or None, the reduction that it learnt to undo).
+
+    `weights`: one of `trained.NAMES` (the released ones, of `scale` where there are several), a file, or a folder (its sampler): a run or
+    what `release` wrote. The reduction is a kind of `degrade`, from the release, the run's folder or the network; bicubic where
+    none of them says it. Raises UserError for weights that are not there, damaged, or of another scale.
+    """
+    from ..files import read_json
+    from ..trained import NAMES, find, listed, load_generator  # torch: a command that has no network starts without it
+
+    path, entry = Path(weights), None
+    if str(weights) in NAMES:
+        path, entry = find(str(weights), None, scale)
+    elif path.is_dir():
+        path, entry = find("sampler", path, scale) if listed(path) else (path / "sampler.pt", None)
+    elif path.exists():  # a released file by its name
+        entry = next((e for e in listed(path.parent).values() if path.name in (e[n]["file"] for n in NAMES if n in e)), None)
+    generator = load_generator(path, device)
+    if scale and generator.settings["scale"] != scale:
+        raise UserError(f"{weights} enlarges x{generator.settings['scale']}, not x{scale}; leave --scale out or name other weights")
+    if entry:
+        title = f"{path.name} (trained on phantoms)" if entry["phantom"] else path.name
+        return generator, title, entry["domain"], entry["reduction"]
+    try:
+        learnt = read_json(path.parent / "config.json")["degradation"]
+    except (OSError, ValueError, KeyError):  # a file alone
+        learnt = generator.settings.get("kind", "bicubic") or "paired"  # '' for frame, too
+    return generator, path.name, None, learnt
 
 
 def read_settings(args: argparse.Namespace) -> tuple[str, dict]:

@@ -1,13 +1,13 @@
 """`bench`: how fast this machine trains and upscales. Not a test."""
 
 import itertools
-import time
 from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
 import torch
 import torchvision
+from torch.utils.benchmark import timer
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..config import load_config
@@ -37,7 +37,7 @@ def training_steps(device: torch.device) -> pd.DataFrame:
         with FlopCounterMode(display=False) as counter:
             step(2, *batch)
         work[name] = counter.get_total_flops() / 1e9
-    rounds = [{name: _timed(device, lambda step=step: step(3, *batch)) for name, step in steps.items()} for _ in range(REPEATS)]
+    rounds = [{name: _timed(lambda step=step: step(3, *batch)) for name, step in steps.items()} for _ in range(REPEATS)]
     table = pd.DataFrame({"s": pd.DataFrame(rounds).median(), "GFLOP": work})
     return table.assign(**{"images/s": config.batch / table.s, "GFLOP/s": table.GFLOP / table.s})
 
@@ -48,19 +48,16 @@ def inference(device: torch.device) -> pd.DataFrame:
     for profile, size in itertools.product(("quick", "paper"), ((124, 128), (512, 512))):
         generator = make_generator(load_config(profile, channels=1)).to(device, memory_format=FASTEST).eval()
         lr = np.random.default_rng(0).integers(0, 256, size, dtype=np.uint8)
-        took = min(_timed(device, lambda lr=lr, generator=generator: upscale(lr, generator)) for _ in range(REPEATS))
+        took = min(_timed(lambda lr=lr, generator=generator: upscale(lr, generator)) for _ in range(REPEATS))
         rows.append({"what": f"upscale x4 ({profile}), LR {size[0]} x {size[1]}", "s": took, "HR megapixels/s": 16 * lr.size / took / 1e6})
     return pd.DataFrame(rows).set_index("what")
 
 
-def _timed(device: torch.device, work: Callable[[], object]) -> float:
+def _timed(work: Callable[[], object]) -> float:
     """Seconds that `work` takes, on a GPU until it has ended there."""
-    wait = getattr(torch, device.type).synchronize
-    wait()
-    begin = time.perf_counter()
+    begin = timer()  # waits for it
     work()
-    wait()
-    return time.perf_counter() - begin
+    return timer() - begin
 
 
 def main(argv: list[str]) -> None:

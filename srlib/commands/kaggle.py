@@ -54,7 +54,9 @@ def build_kernels(user: str, profile: str, data: str, overrides: dict) -> list[P
     """Write the folders of `user`'s two private kernels (the notebook, kernel-metadata.json) below OUT: the series with these settings, and the
     notebook that holds the whole method. Internet is off: what they need is attached. Raises UserError for a wrong setting or user."""
     config = load_config(profile, **overrides, **({"data": data} if data else {}))
-    series = _series(_checked(user), {"profile": profile, "run_dir": "", "data": data, "overrides": overrides}, config.data)
+    if not re.fullmatch(r"[A-Za-z0-9_-]+", user):
+        raise UserError(f"user {user!r} is no Kaggle user name; give it with --user NAME, as it stands in kaggle.com/NAME")
+    series = _series(user, {"profile": profile, "run_dir": "", "data": data, "overrides": overrides}, config.data)
     method = nbformat.read(NOTEBOOK_FOLDER / "kaggle" / "srgan_on_oct.ipynb", as_version=4)
     next(cell for cell in method.cells if cell.id == "srlib").source = attached(user)
     kernels = (SERIES, "SRGAN for OCT", series, config.data), (METHOD, "SRGAN on OCT", method, "kermany")
@@ -64,9 +66,8 @@ def build_kernels(user: str, profile: str, data: str, overrides: dict) -> list[P
 def _write_kernel(user: str, slug: str, title: str, notebook, data: str) -> Path:
     metadata = {
         "id": f"{user}/{slug}", "title": title, "code_file": f"{slug}.ipynb", "language": "python",
-        "kernel_type": "notebook", "is_private": True, "enable_gpu": True, "enable_tpu": False, "machine_shape": "NvidiaTeslaT4",
+        "kernel_type": "notebook", "is_private": True, "enable_gpu": True, "machine_shape": "NvidiaTeslaT4",
         "enable_internet": False, "dataset_sources": [f"{user}/{DATASET}"] + [KERMANY] * (data == "kermany"),
-        "kernel_sources": [], "competition_sources": [], "model_sources": [],
     }  # fmt: skip
     write(OUT / slug / f"{slug}.ipynb", nbformat.writes(notebook) + "\n")
     write(OUT / slug / "kernel-metadata.json", json.dumps(metadata, indent=1) + "\n")
@@ -74,34 +75,22 @@ def _write_kernel(user: str, slug: str, title: str, notebook, data: str) -> Path
 
 
 def build_dataset(user: str) -> Path:
-    """Write the folder of `user`'s data set, with its metadata, below OUT; returns it."""
+    """Write the folder of `user`'s data set, with its metadata, below OUT; returns it. It holds what `pip install .` puts into the package."""
     folder, about = OUT / DATASET, "The code that the SRGAN for OCT notebooks import"
-    metadata = {"id": f"{_checked(user)}/{DATASET}", "title": "SRGAN for OCT srlib", "subtitle": about, "licenses": [{"name": "MIT"}]}
+    metadata = {"id": f"{user}/{DATASET}", "title": "SRGAN for OCT srlib", "subtitle": about, "licenses": [{"name": "MIT"}]}
     shutil.rmtree(folder, ignore_errors=True)
-    for name, path in content().items():
-        write(folder / "srlib" / name, path.read_bytes())
+    parts = {
+        "": (REPOSITORY / "srlib", ("**/*.py", "commands/*.md", "commands/*.html")),
+        "weights": (WEIGHTS, ("*.pt", "*.npz", "released.json")),
+        "notebooks": (NOTEBOOK_FOLDER, ("*.ipynb", "experiments/*.yaml")),
+    }
+    for name, (home, kinds) in parts.items():
+        for path in (path for kind in kinds for path in home.glob(kind)):
+            write(folder / "srlib" / name / path.relative_to(home), path.read_bytes())
     write(folder / "LICENSE.txt", (REPOSITORY / "LICENSE").read_bytes())
     write(folder / "README.md", README.read_bytes())
     write(folder / "dataset-metadata.json", json.dumps(metadata, indent=1) + "\n")
     return folder
-
-
-def _checked(user: str) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9_-]+", user):
-        raise UserError(f"user {user!r} is no Kaggle user name; give it with --user NAME, as it stands in kaggle.com/NAME")
-    return user
-
-
-def content() -> dict[str, Path]:
-    """The data set's files below srlib/, by their names there: what `pip install .` puts into the package."""
-    package = REPOSITORY / "srlib"
-    files = {
-        path.relative_to(package).as_posix(): path for kind in ("*.py", "commands/*.md", "commands/*.html") for path in package.rglob(kind)
-    }
-    files |= {f"weights/{path.name}": path for kind in ("*.pt", "*.npz", "released.json") for path in WEIGHTS.glob(kind)}
-    files |= {f"notebooks/{path.name}": path for path in NOTEBOOK_FOLDER.glob("*.ipynb")}
-    files |= {f"notebooks/experiments/{path.name}": path for path in (NOTEBOOK_FOLDER / "experiments").glob("*.yaml")}
-    return dict(sorted(files.items()))
 
 
 def attached(user: str) -> str:

@@ -14,8 +14,7 @@ from ..degrade import to_tensor
 from ..files import write
 from ..models.networks import RowConv2d
 from ..sampler.network import Sampler, normal_noise
-from ..trained import choose
-from . import add_weights, given, parser
+from . import add_weights, choose, given, parser
 
 OPSET = 18
 TOLERANCE = 1e-3  # of [0, 1], a quarter of a grey level

@@ -20,7 +20,6 @@ PAGES = REPOSITORY / "notebooks"
 SHOWN = ("comparison_1", "closeups", "rivals", "samples", "spectra", "measures")  # in PHANTOMS.md
 RESULTS = Path(__file__).with_name("results.md")  # a string.Template
 MARK = "<!-- below: written by `pages` -->"  # in PHANTOMS.md; what stands above it stays
-PNG = re.compile(r"data:image/png;base64,([A-Za-z0-9+/=]+)")
 
 
 def update_pages(run_dir: str, profile: str = "quick") -> list[Path]:
@@ -81,15 +80,9 @@ def _take_outputs(run: Run, name: str, notebook) -> None:
                 output.text = re.sub(r"^.*\r", "", output.text, flags=re.M).replace(f"{HOME}/", "")  # of a progress bar its last state
             data = output.get("data", {})
             if "image/png" in data:
-                data["image/jpeg"] = _small(data.pop("image/png"))
+                small = _jpeg(base64.b64decode(data.pop("image/png")), 10_000)  # whatever its width
+                data["image/jpeg"] = base64.b64encode(small).decode()
                 data["text/plain"] = "a figure"
-            for kind in data.keys() & {"text/html", "text/markdown", "text/plain"}:
-                data[kind] = PNG.sub(lambda match: "data:image/jpeg;base64," + _small(match[1]), data[kind]).replace(f"{HOME}/", "")
-
-
-def _small(png: str) -> str:
-    """Base64 of a PNG as that of a JPEG, whatever its width."""
-    return base64.b64encode(_jpeg(base64.b64decode(png), 10_000)).decode()
 
 
 def _results(run: Run) -> list[Path]:

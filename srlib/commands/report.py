@@ -8,7 +8,7 @@ from string import Template
 
 import pandas as pd
 
-from ..config import Config, UserError
+from ..config import UserError
 from ..evaluation import statistics
 from ..evaluation.methods import named
 from ..files import file_hash, read_json, read_table, read_text, write
@@ -17,8 +17,8 @@ from ..series.run_folder import NOTEBOOKS, Run, read_config
 PAGE = Path(__file__).with_name("report.html")  # a string.Template
 LEADING = ("psnr", "ssim", "lpips", "gain_db", "stripe_db", "consistency")
 
-CAPTIONS = {  # figure file stem (without a trailing number): caption, in the order of the report
-    "comparison": "The framed square of a test scan at four times its size, the one with SRGAN's median LPIPS.",
+CAPTIONS = {  # figure file stem: caption, in the order of the report
+    "comparison_1": "The framed square of a test scan at four times its size, the one with SRGAN's median LPIPS.",
     "closeups": "Each pixel as 4 x 4, at a layer, in plain tissue and in the vitreous (three times brighter).",
     "measures": "PSNR against LPIPS, with 95 % intervals over patients: up and to the left is better.",
     "spectra": "SR's power over HR's by spatial frequency, mean over test scans: 0 is as much as HR has. Right of the first dotted line LR knows nothing.",
@@ -27,7 +27,7 @@ CAPTIONS = {  # figure file stem (without a trailing number): caption, in the or
     "ranks": "HR's rank among eight samples: correct samples have equal shares (dashed).",
     "uncertainty": "The spread of eight samples, large where the sampler makes up what LR does not say, beside the error of their mean.",
     "errors": "Where each method differs from HR.",
-    "worst": "The test scan on which SRGAN has the largest LPIPS.",
+    "worst_1": "The test scan on which SRGAN has the largest LPIPS.",
     "srgan": "The same places of a validation scan: bicubic, SRResNet, SRGAN and HR.",
     "pretrain_curves": "Pretraining: the loss on training crops, and the gain over bicubic on validation scans.",
     "srgan_curves": "The adversarial training of SRGAN from step 0 on, and its health on the validation scans.",
@@ -39,16 +39,12 @@ CAPTIONS = {  # figure file stem (without a trailing number): caption, in the or
 
 def pictures(folder: Path) -> list[tuple[Path, str]]:
     """The figures of a run that the report shows, in its order, each with its caption."""
-    rows = []
-    for stem, caption in CAPTIONS.items():
-        numbered = [(re.fullmatch(rf"{stem}_?(\d*)", picture.stem), picture) for picture in sorted((folder / "figures").glob(f"{stem}*"))]
-        rows += [(picture, caption) for _, picture in sorted((int(m[1] or 0), p) for m, p in numbered if m)]
-    return rows
+    files = ((folder / "figures" / f"{stem}.png", caption) for stem, caption in CAPTIONS.items())
+    return [(file, caption) for file, caption in files if file.exists()]
 
 
 def build_report(folder: Path) -> Path:
     """Write `folder`/index.html from what the run folder holds, and notebooks/*.html; returns its path."""
-    folder = Path(folder)
     config, provenance = read_config(folder / "config.json"), read_json(folder / "provenance.json")
     files = {name: folder / "sampler" / f"{name}.csv" for name in ("samples", "unpaired")}
     tables = {name: read_table(file) for name, file in files.items() if file.exists()}
@@ -58,20 +54,23 @@ def build_report(folder: Path) -> Path:
     if "metrics" in tables:
         verdict = f"<p class=lead>{html.escape(statistics.verdict(tables['metrics'], tables.get('unpaired')))}</p>{verdict}"
     made = f"{config.pretrain_steps:,} MSE and {config.gan_steps:,} SRGAN steps, seed {config.seed}, content loss {config.content_features}"
+    begun = provenance["made_by"]
+    facts = {key: begun[key] for key in ("created", "git", "python", "system", "cores")} | begun["versions"]
+    facts |= {"seed": config.seed, "images": provenance["data"]["images"]["count"]}
+    facts["SHA-256 of the manifest, which has that of each image"] = file_hash(folder / "manifest.csv")
     first, *others = [_figure(*picture) for picture in pictures(folder)] or [""]
     measured = "".join(_measured(tables)) if "metrics" in tables else ""
     page = Template(read_text(PAGE)).substitute(
+        vars(config),
         name=html.escape(folder.name),
         verdict=verdict,
-        profile=config.profile,
-        scale=config.scale,
         made=html.escape(made),
         nav="".join(f'<a href="#{head}">{head.title()}</a>' for head in re.findall(r"<h2 id=(\w+)", measured + read_text(PAGE))),
         first=first,
         measured=measured,
         pictures="\n".join(others),
         notebooks="".join(_notebooks(folder, provenance)),
-        facts=html.escape("; ".join(f"{key} {value}" for key, value in _facts(folder, config, provenance).items() if value != "")),
+        facts=html.escape("; ".join(f"{key} {value}" for key, value in facts.items() if value != "")),
         settings="".join(f"<tr><td>{name}<td>{html.escape(str(value))}" for name, value in vars(config).items()),
     )
     write(folder / "index.html", page)
@@ -117,14 +116,6 @@ def _notebooks(folder: Path, provenance: dict):
             notebook_html(source)
             seconds = provenance.get("notebooks", {}).get(number, {}).get("seconds")
             yield f'<li><a href="notebooks/{name}.html">{name}</a>{f" ({seconds:.0f} s)" if seconds else ""}</li>'
-
-
-def _facts(folder: Path, config: Config, provenance: dict) -> dict:
-    """What made the run."""
-    made, manifest = provenance.get("made_by", {}), folder / "manifest.csv"
-    facts = {key: made.get(key, "") for key in ("created", "git", "python", "system", "cores")} | made.get("versions", {})
-    facts |= {"seed": config.seed, "images": provenance.get("data", {}).get("images", {}).get("count", "")}
-    return facts | {"SHA-256 of the manifest, which has that of each image": file_hash(manifest) if manifest.exists() else ""}
 
 
 def notebook_html(source: Path) -> Path:

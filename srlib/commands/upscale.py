@@ -15,8 +15,7 @@ from ..data.reading import EXTENSIONS, few_values, find_images, png_names, read_
 from ..device import pick_device
 from ..files import write_image
 from ..sampler.network import Sampler
-from ..trained import choose
-from . import add_weights, domain, given, memory_ran_out, parser
+from . import add_weights, choose, domain, given, memory_ran_out, parser
 
 WARNING = "synthetic detail, research only, not for diagnosis"
 LARGEST = 100_000_000  # pixels of an SR image
