@@ -27,7 +27,7 @@ FOUR = {
     "NORMAL-139386-5": "0.19",
     "CNV-7314763-21": "0.19",
     "DRUSEN-8819395-1": "0.19",
-    "DME-7700504-5": "0.38 (worst)",
+    "DME-7700504-5": "0.38",
 }
 
 
@@ -72,7 +72,7 @@ def four(scans: Path) -> Image.Image:
         top, left = panels.corners(hr, side)["layer"]
         for name, image in images.items():
             title = {
-                "bicubic": f"{stem.partition('-')[0]}: bicubic",
+                "bicubic": f"{stem.partition('-')[0]}{' (worst)' * (lpips == max(FOUR.values()))}: bicubic",
                 "srresnet-paper": "SRResNet",
                 "srgan": f"SRGAN, LPIPS {lpips}",
             }.get(name, name)
@@ -110,7 +110,7 @@ def main(scans: Path, pairs: Path) -> None:
     files["real_lr.png"] = small.getvalue()
     for name, picture in (("real_classes", classes(scans)), ("real_four", four(scans))):
         buffer = io.BytesIO()
-        picture.convert("L").save(buffer, "JPEG", quality=80, optimize=True)
+        picture.convert("L").save(buffer, "JPEG", quality=72, optimize=True)
         files[f"{name}.jpg"] = buffer.getvalue()
     attach(files)
 
