@@ -55,7 +55,7 @@ def test_a_figure_is_shown_marked_and_kept(tmp_path, monkeypatch):
     run.show(Image.new("L", (40, 30), 90), phantom=False)
     assert [s.data[:4] for s in shown] == [b"\x89PNG"] * 3 and not plt.get_fignums()
     assert sorted(p.name for p in (tmp_path / "figures").iterdir()) == ["image.png", "plot.png"]
-    assert Image.open(tmp_path / "figures/image.png").size == (40, 48)  # a strip says that it is a phantom's
+    assert Image.open(tmp_path / "figures/image.png").size == (40, 54)  # a strip says that it is a phantom's
     scan = 255 - np.pad(np.full((128, 88), 165, "u1"), ((0, 0), (40, 0)))
     page = panels.comparison({"hr": scan}, {}, side=48)
     assert page.crop((200, panels.HEAD, 392, 192 + panels.HEAD)).getextrema()[0][1] < 255
