@@ -3,7 +3,7 @@
     python -m notebooks.experiments.layers RUN NAME=WEIGHTS [NAME=WEIGHTS ...]
 
 in an active environment, from the repository. RUN is a run folder in which notebook 01 has run. A NAME that ends in _projected is projected onto LR. The segmentation (`metrics.regions.surfaces`) is a
-simple one, the same for all: the table says whether SR changes what it finds, not whether it is right. Writes RUN/layers.csv.
+simple one, the same for all: the table says whether SR changes what it finds, not whether it is right. HR says where the white fill is. Writes RUN/layers.csv.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from srlib.degrade import held_by, to_image, to_tensor, upsample
 from srlib.device import pick_device
 from srlib.evaluation.statistics import interval
 from srlib.files import write
-from srlib.metrics.regions import surfaces
+from srlib.metrics.regions import surfaces, valid_region
 from srlib.series.run_folder import Run, read_config
 from srlib.trained import load_generator
 from srlib.upscaling import upscale
@@ -59,9 +59,11 @@ def main() -> None:
             images[name] = upscale(
                 lr, network, consistent=held_by(config) if name.endswith("_projected") else ""
             )
-        found = surfaces(hr)
+        valid = valid_region(hr)
+        found = surfaces(np.where(valid, hr, 255))
         rows += [
-            {"image": item.path, "patient": item.patient, "method": name} | moved(sr, found)
+            {"image": item.path, "patient": item.patient, "method": name}
+            | moved(np.where(valid, sr, 255), found)
             for name, sr in images.items()
         ]
     table = pd.DataFrame(rows)
