@@ -22,7 +22,7 @@ FILES = sorted(SRLIB.rglob("*.py"))
 COMMAND_FILES = sorted((SRLIB / "commands").glob("*.py"))
 CORE = [f for f in FILES if f not in COMMAND_FILES]
 # What was reached; a feature that needs room says what leaves. Lines do not grow wider instead.
-BUDGETS = {"srlib outside of commands": (CORE, 5_884, 323_300), "srlib/commands": (COMMAND_FILES, 1_684, 98_100),
+BUDGETS = {"srlib outside of commands": (CORE, 5_883, 323_210), "srlib/commands": (COMMAND_FILES, 1_684, 98_100),
            "tests": (sorted((REPOSITORY / "tests").glob("*.py")), 6_990, 365_400)}  # fmt: skip
 
 

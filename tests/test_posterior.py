@@ -12,6 +12,7 @@ from srlib import metrics
 from srlib.degrade import KINDS, downsample, to_image, to_tensor
 from srlib.metrics import unpaired
 from srlib.sampler import statistics
+from srlib.sampler.evaluation import against_hr
 
 SCALE, SAMPLES, SHAPE, GREY = 4, 8, (96, 128), 128
 PATIENTS = tuple("aabbccddeeff")  # of twelve images
@@ -138,10 +139,9 @@ def measure(samples, hr):
     values["stripes"] = np.mean([metrics.stripe_index(*pair, SCALE) for pair in powers])
     values["grid"] = np.mean([metrics.checkerboard(*pair, SCALE) for pair in powers])
     pairs = list(zip(samples, hr, strict=True))
-    values["regain"] = np.mean([metrics.psnr(np.mean(s, 0), image) - metrics.psnr(s[0], image) for s, image in pairs])
+    regain, spread, error = np.array([[*against_hr(*pair, np.ones(SHAPE, bool)).values()] for pair in pairs]).T
     values["ranks"] = statistics.rank_distance(sum(statistics.ranks(*pair, seed=k) for k, pair in enumerate(pairs)))
-    errors = np.mean([[statistics.predicted_error(images) ** 2, (np.mean(images, 0) - image) ** 2] for images, image in pairs], (0, 2, 3))
-    values["predicted error"] = np.sqrt(errors[0] / errors[1])
+    values |= {"regain": regain.mean(), "predicted error": np.sqrt((spread**2).mean() / (error**2).mean())}
     corners = [unpaired.places(np.ones(SHAPE, bool), k, COUNT, SIDE) for k in range(len(hr))]
     sr_patches, hr_patches = (
         np.concatenate([unpaired.cut(image, c, SIDE) for image, c in zip(images, corners, strict=True)]) for images in (first, hr)

@@ -7,6 +7,7 @@ simple one, the same for all: the table says whether SR changes what it finds, n
 """
 
 import argparse
+import dataclasses
 import sys
 from pathlib import Path
 
@@ -47,7 +48,7 @@ def main() -> None:
     words.add_argument("networks", nargs="*", metavar="NAME=WEIGHTS")
     args = words.parse_args()
     run = Run(args.run, read_config(args.run / "config.json"))
-    config, rows = run.config, []
+    config, rows = dataclasses.replace(run.config, channels=1), []  # surfaces are looked for in grey
     networks = {
         name: load_generator(file, pick_device(config.device))
         for name, file in (pair.split("=", 1) for pair in args.networks)

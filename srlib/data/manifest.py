@@ -194,9 +194,8 @@ def near_duplicates(root: str | Path, table: pd.DataFrame, least: float = 0.95, 
     for path in table.path:
         small = Image.fromarray(read_image(Path(root) / path)).resize((side, side), Image.Resampling.BOX)
         view = np.asarray(small, np.float32)
-        view = view - gaussian_filter(view, side / 6)
-        views.append((view - view.mean()).ravel() / (view.std() * side + 1e-9))
-    alike = np.triu(np.stack(views) @ np.stack(views).T, 1)
+        views.append((view - gaussian_filter(view, side / 6)).ravel())
+    alike = np.triu(np.corrcoef(views), 1)
     first, second = np.nonzero(alike >= least)
     a, b = table.iloc[first].reset_index(), table.iloc[second].reset_index()
     found = pd.DataFrame({"a": a.path, "b": b.path, "correlation": alike[first, second].round(3)})
